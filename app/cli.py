@@ -1,0 +1,86 @@
+"""The command line: `headroom <command>`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from app.errors import HeadroomError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 if it did what it says, else 1 and a line on stderr that says why not."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (HeadroomError, OSError) as error:
+        print(f"headroom {options.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="headroom", description="A FastAPI + PostgreSQL stack that counts its connections."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    up = commands.add_parser("up", help="run everything as local processes, with a PostgreSQL of its own")
+    up.set_defaults(run=_up)
+
+    exporter = commands.add_parser("exporter", help="serve the metrics of every replica on this host")
+    exporter.set_defaults(run=_exporter)
+
+    seed = commands.add_parser("seed", help="fill the database with plausible data")
+    seed.add_argument("--users", type=_count, default=1_000, metavar="N", help="users to add (default: %(default)s)")
+    seed.add_argument("--posts", type=_count, default=5_000, metavar="N", help="posts to add (default: %(default)s)")
+    seed.set_defaults(run=_seed)
+
+    settings = commands.add_parser("settings", help="print the table of settings")
+    settings.set_defaults(run=_settings)
+    return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError
+    return value
+
+
+# A command imports what it needs when it runs: `headroom --help` should not wait for SQLAlchemy.
+
+
+def _up(options: argparse.Namespace) -> None:
+    from app.local import up
+
+    up()
+
+
+def _exporter(options: argparse.Namespace) -> None:
+    from app import exporter
+    from app.observability.logging import configure_logging
+    from app.settings import load_settings
+
+    settings = load_settings()
+    configure_logging(format=settings.log_format, level=settings.log_level)
+    exporter.serve(metrics_dir=settings.metrics_dir, host=settings.exporter_host, port=settings.exporter_port)
+
+
+def _seed(options: argparse.Namespace) -> None:
+    from app.seed import seed
+    from app.settings import load_settings
+
+    password = seed(url=load_settings().require_migration_database_url(), users=options.users, posts=options.posts)
+    print(f"{options.users} users and {options.posts} posts added; each of these users has the password {password}")
+
+
+def _settings(options: argparse.Namespace) -> None:
+    from app.settings import settings_table
+
+    print(settings_table())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

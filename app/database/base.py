@@ -1,0 +1,50 @@
+"""What every model inherits: a metadata whose constraints have names, and timestamps that know their time zone."""
+
+from datetime import UTC, datetime
+
+from sqlalchemy import DateTime, Dialect, MetaData, func
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+# Alembic can only drop or alter what it can name, and `integrity.py` recognises a violated constraint by its name.
+NAMING_CONVENTION = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(naming_convention=NAMING_CONVENTION)
+
+    # RETURNING brings back what the server computed. Without it, reading `updated_at` after an UPDATE would be a lazy
+    # load, which cannot happen on an async session.
+    __mapper_args__ = {"eager_defaults": True}  # noqa: RUF012 - DeclarativeBase declares it
+
+
+class _SQLiteUTC(TypeDecorator[datetime]):
+    """SQLite has no time zone: store UTC, read it back as UTC."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+# A variant, not a decorator around the type: PostgreSQL pays nothing for SQLite's shortcoming.
+Timestamp = DateTime(timezone=True).with_variant(_SQLiteUTC(), "sqlite")
+
+
+class TimestampMixin:
+    """`created_at` and `updated_at`, set by the database's clock, in UTC."""
+
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now(), sort_order=100)
+    updated_at: Mapped[datetime] = mapped_column(
+        Timestamp, server_default=func.now(), onupdate=func.now(), sort_order=101
+    )

@@ -1,0 +1,97 @@
+"""Reads on asyncpg's own connection, taken from SQLAlchemy's pool.
+
+Measured for one row by primary key, process CPU: 726 microseconds through `AsyncConnection.execute()`, 228 with
+asyncpg's own pool, 170 this way. The statement is still written with SQLAlchemy and the pool is still SQLAlchemy's, so
+the budget, the gauges and the bounds apply. Only `ReadSession` knows that this module exists.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import asyncpg
+from sqlalchemy import Select
+from sqlalchemy.engine.interfaces import Dialect
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.util import greenlet_spawn
+
+from app.database.integrity import translate
+from app.errors import DatabaseUnavailable
+
+
+class CompiledSelect(NamedTuple):
+    """A SELECT as asyncpg wants it: text with $1, $2, ..., the parameters' order, and what to do with the results."""
+
+    sql: str
+    names: tuple[str, ...]
+    defaults: Mapping[str, Any]
+    bind: Mapping[str, Any]
+    results: Sequence[tuple[str, Any]]
+
+    def arguments(self, parameters: Mapping[str, Any]) -> list[Any]:
+        values = {**self.defaults, **parameters}
+        return [self.bind[name](values[name]) if name in self.bind else values[name] for name in self.names]
+
+    def rows(self, records: list[Any]) -> list[Any]:
+        """The records as they are, unless a column's type has something to convert."""
+        if not self.results:
+            return records
+        return [dict(record) | {name: convert(record[name]) for name, convert in self.results} for record in records]
+
+
+def compile_select(statement: Select[*tuple[Any, ...]], dialect: Dialect) -> CompiledSelect | None:
+    """Compile for asyncpg; None for a statement whose text depends on its values (`IN` with a list)."""
+    compiled: Any = statement.compile(dialect=dialect)
+    if compiled.post_compile_params or compiled.literal_execute_params:
+        return None
+    converters = (
+        (column.keyname, column.type._cached_result_processor(dialect, None)) for column in compiled._result_columns
+    )
+    return CompiledSelect(
+        sql=compiled.string,
+        names=tuple(compiled.positiontup or ()),
+        # A parameter that the caller must give has no default to fall back on: leaving it out is a KeyError.
+        defaults={
+            name: parameter.effective_value for name, parameter in compiled.binds.items() if not parameter.required
+        },
+        bind=compiled._bind_processors,
+        results=[(name, convert) for name, convert in converters if convert is not None],
+    )
+
+
+class AsyncpgReader:
+    """Runs SELECTs outside a transaction: one round trip each, a connection held for no longer than that."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        # Weak: a statement that a request built for itself goes when the request goes.
+        self._compiled: WeakKeyDictionary[Select[*tuple[Any, ...]], CompiledSelect | None] = WeakKeyDictionary()
+
+    def compiled(self, statement: Select[*tuple[Any, ...]]) -> CompiledSelect | None:
+        try:
+            return self._compiled[statement]
+        except KeyError:
+            self._compiled[statement] = compiled = compile_select(statement, self._engine.dialect)
+            return compiled
+
+    async def fetch(self, select: CompiledSelect, parameters: Mapping[str, Any]) -> list[Any]:
+        """Raises the error tree's TransientDatabaseError and InvalidInput; any other driver error as it is."""
+        arguments = select.arguments(parameters)
+        pooled = await self._engine.raw_connection()
+        connection: Any = pooled.driver_connection
+        try:
+            records = await connection.fetch(select.sql, *arguments)
+        except BaseException as error:
+            # A cancelled query may still be running, a failed one may have taken its connection along: neither
+            # connection goes back to the pool.
+            if not isinstance(error, Exception) or connection.is_closed():
+                await greenlet_spawn(pooled.invalidate, error)
+            if isinstance(error, (asyncpg.PostgresError, OSError)) and (known := translate(error)):
+                raise known from error
+            if isinstance(error, asyncpg.InterfaceError) and connection.is_closed():
+                raise DatabaseUnavailable(str(error)) from error
+            raise
+        finally:
+            # In a greenlet: an overflow connection is closed here, and that awaits.
+            await greenlet_spawn(pooled.close)
+        return select.rows(records)

@@ -1,0 +1,82 @@
+"""One factory for every engine of the project. Takes plain values; reading settings is the programs' business."""
+
+import math
+from typing import Any
+
+from sqlalchemy import URL, Connection, StaticPool, event
+from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from app.database.pool import HeadroomPool
+from app.errors import DatabaseUnavailable
+
+
+def make_engine(
+    *,
+    url: URL,
+    application_name: str,
+    pool_size: int = 5,
+    max_overflow: int = 10,
+    pool_timeout: float = 3.0,
+    pool_recycle: int = 3600,
+    pre_ping: bool = True,
+    connect_timeout: float = 5.0,
+) -> AsyncEngine:
+    """An engine for postgresql+asyncpg, postgresql+psycopg or sqlite+aiosqlite. It opens no connection yet.
+
+    `pool_timeout`, `pool_recycle` and `connect_timeout` are seconds. `application_name` is what a person reads in
+    `pg_stat_activity`. A connection that cannot be opened raises DatabaseUnavailable, whichever the driver; a pool
+    with no connection to give raises PoolExhausted.
+    """
+    if url.get_backend_name() == "sqlite":
+        return _make_sqlite_engine(url)
+    engine = create_async_engine(
+        url,
+        poolclass=HeadroomPool,
+        pool_size=pool_size,
+        max_overflow=max_overflow,
+        pool_timeout=pool_timeout,
+        pool_recycle=pool_recycle,
+        pool_pre_ping=pre_ping,
+        connect_args=_connect_args(url, application_name, connect_timeout),
+    )
+    event.listen(engine.sync_engine, "do_connect", _connect)
+    return engine
+
+
+def _connect_args(url: URL, application_name: str, connect_timeout: float) -> dict[str, Any]:
+    if url.get_driver_name() == "asyncpg":
+        return {"server_settings": {"application_name": application_name}, "timeout": connect_timeout}
+    # libpq takes whole seconds, and reads 1 as 2.
+    return {"application_name": application_name, "connect_timeout": max(2, math.ceil(connect_timeout))}
+
+
+def _connect(dialect: Dialect, record: ConnectionPoolEntry, args: list[Any], kwargs: dict[str, Any]) -> DBAPIConnection:
+    """Open a connection; every way to fail becomes DatabaseUnavailable.
+
+    asyncpg lets OSError and TimeoutError through as they are, where psycopg raises its own OperationalError.
+    """
+    try:
+        return dialect.connect(*args, **kwargs)
+    except (OSError, TimeoutError, dialect.loaded_dbapi.Error) as error:
+        raise DatabaseUnavailable(f"cannot connect: {error or type(error).__name__}") from error
+
+
+def _make_sqlite_engine(url: URL) -> AsyncEngine:
+    in_memory = url.database in (None, "", ":memory:")
+    engine = create_async_engine(url, **({"poolclass": StaticPool} if in_memory else {}))
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def _configure(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+        # sqlite3 would begin and commit by itself, which breaks SAVEPOINT: we do it, as SQLAlchemy's docs advise.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
+
+    return engine

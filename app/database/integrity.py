@@ -1,0 +1,73 @@
+"""What the database objects to, in the words of the error tree. SQLSTATE and constraint names are read only here."""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from app.errors import DatabaseUnavailable, DomainError, HeadroomError, InvalidInput, StatementTimeout
+
+_STATEMENT_GIVEN_UP = {
+    "57014",  # query_canceled: statement_timeout
+    "55P03",  # lock_not_available: lock_timeout
+}
+_SERVER_GONE = {
+    "57P01",  # admin_shutdown: restart, or pg_terminate_backend
+    "57P02",  # crash_shutdown
+    "57P03",  # cannot_connect_now: starting up
+    "53300",  # too_many_connections
+    "25006",  # read_only_sql_transaction: this server is no longer the primary
+    "25P03",  # idle_in_transaction_session_timeout
+}
+_NOT_STORABLE = {
+    "22021",  # character_not_in_repertoire: a NUL byte
+    "22P05",  # untranslatable_character
+    "22001",  # string_data_right_truncation
+    "22003",  # numeric_value_out_of_range
+}
+
+
+@contextmanager
+def violations(meaning: Mapping[str, DomainError]) -> Iterator[None]:
+    """Within this block, violating the constraint or unique index NAME raises `meaning[NAME]`.
+
+    The constraint decides, not a look-up before the write: two requests at once would both find nothing.
+    """
+    try:
+        yield
+    except IntegrityError as error:
+        meant = meaning.get(_constraint_name(error) or "")
+        if meant is None:
+            raise
+        raise meant from error
+
+
+def translate(error: Exception) -> HeadroomError | None:
+    """The error tree's name for a driver error, wrapped by SQLAlchemy or not; None for one that is a bug of ours."""
+    sqlstate = str(getattr(_driver_error(error), "sqlstate", None) or "")
+    if sqlstate in _STATEMENT_GIVEN_UP:
+        return StatementTimeout(str(error))
+    if sqlstate in _NOT_STORABLE:
+        return InvalidInput("A value in this request cannot be stored.")
+    lost = isinstance(error, OSError) or (isinstance(error, DBAPIError) and error.connection_invalidated)
+    if lost or sqlstate in _SERVER_GONE or sqlstate.startswith("08"):
+        return DatabaseUnavailable(str(error))
+    return None
+
+
+def _driver_error(error: Exception) -> BaseException | None:
+    """The driver's own exception: SQLAlchemy wraps it once, its asyncpg dialect twice."""
+    if not isinstance(error, DBAPIError):
+        return error
+    return getattr(error, "driver_exception", None) or error.orig
+
+
+def _constraint_name(error: IntegrityError) -> str | None:
+    driver_error = _driver_error(error)
+    diagnostics = getattr(driver_error, "diag", driver_error)  # psycopg: .diag; asyncpg: the exception itself
+    name = getattr(diagnostics, "constraint_name", None)
+    if name is None:  # SQLite names an index on an expression, and nothing else
+        match = re.search(r"constraint failed: index '(\w+)'", str(driver_error))
+        name = match.group(1) if match else None
+    return name

@@ -1,0 +1,83 @@
+"""The two roads to the database. Which one a piece of code is on stands in the type of its session.
+
+The write road holds ORM entities in one transaction with one owner: `Database.write()` begins it and commits it;
+repositories flush. The read road has no transaction and no entities: it takes a connection for as long as one
+statement runs. A read that must see a snapshot across statements, or its own writes, belongs on the write road.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+from sqlalchemy import Select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+
+from app.database.driver import AsyncpgReader
+from app.database.integrity import translate
+
+
+class Row(Protocol):
+    """A row of the read road: columns by the name they have in the SELECT, whichever the driver."""
+
+    def __getitem__(self, column: str, /) -> Any: ...
+
+
+class WriteSession(AsyncSession):
+    """A unit of work. Only its owner, `Database.write()`, commits it."""
+
+
+class ReadSession:
+    """Reads, each on a connection of its own, outside a transaction. Holds nothing between two statements."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        # AUTOCOMMIT: one round trip for a statement, where BEGIN and ROLLBACK around it make three.
+        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._asyncpg = AsyncpgReader(engine) if engine.dialect.driver == "asyncpg" else None
+
+    async def all(self, statement: Select[*tuple[Any, ...]], **parameters: Any) -> Sequence[Row]:
+        """Every row of a SELECT whose `bindparam`s are given by name.
+
+        Written as a constant of its module, a statement is compiled once.
+        Raises PoolExhausted, DatabaseUnavailable, StatementTimeout.
+        """
+        if self._asyncpg and (compiled := self._asyncpg.compiled(statement)):
+            return await self._asyncpg.fetch(compiled, parameters)
+        return await self._execute(statement, parameters)
+
+    async def first(self, statement: Select[*tuple[Any, ...]], **parameters: Any) -> Row | None:
+        """The first row, or None. The statement should say LIMIT 1 where there can be more."""
+        rows = await self.all(statement, **parameters)
+        return rows[0] if rows else None
+
+    async def _execute(self, statement: Select[*tuple[Any, ...]], parameters: dict[str, Any]) -> Sequence[Row]:
+        try:
+            async with self._engine.connect() as connection:
+                result = await connection.execute(statement, parameters)
+                return result.mappings().all()
+        except DBAPIError as error:
+            raise translate(error) or error from error
+
+
+class Database:
+    """An engine and the two roads that lead to it."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self.engine = engine
+        self.read = ReadSession(engine)
+        # Entities stay readable after the commit: the answer is made from them.
+        self._write_sessions = async_sessionmaker(engine, class_=WriteSession, expire_on_commit=False)
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[WriteSession]:
+        """A transaction: committed when the block ends, rolled back when it raises, the commit's own failure included.
+
+        Takes a connection at the first statement, not before.
+        Raises PoolExhausted, DatabaseUnavailable, StatementTimeout, also from inside the block.
+        """
+        async with self._write_sessions() as session:
+            try:
+                yield session
+                await session.commit()
+            except DBAPIError as error:
+                raise translate(error) or error from error

@@ -1,0 +1,6 @@
+from app.errors import NotFound
+
+
+class PostNotFound(NotFound):
+    def __init__(self, post_id: int) -> None:
+        super().__init__(f"There is no post {post_id}.")

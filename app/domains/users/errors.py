@@ -1,0 +1,14 @@
+from app.errors import Conflict, NotFound
+
+
+class EmailTaken(Conflict):
+    slug = "email-taken"
+    title = "E-mail address already registered"
+
+    def __init__(self, email: str) -> None:
+        super().__init__(f"{email} is already registered.")
+
+
+class UserNotFound(NotFound):
+    def __init__(self, user_id: int) -> None:
+        super().__init__(f"There is no user {user_id}.")

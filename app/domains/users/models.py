@@ -1,0 +1,19 @@
+from sqlalchemy import BigInteger, Identity, Index, Integer, String, func
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.database import Base, TimestampMixin
+
+
+class User(TimestampMixin, Base):
+    __tablename__ = "users"
+
+    # SQLite numbers rows only in a column of type INTEGER.
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), Identity(), primary_key=True)
+    email: Mapped[str] = mapped_column(String(320))
+    name: Mapped[str] = mapped_column(String(100))
+    password_hash: Mapped[str] = mapped_column(String(255))
+
+    __table_args__ = (
+        # One account for an address, however it is capitalised. An index: a constraint takes no expression.
+        Index("uq_users_email", func.lower(email), unique=True),
+    )

@@ -1,0 +1,80 @@
+"""The error tree. Everything that Headroom raises on purpose is a HeadroomError.
+
+HeadroomError
+├── ConfigurationError        a setting is missing, malformed or contradicts another one
+├── MigrationLockTimeout      another migration job held the lock for too long
+├── DomainError               the request cannot be done; the client can do something about it
+│   ├── NotFound              the thing that was asked for does not exist
+│   ├── Conflict              it contradicts something that already exists
+│   └── InvalidInput          well-formed, but the database cannot store it
+└── TransientDatabaseError    the request could not be done now; the same request may work later
+    ├── PoolExhausted         no connection became free before the deadline
+    ├── DatabaseUnavailable   the server cannot be reached, or hung up
+    └── StatementTimeout      the server gave up on a statement, or on a lock it waited for
+
+A domain derives its own leaves next to its models (`app/domains/*/errors.py`). `slug` and `title` are what a client
+reads of a leaf in a problem answer; which HTTP status they get is `app/web/problems.py`'s business.
+"""
+
+from typing import ClassVar
+
+
+class HeadroomError(Exception):
+    """Root of the tree. The message is for the log; a client reads it only of a DomainError."""
+
+
+class ConfigurationError(HeadroomError):
+    """A setting is missing, malformed or contradicts another one. Each line of the message starts with its name."""
+
+
+class MigrationLockTimeout(HeadroomError):
+    """Another migration job held the advisory lock for longer than MIGRATION_LOCK_TIMEOUT."""
+
+
+class DomainError(HeadroomError):
+    """The request cannot be done; the message tells the client why."""
+
+    slug: ClassVar[str]
+    title: ClassVar[str]
+
+
+class NotFound(DomainError):
+    slug = "not-found"
+    title = "Not found"
+
+
+class Conflict(DomainError):
+    slug = "conflict"
+    title = "Conflict"
+
+
+class InvalidInput(DomainError):
+    slug = "validation-error"
+    title = "Invalid input"
+
+
+class TransientDatabaseError(HeadroomError):
+    """The request could not be done now; the same request may work after `retry_after` seconds."""
+
+    slug: ClassVar[str]
+    title: ClassVar[str]
+    detail: ClassVar[str]
+    retry_after: ClassVar[int] = 1
+
+
+class PoolExhausted(TransientDatabaseError):
+    slug = "pool-exhausted"
+    title = "All database connections are in use"
+    detail = "No database connection became free in time. Try again shortly."
+
+
+class DatabaseUnavailable(TransientDatabaseError):
+    slug = "database-unavailable"
+    title = "The database is unavailable"
+    detail = "The database cannot be reached at the moment. Try again shortly."
+
+
+class StatementTimeout(TransientDatabaseError):
+    slug = "statement-timeout"
+    title = "The database took too long"
+    detail = "The database gave up on this request. Try again shortly."

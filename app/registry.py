@@ -1,0 +1,8 @@
+"""The domains of this service. A new one is a folder in `app/domains`, its models and its router here."""
+
+from app.domains.posts.models import Post as Post
+from app.domains.posts.router import router as posts
+from app.domains.users.models import User as User
+from app.domains.users.router import router as users
+
+routers = (users, posts)

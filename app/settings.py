@@ -1,0 +1,181 @@
+"""Every environment variable that Headroom reads, in one class.
+
+A field is a variable of the same name in upper case. A secret can also come from a file: `DATABASE_URL_FILE` names one
+whose content is the value. `.env` in the working directory is read too; the environment wins. An empty variable counts
+as not set. `load_settings()` is the only way in: it turns every complaint into a ConfigurationError that names the
+variable.
+"""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PlainValidator, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from app.errors import ConfigurationError
+
+SUPPORTED_DRIVERS = ("postgresql+asyncpg", "postgresql+psycopg", "sqlite+aiosqlite")
+
+
+def _database_url(value: object) -> URL:
+    try:
+        url = value if isinstance(value, URL) else make_url(str(value))  # str(URL) would mask the password
+    except (ArgumentError, ValueError):
+        raise ValueError("is not a database URL") from None
+    if url.drivername not in SUPPORTED_DRIVERS:
+        raise ValueError(f"starts with {url.drivername!r}; supported are {', '.join(SUPPORTED_DRIVERS)}")
+    return url
+
+
+DatabaseURL = Annotated[URL, PlainValidator(_database_url)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Settings(BaseSettings):
+    """Frozen once read. The description of a field is its row in the README's table."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="ignore",
+        env_ignore_empty=True,
+        env_file=".env",
+        arbitrary_types_allowed=True,
+        hide_input_in_errors=True,
+    )
+
+    database_url: DatabaseURL | None = Field(
+        default=None,
+        description="SQLAlchemy URL of the database, with an async driver. Default: the PostgreSQL of `make run`, while that runs.",
+        json_schema_extra={"secret": True},
+    )
+    migration_database_url: DatabaseURL | None = Field(
+        default=None,
+        description="What migrations connect to: directly, never through a pooler. Default: `DATABASE_URL`.",
+        json_schema_extra={"secret": True},
+    )
+    migration_lock_timeout: float = Field(
+        default=300.0, ge=0, description="Seconds a migration job waits for another one to finish."
+    )
+    web_concurrency: int = Field(default=4, ge=1, description="API workers (processes) of one replica.")
+    db_pool_size: int = Field(default=5, ge=1, description="Connections a worker keeps open.")
+    db_max_overflow: int = Field(default=10, ge=0, description="Connections a worker may open beyond them under load.")
+    db_pool_timeout: float = Field(default=3.0, gt=0, description="Seconds a request waits for a connection.")
+    db_pool_recycle: int = Field(default=3600, ge=1, description="Seconds after which a connection is replaced.")
+    db_pool_pre_ping: bool = Field(default=True, description="Test a connection before it is handed out.")
+    api_host: str = Field(default="127.0.0.1", description="Address the API listens on.")
+    api_port: Port = Field(default=8000, description="Port the API listens on.")
+    api_replica: str = Field(
+        default_factory=socket.gethostname,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
+        description="Name of this replica, in metrics and in `pg_stat_activity`. Default: the host name.",
+    )
+    graceful_timeout: int = Field(
+        default=8, ge=2, description="Seconds a stopping worker may spend on the requests it has accepted."
+    )
+    max_requests: int = Field(default=0, ge=0, description="Replace a worker after about this many requests; 0: never.")
+    max_body_bytes: int = Field(default=1_048_576, ge=1, description="Largest request body, in bytes.")
+    exporter_host: str = Field(default="127.0.0.1", description="Address the exporter listens on.")
+    exporter_port: Port = Field(default=9464, description="Port the exporter listens on.")
+    metrics_dir: Path = Field(
+        default=Path(".data/metrics"),
+        description="Directory that workers write and the exporter reads, a folder a replica.",
+    )
+    data_dir: Path = Field(default=Path(".data"), description="Where `make run` keeps its PostgreSQL.")
+    log_format: Literal["json", "console"] = Field(default="json", description="`json`, or `console` for people.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="`debug`, `info` (a line a request), `warning` or `error`."
+    )
+
+    @property
+    def local_database_url_file(self) -> Path:
+        """Where `headroom up` says how to reach its PostgreSQL, for as long as that runs."""
+        return self.data_dir / "database-url"
+
+    def require_database_url(self) -> URL:
+        """The database to use. Raises ConfigurationError where there is none."""
+        if self.database_url is not None:
+            return self.database_url
+        try:
+            return make_url(self.local_database_url_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            example = "postgresql+asyncpg://user:password@host/database"
+            raise ConfigurationError(f"DATABASE_URL: must be set, e.g. {example} (or start `make run`)") from None
+
+    def require_migration_database_url(self) -> URL:
+        """The database to migrate. Raises ConfigurationError where there is none."""
+        return self.migration_database_url or self.require_database_url()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, _SecretFiles(settings_cls), dotenv_settings
+
+
+class _SecretFiles(EnvSettingsSource):
+    """Reads NAME_FILE for every field marked as a secret."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        variable = f"{field_name.upper()}_FILE"
+        path = os.environ.get(variable)
+        if not path or not _is_secret(field):
+            return None, field_name, False
+        if os.environ.get(field_name.upper()):
+            raise ConfigurationError(f"{variable}: contradicts {field_name.upper()}, which is set too")
+        try:
+            return Path(path).read_text(encoding="utf-8").strip(), field_name, False
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"{variable}: cannot read {path}: {error}") from error
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the environment; `overrides` win over it.
+
+    Raises ConfigurationError with one line for each variable that is not acceptable.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        raise ConfigurationError("\n".join(_complaints(error))) from None
+
+
+def _complaints(error: ValidationError) -> Iterator[str]:
+    for complaint in error.errors(include_input=True, include_url=False):
+        name = str(complaint["loc"][0])
+        field = Settings.model_fields.get(name)
+        reason = complaint["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        shown = "" if field is None or _is_secret(field) else f", got {complaint['input']}"
+        yield f"{name.upper()}: {reason}{shown}"
+
+
+def _is_secret(field: FieldInfo) -> bool:
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("secret"))
+
+
+def settings_table() -> str:
+    """The README's table of settings, in Markdown."""
+    rows = ["| variable | default | meaning |", "| --- | --- | --- |"]
+    for name, field in Settings.model_fields.items():
+        known = field.default_factory is None and field.default is not None
+        default = (
+            f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`" if known else ""
+        )
+        secret = f" Also `{name.upper()}_FILE`." if _is_secret(field) else ""
+        rows.append(f"| `{name.upper()}` | {default} | {field.description}{secret} |")
+    return "\n".join(rows)

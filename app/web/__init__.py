@@ -1,0 +1,1 @@
+"""What every router shares: dependencies, problem answers, middleware, pages and the types of parameters."""

@@ -1,0 +1,47 @@
+"""How a route gets its session. The annotation says which road it is on."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import iter_route_contexts
+
+from app.database import Database, ReadSession, WriteSession
+
+
+async def get_db(request: Request) -> AsyncIterator[WriteSession]:
+    """A write session, committed before the answer is sent. Always `Depends(get_db, scope="function")`."""
+    database: Database = request.app.state.database
+    async with database.write() as session:
+        yield session
+
+
+async def get_read_db(request: Request) -> ReadSession:
+    """The read road. It holds no connection, so there is nothing to close."""
+    database: Database = request.app.state.database
+    return database.read
+
+
+# scope="function" ends the dependency, and so the transaction, when the route's function returns. With the default
+# scope FastAPI 0.165 ends it after the answer has been sent: a commit that fails would have been answered with 201.
+WriteDb = Annotated[WriteSession, Depends(get_db, scope="function")]
+ReadDb = Annotated[ReadSession, Depends(get_read_db)]
+
+
+def refuse_commit_after_answer(app: FastAPI) -> None:
+    """Raise RuntimeError if any route takes `get_db` without `scope="function"`: it would answer, then commit."""
+    for route in iter_route_contexts(app.routes):
+        dependant = getattr(route, "dependant", None)
+        if isinstance(dependant, Dependant) and _commits_after_answer(dependant):
+            raise RuntimeError(
+                f'{route.path} depends on get_db without scope="function": its transaction would be committed after '
+                f"the answer is sent. Annotate the parameter as WriteDb."
+            )
+
+
+def _commits_after_answer(dependant: Dependant) -> bool:
+    return any(
+        (dependency.call is get_db and dependency.scope != "function") or _commits_after_answer(dependency)
+        for dependency in dependant.dependencies
+    )

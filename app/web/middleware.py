@@ -1,0 +1,110 @@
+"""Pure ASGI middleware. A request passes through it in the order of this file."""
+
+import logging
+import re
+from time import perf_counter
+from uuid import uuid4
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.observability.logging import request_id
+from app.web.problems import http_problem, internal_error
+
+logger = logging.getLogger("headroom.request")
+
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=-]{0,127}", re.ASCII)
+_PROBES = frozenset({"/livez", "/readyz"})
+
+
+class RequestMiddleware:
+    """Gives a request its id, its line in the log, and an answer whatever happens.
+
+    Outermost of ours, so that the answer to an unhandled exception has the id too (FastAPI's own handler for those
+    sits outside of every middleware).
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        started = perf_counter()
+        callers = Headers(scope=scope).get("x-request-id", "")
+        identity = callers if _SANE_REQUEST_ID.fullmatch(callers) else uuid4().hex
+        token = request_id.set(identity)
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = identity
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        except Exception:
+            logger.exception("unhandled exception in %s %s", scope["method"], scope["path"])
+            if status:  # half an answer is out; only breaking the connection can tell the client
+                raise
+            await internal_error(scope)(scope, receive, send_with_id)
+        finally:
+            self._log(scope, status, perf_counter() - started)
+            request_id.reset(token)
+
+    @staticmethod
+    def _log(scope: Scope, status: int, seconds: float) -> None:
+        level = logging.DEBUG if scope["path"] in _PROBES else logging.INFO
+        if logger.isEnabledFor(level):
+            method, path, milliseconds = scope["method"], scope["path"], round(seconds * 1000, 1)
+            logger.log(
+                level,
+                "%s %s %d %.1f ms",
+                method,
+                path,
+                status,
+                milliseconds,
+                extra={"method": method, "path": path, "status": status, "duration_ms": milliseconds},
+            )
+
+
+class BodyLimitMiddleware:
+    """Refuses a request body of more than `max_bytes` with 413: at once if it is announced, else when it gets there.
+
+    Starlette's own limit answers in plain text.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        announced = Headers(scope=scope).get("content-length", "")
+        if announced.isdecimal() and int(announced) > self.max_bytes:
+            await http_problem(scope, self._too_large)(scope, receive, send)
+            return
+
+        received = 0
+
+        async def receive_counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.max_bytes:
+                raise self._too_large  # FastAPI lets it through to the problem handler
+            return message
+
+        await self.app(scope, receive_counted, send)
+
+    @property
+    def _too_large(self) -> HTTPException:
+        return HTTPException(413, f"A request body may have {self.max_bytes} bytes at most.")

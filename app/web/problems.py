@@ -1,0 +1,174 @@
+"""Errors as `application/problem+json` (RFC 9457). The only place that knows which error has which HTTP status."""
+
+import http
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import Scope
+
+from app.errors import Conflict, DomainError, InvalidInput, NotFound, TransientDatabaseError
+from app.observability.logging import request_id
+
+logger = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+_STATUS: tuple[tuple[type[Exception], int], ...] = (
+    (NotFound, 404),
+    (Conflict, 409),
+    (InvalidInput, 422),
+    (TransientDatabaseError, 503),
+)
+# RFC 9110's name; Python 3.11 still has the one before it, and a slug must not depend on that.
+_RENAMED = {413: "Content Too Large"}
+
+
+class InvalidField(BaseModel):
+    """What is wrong with one field. Never says what was sent: it may be a password."""
+
+    loc: list[str | int] = Field(description="Where it is, e.g. ['body', 'email'].")
+    msg: str
+    type: str
+
+
+class Problem(BaseModel):
+    """A problem, as of RFC 9457."""
+
+    model_config = ConfigDict(json_schema_extra={"required": ["type", "title", "status", "instance", "request_id"]})
+
+    type: str = Field(description="`/problems/<slug>`: what to branch on.", examples=["/problems/not-found"])
+    title: str
+    status: int
+    detail: str | None = None
+    instance: str = Field(description="The path of the request.")
+    request_id: str = Field(description="Quote this when asking for help; every log line of the request has it.")
+    errors: list[InvalidField] | None = Field(default=None, description="Of a validation-error: field by field.")
+
+
+def problem_responses(*errors: type[DomainError] | type[TransientDatabaseError]) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's `responses` of a route that can answer with these errors."""
+    documented: dict[int | str, dict[str, Any]] = {}
+    for error in errors:
+        response = documented.setdefault(
+            _status_of(error), {"description": "", "content": {MEDIA_TYPE: {"schema": _PROBLEM_REF, "examples": {}}}}
+        )
+        titles = [title for title in (response["description"], error.title) if title]
+        response["description"] = "; ".join(titles)
+        response["content"][MEDIA_TYPE]["examples"][error.slug] = {"value": {"type": f"/problems/{error.slug}"}}
+    return documented
+
+
+_PROBLEM_REF = {"$ref": "#/components/schemas/Problem"}
+
+
+def problem(
+    scope: Scope,
+    *,
+    status: int,
+    slug: str,
+    title: str,
+    detail: str | None = None,
+    errors: Sequence[InvalidField] | None = None,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    """The answer that tells `scope`'s client about a problem."""
+    body = Problem(
+        type=f"/problems/{slug}",
+        title=title,
+        status=status,
+        detail=detail,
+        instance=scope["path"],
+        request_id=request_id.get(),
+        errors=None if errors is None else list(errors),
+    )
+    return JSONResponse(body.model_dump(exclude_none=True), status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def http_problem(scope: Scope, error: HTTPException) -> JSONResponse:
+    """The answer to an error that is known by its HTTP status only."""
+    phrase = http.HTTPStatus(error.status_code).phrase
+    title = _RENAMED.get(error.status_code, phrase)
+    return problem(
+        scope,
+        status=error.status_code,
+        slug=title.lower().replace(" ", "-"),
+        title=title,
+        detail=None if error.detail in (phrase, title) else error.detail,
+        headers=dict(error.headers or {}),
+    )
+
+
+def internal_error(scope: Scope) -> JSONResponse:
+    """The answer to what nobody expected. Says nothing: the log does."""
+    return problem(scope, status=500, slug="internal-error", title="Internal server error")
+
+
+def install_problem_handlers(app: FastAPI) -> None:
+    """Answer every expected error with a problem. `RequestMiddleware` answers the unexpected ones."""
+    app.add_exception_handler(DomainError, _domain_error)
+    app.add_exception_handler(TransientDatabaseError, _transient_database_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_exception)
+
+
+def document_problems(app: FastAPI) -> None:
+    """Put the schemas that `problem_responses` refers to into the OpenAPI document."""
+    # `responses={404: {"model": Problem}}` would document application/json, which is not what is sent.
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        document.setdefault("components", {}).setdefault("schemas", {}).update(schema.pop("$defs"), Problem=schema)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+async def _domain_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, DomainError)
+    return problem(request.scope, status=_status_of(type(error)), slug=error.slug, title=error.title, detail=str(error))
+
+
+async def _transient_database_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, TransientDatabaseError)
+    logger.warning("%s: %s", error.slug, error)
+    return problem(
+        request.scope,
+        status=_status_of(type(error)),
+        slug=error.slug,
+        title=error.title,
+        detail=error.detail,
+        headers={"Retry-After": str(error.retry_after)},
+    )
+
+
+async def _validation_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    fields = [
+        InvalidField(loc=list(complaint["loc"]), msg=complaint["msg"], type=complaint["type"])
+        for complaint in error.errors()
+    ]
+    return problem(
+        request.scope,
+        status=422,
+        slug=InvalidInput.slug,
+        title=InvalidInput.title,
+        detail="; ".join(f"{'.'.join(map(str, field.loc))}: {field.msg}" for field in fields),
+        errors=fields,
+    )
+
+
+async def _http_exception(request: Request, error: Exception) -> JSONResponse:
+    """What Starlette and FastAPI raise themselves: unknown paths, wrong methods, unreadable bodies."""
+    assert isinstance(error, HTTPException)
+    return http_problem(request.scope, error)
+
+
+def _status_of(error: type[Exception]) -> int:
+    return next(status for kind, status in _STATUS if issubclass(error, kind))

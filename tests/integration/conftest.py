@@ -1,0 +1,79 @@
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from alembic import command
+from alembic.config import Config
+from fastapi import FastAPI
+from httpx import ASGITransport, AsyncClient
+from sqlalchemy import URL
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.database import Database, make_engine
+from app.main import create_app
+from app.settings import Settings
+from tests.support.postgres import Server, run_postgres
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with run_postgres(tmp_path_factory.mktemp("postgres")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def alembic_config() -> Config:
+    return Config(toml_file="pyproject.toml")
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres: Server, alembic_config: Config) -> Iterator[str]:
+    """The name of a migrated database, to be copied: faster than migrating one for each test."""
+    with postgres.database() as url, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("DATABASE_URL", url.render_as_string(hide_password=False))
+        command.upgrade(alembic_config, "head")
+        assert url.database
+        yield url.database
+
+
+@pytest.fixture(params=["asyncpg", "psycopg"])
+def driver(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def database_url(postgres: Server, migrated_template: str, driver: str) -> Iterator[URL]:
+    """A migrated database of the test's own."""
+    with postgres.database(template=migrated_template) as url:
+        yield url.set(drivername=f"postgresql+{driver}")
+
+
+@pytest.fixture
+def empty_database(postgres: Server) -> Iterator[URL]:
+    with postgres.database() as url:
+        yield url
+
+
+@pytest.fixture
+async def engine(database_url: URL) -> AsyncIterator[AsyncEngine]:
+    engine = make_engine(url=database_url, application_name="headroom:test", pool_timeout=0.5)
+    yield engine
+    await engine.dispose()
+
+
+@pytest.fixture
+def database(engine: AsyncEngine) -> Database:
+    return Database(engine)
+
+
+@pytest.fixture
+async def app(database_url: URL) -> AsyncIterator[FastAPI]:
+    """The application as it is deployed, its lifespan running; the test may add routes."""
+    app = create_app(Settings(database_url=database_url, db_pool_size=2, db_max_overflow=1, db_pool_timeout=0.5))
+    async with app.router.lifespan_context(app):
+        yield app
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
+        yield client

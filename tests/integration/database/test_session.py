@@ -1,0 +1,192 @@
+"""The two roads on a real PostgreSQL, with both drivers."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from sqlalchemy import URL, Float, Select, bindparam, func, literal, select
+
+from app.database import Database, make_engine
+from app.database.pool import PoolState, pool_state
+from app.domains.users.models import User
+from app.errors import DatabaseUnavailable, InvalidInput, PoolExhausted, StatementTimeout
+from tests.support.postgres import connect
+from tests.support.waiting import eventually_async
+
+NOW = select(func.now().label("now"), func.pg_backend_pid().label("pid"))
+NAMES = select(User.id, User.name).order_by(User.id)
+SLEEP = select(func.pg_sleep(bindparam("seconds", type_=Float())).label("slept"))
+
+
+async def run(database: Database, road: str, statement: Select[Any], **parameters: object) -> Any:
+    """The statement's first row, by one road or the other."""
+    if road == "read":
+        return await database.read.first(statement, **parameters)
+    async with database.write() as session:
+        return (await session.execute(statement, parameters)).mappings().first()
+
+
+def terminate(database: Database, pid: int) -> None:
+    """Kill a backend and wait until it is gone."""
+    with connect(database.engine.url) as beside:
+        beside.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+
+
+async def sleeping_backend(database: Database) -> int:
+    """The pid of the one that executes SLEEP."""
+
+    async def look() -> int | None:
+        with connect(database.engine.url) as beside:
+            row = beside.execute(
+                "SELECT pid FROM pg_stat_activity"
+                " WHERE datname = current_database() AND wait_event = 'PgSleep' AND state = 'active'"
+            ).fetchone()
+            return row[0] if row else None
+
+    return await eventually_async(look, within=5) or 0
+
+
+def used(database: Database) -> int:
+    state = pool_state(database.engine)
+    assert state is not None
+    return state.used
+
+
+def someone(email: str = "ann@example.com") -> User:
+    return User(email=email, name="Ann", password_hash="x")
+
+
+async def test_a_written_row_is_committed_when_the_block_ends(database: Database) -> None:
+    async with database.write() as session:
+        session.add(someone())
+
+    assert [row["name"] for row in await database.read.all(NAMES)] == ["Ann"]
+
+
+async def test_nothing_is_written_when_the_block_raises(database: Database) -> None:
+    with pytest.raises(LookupError):
+        async with database.write() as session:
+            session.add(someone())
+            await session.flush()
+            raise LookupError
+
+    assert await database.read.all(NAMES) == []
+
+
+async def test_a_write_session_takes_no_connection_before_its_first_statement(database: Database) -> None:
+    async with database.write():
+        assert used(database) == 0
+
+
+async def test_a_read_holds_a_connection_for_its_statement_only(database: Database) -> None:
+    await database.read.all(NOW)
+
+    state = pool_state(database.engine)
+    assert state is not None
+    assert (state.idle, state.used) == (1, 0)
+
+
+async def test_a_read_is_outside_a_transaction(database: Database) -> None:
+    first, second = [(await database.read.all(NOW))[0] for _ in range(2)]
+
+    assert first["pid"] == second["pid"], "the pool hands out the connection it has"
+    assert first["now"] < second["now"], "now() stands still within a transaction"
+
+
+async def test_a_read_can_follow_a_write_on_the_same_connection(database: Database) -> None:
+    async with database.write() as session:
+        session.add(someone())
+    await database.read.all(NAMES)
+    async with database.write() as session:
+        session.add(someone("bob@example.com"))
+        await session.flush()
+        assert len(await database.read.all(NAMES)) == 1, "another connection does not see what is not committed"
+
+    assert len(await database.read.all(NAMES)) == 2
+
+
+async def test_a_list_of_values_takes_the_ordinary_path(database: Database) -> None:
+    among = select(literal(1).label("one")).where(literal(2).in_(bindparam("values", expanding=True)))
+
+    assert [row["one"] for row in await database.read.all(among, values=[1, 2, 3])] == [1]
+    assert await database.read.all(among, values=[4]) == []
+
+
+async def test_first_is_none_where_there_is_no_row(database: Database) -> None:
+    assert await database.read.first(NAMES) is None
+
+
+@pytest.mark.parametrize("road", ["read", "write"])
+async def test_a_value_that_does_not_fit_is_the_clients_error(database: Database, road: str) -> None:
+    too_large = select((bindparam("number", type_=User.id.type) + 1).label("larger"))
+    with pytest.raises(InvalidInput):
+        await run(database, road, too_large, number=2**63 - 1)
+
+
+@pytest.mark.parametrize("road", ["read", "write"])
+async def test_a_statement_that_takes_too_long_is_a_statement_timeout(database: Database, road: str) -> None:
+    with connect(database.engine.url) as beside:
+        beside.execute(f"ALTER DATABASE {database.engine.url.database} SET statement_timeout = '50ms'")
+
+    with pytest.raises(StatementTimeout):
+        await run(database, road, SLEEP, seconds=5.0)
+
+
+@pytest.mark.parametrize("road", ["read", "write"])
+async def test_an_idle_connection_that_was_killed_is_replaced_before_anyone_notices(
+    database: Database, road: str
+) -> None:
+    killed = (await run(database, road, NOW))["pid"]
+    terminate(database, killed)
+
+    assert (await run(database, road, NOW))["pid"] != killed
+
+
+async def test_a_connection_killed_in_the_middle_of_a_read_is_database_unavailable(database: Database) -> None:
+    reading = asyncio.create_task(database.read.first(SLEEP, seconds=30.0))
+    terminate(database, await sleeping_backend(database))
+
+    with pytest.raises(DatabaseUnavailable):
+        await reading
+    assert used(database) == 0
+
+
+async def test_a_connection_killed_before_the_commit_is_database_unavailable(database: Database) -> None:
+    with pytest.raises(DatabaseUnavailable):
+        async with database.write() as session:
+            session.add(someone())
+            await session.flush()
+            terminate(database, (await session.execute(NOW)).one().pid)
+
+    assert await database.read.all(NAMES) == []
+
+
+async def test_a_server_that_cannot_be_reached_is_database_unavailable(database_url: URL) -> None:
+    nowhere = URL.create(database_url.drivername, host="127.0.0.1", port=1, database="none")
+    database = Database(make_engine(url=nowhere, application_name="headroom:test"))
+
+    for road in ("read", "write"):
+        with pytest.raises(DatabaseUnavailable, match="cannot connect"):
+            await run(database, road, NOW)
+
+
+async def test_a_full_pool_says_how_full_it_is(database: Database) -> None:
+    readers = [asyncio.create_task(database.read.first(SLEEP, seconds=1.0)) for _ in range(15)]
+    await sleeping_backend(database)
+
+    with pytest.raises(PoolExhausted, match=r"no connection after 0.5 s \(size=5 overflow=10 in_use=15 waiting=0\)"):
+        await database.read.first(NOW)
+
+    await asyncio.gather(*readers)
+    assert pool_state(database.engine) == PoolState(size=5, max_overflow=10, idle=5, used=0, waiting=0)
+
+
+async def test_a_cancelled_read_leaves_nothing_behind(database: Database) -> None:
+    reading = asyncio.create_task(database.read.first(SLEEP, seconds=30.0))
+    await sleeping_backend(database)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+
+    assert used(database) == 0
+    assert await database.read.first(NOW) is not None

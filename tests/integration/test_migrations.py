@@ -1,0 +1,152 @@
+"""Migrations: both ways, against drift, and by two jobs at once."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import URL
+
+from tests.support.postgres import connect
+from tests.support.waiting import eventually
+
+
+@pytest.fixture
+def target(empty_database: URL, monkeypatch: pytest.MonkeyPatch) -> URL:
+    """An empty database that Alembic migrates."""
+    monkeypatch.setenv("MIGRATION_DATABASE_URL", empty_database.render_as_string(hide_password=False))
+    return empty_database
+
+
+def schema(url: URL) -> list[tuple[object, ...]]:
+    """Every column, constraint and index that is not PostgreSQL's or Alembic's."""
+    with connect(url) as connection:
+        return connection.execute(
+            "SELECT table_name, column_name, data_type, is_nullable, column_default, is_identity"
+            " FROM information_schema.columns WHERE table_schema = 'public' AND table_name <> 'alembic_version'"
+            " UNION ALL SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid), contype::text, '', ''"
+            " FROM pg_constraint WHERE connamespace = 'public'::regnamespace"
+            " AND conrelid <> coalesce(to_regclass('alembic_version'), 0)"
+            " UNION ALL SELECT tablename, indexname, indexdef, '', '', ''"
+            " FROM pg_indexes WHERE schemaname = 'public' AND tablename <> 'alembic_version' ORDER BY 1, 2, 3"
+        ).fetchall()
+
+
+def revisions() -> list[str]:
+    scripts = ScriptDirectory.from_config(Config(toml_file="pyproject.toml"))
+    return [script.revision for script in reversed(list(scripts.walk_revisions()))]
+
+
+def test_there_is_one_head(alembic_config: Config) -> None:
+    assert len(ScriptDirectory.from_config(alembic_config).get_heads()) == 1
+
+
+@pytest.mark.parametrize("revision", revisions())
+def test_a_revision_goes_up_down_and_up_again(revision: str, target: URL, alembic_config: Config) -> None:
+    command.upgrade(alembic_config, f"{revision}-1" if revision != revisions()[0] else "base")
+    before = schema(target)
+
+    command.upgrade(alembic_config, revision)
+    after = schema(target)
+    assert after != before
+
+    command.downgrade(alembic_config, "-1")
+    assert schema(target) == before
+
+    command.upgrade(alembic_config, revision)
+    assert schema(target) == after
+
+
+def test_the_models_and_the_migrations_describe_the_same_schema(target: URL, alembic_config: Config) -> None:
+    command.upgrade(alembic_config, "head")
+    command.check(alembic_config)
+
+
+def test_a_drift_is_found(target: URL, alembic_config: Config) -> None:
+    command.upgrade(alembic_config, "head")
+    with connect(target) as connection:
+        connection.execute("DROP INDEX ix_posts_created_at_id")
+
+    with pytest.raises(CommandError, match="ix_posts_created_at_id"):
+        command.check(alembic_config)
+
+
+def test_three_jobs_at_once_apply_each_revision_once_even_with_a_concurrent_index_build(
+    target: URL, alembic_config: Config, tmp_path: Path
+) -> None:
+    write_slow_revision(tmp_path)
+    environment = os.environ | {"MIGRATION_LOCK_TIMEOUT": "30"}
+    jobs = [start_job(tmp_path, environment) for _ in range(3)]
+    outputs = [job.communicate(timeout=60)[0] for job in jobs]
+
+    assert [job.returncode for job in jobs] == [0, 0, 0], "\n".join(outputs)
+    applied = [line for output in outputs for line in output.splitlines() if "Running upgrade" in line]
+    assert len(applied) == len(revisions()) + 1, "each revision was applied once"
+    assert any("waiting for another migration job" in output for output in outputs)
+
+
+def test_a_job_that_waits_too_long_for_the_lock_says_so_in_one_line(target: URL, tmp_path: Path) -> None:
+    write_slow_revision(tmp_path, seconds=3)
+    first = start_job(tmp_path, dict(os.environ))
+    with connect(target) as connection:
+        eventually(
+            lambda: connection.execute("SELECT FROM pg_locks WHERE locktype = 'advisory'").fetchone() is not None,
+            within=20,
+        )
+    second = start_job(tmp_path, os.environ | {"MIGRATION_LOCK_TIMEOUT": "0.3"})
+
+    output = second.communicate(timeout=20)[0]
+    assert second.returncode != 0
+    assert output.splitlines()[-1].startswith("FAILED: another migration job has held the lock for more than 0.3 s")
+    assert "Traceback" not in output
+    first.communicate(timeout=30)
+    assert first.returncode == 0
+
+
+def test_a_database_that_cannot_be_reached_is_one_line() -> None:
+    job = subprocess.run(
+        [sys.executable, "-m", "alembic", "upgrade", "head"],
+        env=os.environ | {"DATABASE_URL": "postgresql+asyncpg://nobody@127.0.0.1:1/none"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert job.returncode != 0
+    assert (job.stdout + job.stderr).strip().count("\n") == 0, job.stderr
+    assert "cannot connect" in job.stdout + job.stderr
+
+
+def start_job(scripts: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
+    """`alembic upgrade heads` with one more revision than the project has."""
+    program = (
+        "import sys; from alembic import command; from alembic.config import Config; from alembic.util import CommandError\n"
+        "config = Config(toml_file='pyproject.toml')\n"
+        f"config.set_main_option('version_locations', 'migrations/versions {scripts}')\n"
+        "config.set_main_option('path_separator', 'space')\n"
+        "try: command.upgrade(config, 'head')\n"
+        "except CommandError as error: sys.exit(f'FAILED: {error}')"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def write_slow_revision(directory: Path, *, seconds: float = 1) -> None:
+    """A revision that takes its time and then builds an index concurrently."""
+    (directory / "slow.py").write_text(
+        "from alembic import op\n"
+        "revision = 'slow'\n"
+        f"down_revision = {revisions()[-1]!r}\n"
+        "def upgrade():\n"
+        "    with op.get_context().autocommit_block():\n"
+        f"        op.execute('SELECT pg_sleep({seconds})')\n"
+        "        op.create_index('ix_slow', 'users', ['name'], postgresql_concurrently=True)\n"
+        "def downgrade():\n"
+        "    op.drop_index('ix_slow')\n"
+    )

@@ -1,0 +1,64 @@
+"""A TCP proxy in front of PostgreSQL that can hang, as a server that is stuck or a network that is cut does."""
+
+import asyncio
+from asyncio import StreamReader, StreamWriter
+from contextlib import suppress
+from typing import Self
+
+from sqlalchemy import URL
+
+
+class Proxy:
+    def __init__(self, target: URL) -> None:
+        self._target = target
+        self._running = asyncio.Event()
+        self._running.set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.opened = 0
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        port = self._server.sockets[0].getsockname()[1]
+        self.url = self._target.set(host="127.0.0.1", port=port).difference_update_query(["host"])
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def pause(self) -> None:
+        """From now on connections are accepted and nothing passes."""
+        self._running.clear()
+
+    def resume(self) -> None:
+        self._running.set()
+
+    async def close(self) -> None:
+        """Refuse new connections and cut the open ones."""
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader: StreamReader, writer: StreamWriter) -> None:
+        self.opened += 1
+        upstream_reader, upstream_writer = await self._connect()
+        for source, sink in ((reader, upstream_writer), (upstream_reader, writer)):
+            task = asyncio.create_task(self._pump(source, sink))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _connect(self) -> tuple[StreamReader, StreamWriter]:
+        directory = self._target.query.get("host")  # the embedded PostgreSQL listens on a Unix socket
+        if isinstance(directory, str):
+            return await asyncio.open_unix_connection(f"{directory}/.s.PGSQL.{self._target.port or 5432}")
+        return await asyncio.open_connection(self._target.host, self._target.port)
+
+    async def _pump(self, source: StreamReader, sink: StreamWriter) -> None:
+        try:
+            with suppress(ConnectionError):
+                while data := await source.read(65_536):
+                    await self._running.wait()
+                    sink.write(data)
+                    await sink.drain()
+        finally:
+            sink.close()

@@ -16,7 +16,6 @@ from pydantic import Field, PlainValidator, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
-    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
@@ -56,7 +55,7 @@ class Settings(BaseSettings):
 
     database_url: DatabaseURL | None = Field(
         default=None,
-        description="SQLAlchemy URL of the database, with an async driver. Default: the PostgreSQL of `make run`, while that runs.",
+        description="Database, with an async driver. Default: the PostgreSQL of `make run`, while that runs.",
         json_schema_extra={"secret": True},
     )
     migration_database_url: DatabaseURL | None = Field(
@@ -128,20 +127,27 @@ class Settings(BaseSettings):
         return init_settings, env_settings, _SecretFiles(settings_cls), dotenv_settings
 
 
-class _SecretFiles(EnvSettingsSource):
+class _SecretFiles(PydanticBaseSettingsSource):
     """Reads NAME_FILE for every field marked as a secret."""
 
+    def __call__(self) -> dict[str, Any]:
+        secrets = (name for name, field in self.settings_cls.model_fields.items() if _is_secret(field))
+        return {name: value for name in secrets if (value := _read_secret_file(name.upper())) is not None}
+
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        variable = f"{field_name.upper()}_FILE"
-        path = os.environ.get(variable)
-        if not path or not _is_secret(field):
-            return None, field_name, False
-        if os.environ.get(field_name.upper()):
-            raise ConfigurationError(f"{variable}: contradicts {field_name.upper()}, which is set too")
-        try:
-            return Path(path).read_text(encoding="utf-8").strip(), field_name, False
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"{variable}: cannot read {path}: {error}") from error
+        return _read_secret_file(field_name.upper()), field_name, False
+
+
+def _read_secret_file(variable: str) -> str | None:
+    path = os.environ.get(f"{variable}_FILE")
+    if not path:
+        return None
+    if os.environ.get(variable):
+        raise ConfigurationError(f"{variable}_FILE: contradicts {variable}, which is set too")
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{variable}_FILE: cannot be read: {error}") from error
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 import pytest
 
 from app.settings import Settings
+from tests.support.docker import require_engine
+from tests.support.stacks import ComposeStack, LocalStack, Stack
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -19,3 +21,15 @@ def _clean_environment() -> Iterator[None]:
     Settings.model_config["env_file"] = env_file
     os.environ.clear()
     os.environ.update(saved)
+
+
+@pytest.fixture(scope="session", params=["local", "compose"])
+def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The whole stack, running: as local processes and, where an engine answers, in containers."""
+    if request.param == "compose":
+        require_engine()
+        with ComposeStack(f"headroom-test-{os.getpid()}").running() as compose:
+            yield compose
+    else:
+        with LocalStack(tmp_path_factory.mktemp("stack")).running() as local:
+            yield local

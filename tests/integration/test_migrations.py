@@ -125,7 +125,8 @@ def test_a_database_that_cannot_be_reached_is_one_line() -> None:
 def start_job(scripts: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
     """`alembic upgrade heads` with one more revision than the project has."""
     program = (
-        "import sys; from alembic import command; from alembic.config import Config; from alembic.util import CommandError\n"
+        "import sys; from alembic import command\n"
+        "from alembic.config import Config; from alembic.util import CommandError\n"
         "config = Config(toml_file='pyproject.toml')\n"
         f"config.set_main_option('version_locations', 'migrations/versions {scripts}')\n"
         "config.set_main_option('path_separator', 'space')\n"

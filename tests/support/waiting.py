@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def eventually(look: Callable[[], T], *, within: float, every: float = 0.05) -> T:
-    """What `look` returns as soon as it is truthy and raises nothing; fails with its last word after `within` seconds."""
+    """What `look` returns as soon as it is truthy and does not raise; fails with its last word after `within` s."""
     deadline = time.monotonic() + within
     while True:
         last: object

@@ -13,7 +13,8 @@ def posts(database_url: URL) -> None:
     with connect(database_url) as connection:
         connection.execute(
             "INSERT INTO users (id, email, name, password_hash) OVERRIDING SYSTEM VALUE"
-            " VALUES (1, 'ann@example.com', 'Ann', ''), (2, 'bob@example.com', 'Bob', ''), (3, 'cy@example.com', 'Cy', '')"
+            " VALUES (1, 'ann@example.com', 'Ann', ''), (2, 'bob@example.com', 'Bob', ''),"
+            " (3, 'cy@example.com', 'Cy', '')"
         )
         connection.execute(
             "INSERT INTO posts (id, author_id, title, content, created_at) OVERRIDING SYSTEM VALUE"

@@ -1,0 +1,122 @@
+"""`headroom up`: what it leaves behind, whichever way it ends."""
+
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.postgres import connect
+from tests.support.stacks import ROOT, LocalStack
+from tests.support.waiting import eventually
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Iterator[LocalStack]:
+    """A stack that is not running yet."""
+    stack = LocalStack(tmp_path)
+    yield stack
+    for pid in stack.descendants():
+        stack.kill_worker(pid)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_everything_within_ten_seconds_and_leaves_no_process(
+    local: LocalStack, number: signal.Signals
+) -> None:
+    with local.running():
+        # PostgreSQL and its helpers, the exporter, Gunicorn and its four workers.
+        eventually(lambda: len(local.descendants()) >= 10 and len(local.worker_pids()) == 4, within=10)
+        assert local.stop(number) == 0
+
+    assert local.descendants() == []
+
+
+def test_a_signal_during_the_start_leaves_no_process(local: LocalStack) -> None:
+    local.start()
+    eventually(lambda: "starting PostgreSQL" in local.log.read_text(), within=20)
+
+    assert local.stop(signal.SIGTERM) == 0
+    assert local.descendants() == []
+
+
+def test_a_second_start_finds_the_data_again(local: LocalStack) -> None:
+    ann = {"email": "ann@example.com", "name": "Ann", "password": "correct horse"}
+    with local.running():
+        location = httpx.post(f"{local.api}/users", json=ann).headers["location"]
+    with local.running():
+        assert httpx.get(f"{local.api}{location}").json()["name"] == "Ann"
+
+
+def test_the_api_ending_by_itself_ends_everything_and_says_so(local: LocalStack) -> None:
+    with local.running():
+        [worker, *_] = local.worker_pids()
+        master = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
+        local.kill_worker(master)
+        assert local.process.wait(timeout=10) == 1
+
+    assert local.descendants() == []
+    assert "headroom up: the api ended by itself with status -9" in local.log.read_text().splitlines()
+
+
+def test_a_busy_port_is_one_line_and_starts_nothing(local: LocalStack) -> None:
+    port = int(local.environment["EXPORTER_PORT"])
+    with socket.create_server(("127.0.0.1", port)):
+        local.start()
+        assert local.process.wait(timeout=20) == 1
+
+    complaint = f"headroom up: EXPORTER_PORT: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+    assert local.log.read_text() == complaint
+    assert local.descendants() == []
+
+
+def test_a_database_that_cannot_be_reached_is_one_line_and_leaves_no_process(tmp_path: Path) -> None:
+    local = LocalStack(tmp_path, DATABASE_URL="postgresql+asyncpg://someone:secret@127.0.0.1:1/none")
+    local.start()
+
+    assert local.process.wait(timeout=20) == 1
+    *_, last = local.log.read_text().splitlines()
+    assert last.startswith("headroom up: the migration failed: cannot connect: ")
+    assert "Traceback" not in local.log.read_text()
+    assert "secret" not in local.log.read_text()
+    assert local.descendants() == []
+
+
+def test_a_broken_data_directory_is_a_line_and_leaves_no_process(local: LocalStack) -> None:
+    (local.directory / "postgres").mkdir()
+    (local.directory / "postgres" / "PG_VERSION").write_text("9\n")
+    local.start()
+
+    assert local.process.wait(timeout=30) == 1
+    *_, last = local.log.read_text().splitlines()
+    assert last.startswith("headroom up: PostgreSQL did not start: ")
+    assert local.descendants() == []
+
+
+def test_seeding_beside_it_needs_no_setting(local: LocalStack) -> None:
+    with local.running():
+        local.seed(users=3, posts=7)
+        with connect(local.database_url()) as connection:
+            assert connection.execute("SELECT count(DISTINCT author_id) <= 3, count(*) FROM posts").fetchone() == (
+                True,
+                7,
+            )
+
+
+def test_without_a_database_the_api_does_not_start_and_says_why(tmp_path: Path) -> None:
+    finished = subprocess.run(
+        [sys.executable, "-m", "gunicorn", "-c", "ops/gunicorn/gunicorn.conf.py"],
+        cwd=ROOT,
+        env={"PATH": "/usr/bin:/bin", "DATA_DIR": str(tmp_path), "METRICS_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert finished.returncode != 0
+    assert finished.stderr.startswith("headroom: DATABASE_URL: must be set")
+    assert finished.stderr.count("\n") == 1

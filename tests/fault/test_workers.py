@@ -1,0 +1,37 @@
+"""Workers that die."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+
+from tests.support.postgres import connect
+from tests.support.stacks import Stack, scrape, total
+from tests.support.waiting import eventually
+
+
+def test_a_killed_worker_is_replaced_and_its_gauges_and_connections_go(stack: Stack) -> None:
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(lambda _: httpx.get(f"{stack.api}/posts"), range(100)))
+    before = set(stack.worker_pids())
+    assert len(before) == 4
+
+    stack.kill_worker(min(before))
+
+    def recovered() -> bool:
+        now = set(stack.worker_pids())
+        workers = {dict(labels)["worker"] for name, labels in scrape(stack) if name == "db_pool_connections_max"}
+        with connect(stack.database_url()) as connection:
+            row = connection.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'headroom:api:%'"
+            ).fetchone()
+        assert row is not None
+        return (
+            len(now) == 4
+            and len(now & before) == 3
+            and workers == {"1", "2", "3", "4"}
+            and total(stack, "db_pool_connections_max") == 60
+            and total(stack, "db_pool_connections") == row[0]
+        )
+
+    eventually(recovered, within=15)
+    assert httpx.get(f"{stack.api}/readyz").status_code == 200

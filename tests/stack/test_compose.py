@@ -1,0 +1,64 @@
+"""What only Compose promises."""
+
+import json
+import subprocess
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.stacks import ComposeStack, Stack
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.parametrize("stack", ["compose"], indirect=True)
+
+
+@pytest.fixture
+def compose(stack: Stack) -> ComposeStack:
+    assert isinstance(stack, ComposeStack)
+    return stack
+
+
+def inspect(stack: ComposeStack, service: str) -> dict[str, Any]:
+    container = stack.compose("ps", "--all", "--quiet", service).strip()
+    output = subprocess.run(["docker", "inspect", container], capture_output=True, text=True, check=True).stdout
+    return dict(json.loads(output)[0])
+
+
+def test_the_api_starts_after_the_migration_has_succeeded(compose: ComposeStack) -> None:
+    migrate, api = inspect(compose, "migrate")["State"], inspect(compose, "api")["State"]
+
+    assert (migrate["Status"], migrate["ExitCode"]) == ("exited", 0)
+    assert migrate["FinishedAt"] <= api["StartedAt"]
+
+
+def test_every_port_is_published_on_the_loopback_address_only(compose: ComposeStack) -> None:
+    for service in ("api", "exporter", "postgres", "prometheus"):
+        bindings = inspect(compose, service)["HostConfig"]["PortBindings"]
+        assert {binding["HostIp"] for published in bindings.values() for binding in published} == {"127.0.0.1"}
+
+
+def test_our_image_runs_as_a_numeric_user_that_is_not_root_and_cannot_change_its_code(compose: ComposeStack) -> None:
+    assert inspect(compose, "api")["Config"]["User"] == "10001:10001"
+    writable = compose.compose(
+        "exec", "-T", "api", "find", "/srv/headroom", "/opt/venv", "-writable", "-not", "-type", "l"
+    )
+    assert writable == ""
+
+
+def test_our_image_has_no_compiler_no_pip_and_nothing_of_the_host(compose: ComposeStack) -> None:
+    found = compose.compose(
+        "exec", "-T", "api", "sh", "-c", "ls /opt/venv/bin; ls -A /srv/headroom; which gcc cc || true"
+    )
+
+    assert {"gunicorn", "alembic", "headroom"} <= set(found.split())
+    assert not {"pip", "pip3", "gcc", "cc", ".env", ".git", ".venv", "tests"} & set(found.split())
+
+
+def test_prometheus_scrapes_the_exporter(compose: ComposeStack) -> None:
+    def scraped() -> bool:
+        query = {"query": "sum(db_pool_connections_max)"}
+        answer = httpx.get(f"{compose.prometheus}/api/v1/query", params=query).json()
+        return bool(answer["data"]["result"][0]["value"][1] == "60")
+
+    eventually(scraped, within=30)

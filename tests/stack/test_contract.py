@@ -1,0 +1,168 @@
+"""The stack as its users see it: HTTP in, HTTP out, the same in containers and without them."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.postgres import connect
+from tests.support.stacks import Stack, scrape, total
+from tests.support.waiting import eventually
+
+_numbers = count(1)
+
+
+def someone(**fields: Any) -> dict[str, Any]:
+    return {"email": f"someone.{next(_numbers)}@example.com", "name": "Someone", "password": "correct horse"} | fields
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _seeded(stack: Stack) -> None:
+    stack.seed(users=50, posts=500)
+
+
+def get(stack: Stack, path: str) -> httpx.Response:
+    return httpx.get(f"{stack.api}{path}")
+
+
+def post(stack: Stack, path: str, **request: Any) -> httpx.Response:
+    return httpx.post(f"{stack.api}{path}", timeout=30, **request)
+
+
+def test_it_lives_and_is_ready(stack: Stack) -> None:
+    assert get(stack, "/livez").json() == {"status": "ok"}
+    assert get(stack, "/readyz").json() == {"status": "ok"}
+    assert httpx.get(f"{stack.exporter}/healthz").status_code == 200
+
+
+def test_a_user_signs_up_and_is_found(stack: Stack) -> None:
+    created = post(stack, "/users", json=someone(name="Ann"))
+    assert created.status_code == 201
+    assert "password" not in created.text
+
+    found = get(stack, created.headers["location"])
+    assert found.json() == {"id": created.json()["id"], "name": "Ann", "created_at": created.json()["created_at"]}
+
+
+def test_of_simultaneous_sign_ups_with_one_address_exactly_one_succeeds(stack: Stack) -> None:
+    address = someone()["email"]
+    sign_ups = [someone(email=address.upper() if number % 2 else address) for number in range(24)]
+
+    with ThreadPoolExecutor(len(sign_ups)) as threads:
+        answers = list(threads.map(lambda data: post(stack, "/users", json=data), sign_ups))
+
+    assert sorted(answer.status_code for answer in answers) == [201] + [409] * 23
+    assert {answer.json()["type"] for answer in answers if answer.status_code == 409} == {"/problems/email-taken"}
+
+
+def test_pages_by_offset_cover_every_post_once(stack: Stack) -> None:
+    pages = [get(stack, f"/posts?offset={offset}&limit=100").json() for offset in range(0, 500, 100)]
+
+    items = [post for page in pages for post in page["items"]]
+    assert len({post["id"] for post in items}) == 500
+    assert [post["created_at"] for post in items] == sorted((post["created_at"] for post in items), reverse=True)
+    assert {page["total"] for page in pages} == {500}
+    assert [page["has_more"] for page in pages] == [True] * 4 + [False]
+
+
+def test_a_post_leads_to_its_author_and_back(stack: Stack) -> None:
+    newest = get(stack, "/posts?limit=1").json()["items"][0]
+
+    assert get(stack, f"/posts/{newest['id']}").json() == newest
+    author = newest["author"]
+    assert get(stack, f"/users/{author['id']}").json()["name"] == author["name"]
+    assert get(stack, f"/users/{author['id']}/posts?limit=1").json()["items"] == [newest]
+
+
+def in_chunks() -> Iterator[bytes]:
+    """10 MB that do not say so."""
+    return (b" " * 65_536 for _ in range(160))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "request_", "status"),
+    [
+        ("POST", "/users", {"json": someone(name="An\0n")}, 422),
+        ("POST", "/users", {"json": someone(email="ann")}, 422),
+        ("POST", "/users", {"content": b" " * 10_000_000}, 413),
+        ("POST", "/users", {"content": in_chunks}, 413),
+        ("GET", f"/posts/{2**63}", {}, 422),
+        ("GET", "/posts?limit=1000", {}, 422),
+        ("GET", "/no/such/path", {}, 404),
+        ("DELETE", "/posts", {}, 405),
+    ],
+    ids=["NUL", "address", "10 MB", "10 MB in chunks", "beyond bigint", "limit", "path", "method"],
+)
+def test_bad_input_is_a_problem(stack: Stack, method: str, path: str, request_: dict[str, Any], status: int) -> None:
+    if callable(content := request_.get("content")):
+        request_ = {"content": content()}
+    answer = httpx.request(method, f"{stack.api}{path}", **request_)
+
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["request_id"] == answer.headers["x-request-id"]
+
+
+def test_four_workers_serve(stack: Stack) -> None:
+    assert len(stack.worker_pids()) == 4
+    workers = eventually(
+        lambda: {dict(labels)["worker"] for name, labels in scrape(stack) if name == "db_pool_connections_max"},
+        within=5,
+    )
+    assert workers == {"1", "2", "3", "4"}
+
+
+def test_the_pools_of_all_workers_are_four_times_size_plus_overflow(stack: Stack) -> None:
+    assert total(stack, "db_pool_connections_max") == 4 * (5 + 10)
+    assert total(stack, "db_pool_connections_idle_max") == 4 * 5
+
+
+def test_the_exporter_and_the_server_count_the_same_connections(stack: Stack) -> None:
+    with ThreadPoolExecutor(32) as threads:
+        list(threads.map(lambda _: get(stack, "/posts"), range(200)))
+
+    def agree() -> bool:
+        pools = total(stack, "db_pool_connections")
+        with connect(stack.database_url()) as connection:
+            row = connection.execute(
+                "SELECT count(*), count(DISTINCT application_name) FROM pg_stat_activity"
+                " WHERE application_name ~ '^headroom:api:.+:[1-4]$'"
+            ).fetchone()
+        assert row is not None
+        return row[0] > 4 and row[1] == 4 and pools == row[0] and total(stack, "db_pool_connections", state="used") == 0
+
+    eventually(agree, within=10)
+
+
+def test_the_gauges_show_what_is_used_and_what_waits(stack: Stack) -> None:
+    """A lock on the table stops every statement; the server counts who is stopped, the exporter who holds and waits."""
+    with connect(stack.database_url()) as connection, ThreadPoolExecutor(200) as threads:
+
+        def stopped() -> int:
+            row = connection.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'headroom:api:%'"
+                " AND wait_event_type = 'Lock'"
+            ).fetchone()
+            assert row is not None
+            return int(row[0])
+
+        with connection.transaction():
+            connection.execute("LOCK TABLE posts")
+            requests = [threads.submit(get, stack, "/posts/1") for _ in range(200)]
+            eventually(
+                lambda: (
+                    15 < total(stack, "db_pool_connections", state="used") == stopped()
+                    and total(stack, "db_pool_connections_overflow") > 0
+                    and total(stack, "db_pool_pending_requests") > 0
+                ),
+                within=3,  # DB_POOL_TIMEOUT, after which those who wait give up
+            )
+        statuses = {request.result().status_code for request in requests}
+
+    assert statuses <= {200, 404, 503}
+    for name in ("db_pool_connections_overflow", "db_pool_pending_requests"):
+        eventually(lambda name=name: total(stack, name) == 0, within=10)  # type: ignore[misc]
+    eventually(lambda: total(stack, "db_pool_connections", state="used") == 0, within=10)

@@ -1,0 +1,53 @@
+"""Building and removing what Compose runs."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from tests.support.docker import require_engine
+from tests.support.stacks import ROOT, ComposeStack
+
+
+def test_a_change_of_the_code_does_not_install_the_packages_again(tmp_path: Path) -> None:
+    require_engine()
+    context = tmp_path / "context"
+    context.mkdir()
+    for name in ("Dockerfile", ".dockerignore", "pyproject.toml"):
+        shutil.copy(ROOT / name, context)
+    for name in ("app", "migrations", "ops", "requirements"):
+        shutil.copytree(ROOT / name, context / name)
+
+    def build() -> str:
+        command = ["docker", "build", "--progress=plain", "--tag=headroom-test-rebuild", str(context)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+    try:
+        build()
+        with (context / "app" / "main.py").open("a") as code:
+            code.write(f"\n# {os.urandom(4).hex()}\n")
+        log = build()
+    finally:
+        subprocess.run(["docker", "image", "rm", "headroom-test-rebuild"], capture_output=True, check=False)
+
+    assert f"{_step(log, '--require-hashes --only-binary')} CACHED" in log
+    assert f"{_step(log, 'COPY app app')} CACHED" not in log
+
+
+def _step(log: str, instruction: str) -> str:
+    """BuildKit's number of the step, as in "#12"."""
+    return next(line.split()[0] for line in log.splitlines() if line.startswith("#") and instruction in line)
+
+
+def test_down_with_volumes_leaves_nothing() -> None:
+    require_engine()
+    stack = ComposeStack(f"headroom-test-down-{os.getpid()}")
+    label = f"label=com.docker.compose.project={stack.name}"
+    with stack.running():
+        assert _list("ps", "--all", "--filter", label)
+    for kind in (("ps", "--all"), ("volume", "ls"), ("network", "ls")):
+        assert _list(*kind, "--filter", label) == []
+
+
+def _list(*command: str) -> list[str]:
+    return subprocess.run(["docker", *command, "--quiet"], capture_output=True, text=True, check=True).stdout.split()

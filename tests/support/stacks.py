@@ -1,0 +1,208 @@
+"""The whole stack, as a user starts it: in containers, or as local processes. Only HTTP and signals go in."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import URL, make_url
+
+from app.settings import Settings
+from tests.support.waiting import eventually
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+class Stack(Protocol):
+    """What a black-box test may know of a stack."""
+
+    api: str
+    exporter: str
+
+    def database_url(self) -> URL: ...
+    def seed(self, *, users: int, posts: int) -> None: ...
+    def worker_pids(self) -> list[int]:
+        """As the stack numbers its processes."""
+        ...
+
+    def kill_worker(self, pid: int) -> None: ...
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def scrape(stack: Stack) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """The exporter's samples by name and sorted labels."""
+    families = text_string_to_metric_families(httpx.get(f"{stack.exporter}/metrics").text)
+    return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
+
+
+def total(stack: Stack, name: str, **labels: str) -> float:
+    """The sum over all samples that have these labels."""
+    return sum(
+        value
+        for (sample, has), value in scrape(stack).items()
+        if sample == name and labels.items() <= dict(has).items()
+    )
+
+
+class LocalStack:
+    """`headroom up`, on free ports, with its data in `directory`."""
+
+    def __init__(self, directory: Path, **environment: str) -> None:
+        self.directory = directory
+        self.log = directory / "up.log"
+        api_port, exporter_port = free_port(), free_port()
+        self.api, self.exporter = f"http://127.0.0.1:{api_port}", f"http://127.0.0.1:{exporter_port}"
+        self.environment = os.environ | {
+            "API_PORT": str(api_port),
+            "EXPORTER_PORT": str(exporter_port),
+            "DATA_DIR": str(directory),
+            "METRICS_DIR": str(directory / "metrics"),
+            **environment,
+        }
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "app.cli", "up"],
+                cwd=ROOT,
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def wait_until_ready(self) -> None:
+        def ready() -> bool:
+            assert self.process.poll() is None, self.log.read_text()
+            return httpx.get(f"{self.api}/readyz", timeout=5).status_code == 200
+
+        eventually(ready, within=60)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(timeout=10)
+
+    @contextmanager
+    def running(self) -> Iterator["LocalStack"]:
+        self.start()
+        try:
+            self.wait_until_ready()
+            yield self
+        finally:
+            if self.process.poll() is None:
+                self.stop()
+
+    def database_url(self) -> URL:
+        return make_url(Settings(data_dir=self.directory).local_database_url_file.read_text())
+
+    def seed(self, *, users: int, posts: int) -> None:
+        command = [sys.executable, "-m", "app.cli", "seed", "--users", str(users), "--posts", str(posts)]
+        subprocess.run(command, cwd=ROOT, env=self.environment, check=True, capture_output=True)
+
+    def worker_pids(self) -> list[int]:
+        [master] = [
+            pid for pid in self.descendants() if b"gunicorn" in _cmdline(pid) and _parent(pid) == self.process.pid
+        ]
+        return [pid for pid in self.descendants() if _parent(pid) == master]
+
+    def kill_worker(self, pid: int) -> None:
+        os.kill(pid, signal.SIGKILL)
+
+    def descendants(self) -> list[int]:
+        """Every process that this stack started, PostgreSQL's (which is nobody's child) among them."""
+        ours = str(self.directory).encode()
+        return [pid for pid in _pids() if pid != self.process.pid and (ours in _environment(pid) or ours in _cwd(pid))]
+
+
+def _pids() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def _read(pid: int, name: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return b""
+
+
+def _environment(pid: int) -> bytes:
+    return _read(pid, "environ")
+
+
+def _cwd(pid: int) -> bytes:
+    try:
+        return bytes(Path(f"/proc/{pid}/cwd").readlink())
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return b""
+
+
+def _cmdline(pid: int) -> bytes:
+    return _read(pid, "cmdline")
+
+
+def _parent(pid: int) -> int:
+    stat = _read(pid, "stat")
+    return int(stat.rpartition(b")")[2].split()[1]) if stat else 0
+
+
+class ComposeStack:
+    """`docker compose up`, as a project of its own on free ports."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.ports = {f"{service}_PORT": str(free_port()) for service in ("API", "EXPORTER", "POSTGRES", "PROMETHEUS")}
+        self.api = f"http://127.0.0.1:{self.ports['API_PORT']}"
+        self.exporter = f"http://127.0.0.1:{self.ports['EXPORTER_PORT']}"
+        self.prometheus = f"http://127.0.0.1:{self.ports['PROMETHEUS_PORT']}"
+
+    def compose(self, *arguments: str, check: bool = True) -> str:
+        finished = subprocess.run(
+            ["docker", "compose", "--project-name", self.name, *arguments],
+            cwd=ROOT,
+            env=os.environ | self.ports,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert not check or finished.returncode == 0, finished.stderr
+        return finished.stdout
+
+    @contextmanager
+    def running(self) -> Iterator["ComposeStack"]:
+        try:
+            try:
+                self.compose("up", "--build", "--detach", "--wait", "--wait-timeout", "120")
+            except AssertionError as error:
+                raise AssertionError(f"{error}\n{self.compose('logs', check=False)}") from None
+            yield self
+        finally:
+            self.compose("down", "--volumes", check=False)
+
+    def database_url(self) -> URL:
+        return make_url(f"postgresql+asyncpg://headroom:headroom@127.0.0.1:{self.ports['POSTGRES_PORT']}/headroom")
+
+    def seed(self, *, users: int, posts: int) -> None:
+        self.compose("exec", "-T", "api", "headroom", "seed", "--users", str(users), "--posts", str(posts))
+
+    def worker_pids(self) -> list[int]:
+        # By parent: the master is the one gunicorn whose parent is not a gunicorn.
+        program = (
+            "from pathlib import Path\n"
+            "stats = [p.read_text() for p in Path('/proc').glob('[0-9]*/stat')]\n"
+            "parents = {int(s.split()[0]): int(s.rpartition(')')[2].split()[1]) for s in stats if '(gunicorn' in s}\n"
+            "print(*(pid for pid, parent in parents.items() if parent in parents))"
+        )
+        return [int(pid) for pid in self.compose("exec", "-T", "api", "python", "-c", program).split()]
+
+    def kill_worker(self, pid: int) -> None:
+        self.compose("exec", "-T", "api", "sh", "-c", f"kill -KILL {pid}")

@@ -1,0 +1,75 @@
+"""Unit tests run on SQLite in memory, each in a transaction that is rolled back: one schema for all of them."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from fastapi import FastAPI
+from httpx import ASGITransport, AsyncClient
+from sqlalchemy import Connection, make_url
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, async_sessionmaker
+
+from app import registry
+from app.database import Base, Database, WriteSession, make_engine
+from app.main import create_app
+from app.settings import Settings
+
+SQLITE = make_url("sqlite+aiosqlite://")
+
+
+class RolledBackDatabase(Database):
+    """Both roads on one connection whose transaction never commits; a commit of the code under test is a savepoint."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        super().__init__(connection.engine)
+        self.read._engine = _AlreadyConnected(connection)  # type: ignore[assignment]
+        self._write_sessions = async_sessionmaker(
+            connection, class_=WriteSession, expire_on_commit=False, join_transaction_mode="create_savepoint"
+        )
+
+
+class _AlreadyConnected:
+    """As much of an engine as the read road uses."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[AsyncConnection]:
+        yield self._connection
+
+
+@pytest.fixture(scope="session")
+async def engine() -> AsyncIterator[AsyncEngine]:
+    assert registry
+    engine = make_engine(url=SQLITE, application_name="headroom:test")
+    async with engine.begin() as connection:
+        await connection.run_sync(_create_tables)
+    yield engine
+    await engine.dispose()
+
+
+def _create_tables(connection: Connection) -> None:
+    Base.metadata.create_all(connection)
+
+
+@pytest.fixture
+async def database(engine: AsyncEngine) -> AsyncIterator[Database]:
+    async with engine.connect() as connection:
+        transaction = await connection.begin()
+        yield RolledBackDatabase(connection)
+        await transaction.rollback()
+
+
+@pytest.fixture
+def app(database: Database) -> FastAPI:
+    """The application on the test's transaction. Its lifespan, which would open a database, does not run."""
+    app = create_app(Settings(database_url=SQLITE))
+    app.state.database = database
+    return app
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
+        yield client

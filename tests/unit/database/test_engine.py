@@ -1,0 +1,36 @@
+import pytest
+from sqlalchemy import make_url
+
+from app.database import make_engine
+from app.database.pool import HeadroomPool, PoolState, pool_state
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_a_pool_is_built_as_it_is_asked_for(driver: str) -> None:
+    engine = make_engine(
+        url=make_url(f"postgresql+{driver}://db/headroom"),
+        application_name="headroom:test",
+        pool_size=2,
+        max_overflow=3,
+        pool_timeout=1.5,
+        pool_recycle=60,
+    )
+
+    assert isinstance(engine.pool, HeadroomPool)
+    assert pool_state(engine) == PoolState(size=2, max_overflow=3, idle=0, used=0, waiting=0)
+    assert engine.pool.timeout() == 1.5
+    assert (engine.pool._recycle, engine.pool._pre_ping) == (60, True)
+
+
+def test_sqlite_in_memory_has_no_bounded_pool() -> None:
+    engine = make_engine(url=make_url("sqlite+aiosqlite://"), application_name="headroom:test")
+
+    assert pool_state(engine) is None
+
+
+@pytest.mark.parametrize(
+    ("idle", "used", "overflow"),
+    [(0, 0, 0), (5, 0, 0), (0, 5, 0), (2, 3, 0), (0, 6, 1), (0, 15, 10), (5, 10, 10)],
+)
+def test_overflow_is_what_is_open_beyond_the_size(idle: int, used: int, overflow: int) -> None:
+    assert PoolState(size=5, max_overflow=10, idle=idle, used=used, waiting=0).overflow == overflow

@@ -1,0 +1,45 @@
+"""The two roads on SQLite: what does not need a server."""
+
+from datetime import UTC
+
+from sqlalchemy import bindparam, select
+
+from app.database import Database
+from app.database.driver import compile_select
+from app.database.engine import make_engine
+from app.domains.users.models import User
+from tests.unit.conftest import SQLITE
+
+BY_ID = select(User.id, User.created_at).where(User.id == bindparam("user_id"))
+
+
+async def test_what_the_write_road_wrote_the_read_road_reads(database: Database) -> None:
+    async with database.write() as session:
+        user = User(email="ann@example.com", name="Ann", password_hash="x")
+        session.add(user)
+
+    row = await database.read.first(BY_ID, user_id=user.id)
+
+    assert row is not None
+    assert row["created_at"].tzinfo is UTC
+
+
+async def test_tests_do_not_see_each_others_rows(database: Database) -> None:
+    assert await database.read.all(select(User.id)) == []
+
+
+def test_a_statement_is_compiled_for_the_driver_with_its_parameters_in_order() -> None:
+    dialect = make_engine(url=SQLITE.set(drivername="postgresql+asyncpg"), application_name="test").dialect
+    statement = select(User.id).where(User.name == bindparam("name"), User.id > bindparam("after"), User.email == "a")
+
+    compiled = compile_select(statement, dialect)
+
+    assert compiled is not None
+    assert "$1" in compiled.sql
+    assert compiled.arguments({"after": 7, "name": "Ann"}) == ["Ann", 7, "a"]
+
+
+def test_a_statement_that_depends_on_its_values_is_not_compiled_in_advance() -> None:
+    dialect = make_engine(url=SQLITE.set(drivername="postgresql+asyncpg"), application_name="test").dialect
+
+    assert compile_select(select(User.id).where(User.id.in_([1, 2])), dialect) is None

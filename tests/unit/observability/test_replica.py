@@ -1,0 +1,78 @@
+"""The replica's directory, with real processes that fork: prometheus_client decides at import where values live."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.observability import replica
+
+MASTER = """
+import json, os, sys
+from pathlib import Path
+from app.observability import replica
+directory = Path(sys.argv[1])
+replica.open_directory(directory)
+from prometheus_client import Counter, Gauge
+requests = Counter("requests", "help")
+used = Gauge("used", "help", ["pool"], multiprocess_mode="liveall")
+
+def work(slot, count):
+    pid = os.fork()
+    if pid == 0:
+        replica.enter_worker(slot)
+        requests.inc(count)
+        used.labels("api").set(count)
+        with replica.Heartbeat(lambda: None):
+            os._exit(0)
+    os.waitpid(pid, 0)
+
+work(1, 10); work(2, 20)
+replica.leave_worker(1)
+work(1, 5)
+replica.leave_worker(2)
+from app.exporter.replicas import ReplicaCollector
+families = ReplicaCollector(directory.parent).collect()
+print(json.dumps({f"{s.name}/{s.labels.get('worker', '')}": s.value for f in families for s in f.samples}))
+print(json.dumps(sorted(path.name for path in directory.iterdir())))
+"""
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, float], list[str]]:
+    directory = tmp_path_factory.mktemp("metrics") / "replica"
+    directory.mkdir()
+    (directory / "counter_1.db").write_bytes(b"of an earlier life")
+    output = subprocess.run(
+        [sys.executable, "-c", MASTER, str(directory)], capture_output=True, text=True, check=True
+    ).stdout
+    samples, files = (json.loads(line) for line in output.splitlines())
+    return samples, files
+
+
+def test_a_replacement_goes_on_counting_where_its_predecessor_stopped(
+    outcome: tuple[dict[str, float], list[str]],
+) -> None:
+    samples, _ = outcome
+
+    assert samples["requests_total/"] == 10 + 20 + 5
+
+
+def test_a_worker_that_left_has_no_gauges(outcome: tuple[dict[str, float], list[str]]) -> None:
+    samples, _ = outcome
+
+    assert samples["used/1"] == 5
+    assert "used/2" not in samples
+
+
+def test_a_replacement_adds_no_files(outcome: tuple[dict[str, float], list[str]]) -> None:
+    _, files = outcome
+
+    assert files == ["1.alive", "counter_0.db", "counter_1.db", "counter_2.db", "gauge_liveall_1.db"]
+
+
+def test_a_directory_that_is_chosen_too_late_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="prometheus_client was imported before"):
+        replica.open_directory(tmp_path)

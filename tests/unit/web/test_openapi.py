@@ -1,0 +1,61 @@
+"""The OpenAPI document says what the API does."""
+
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from httpx import AsyncClient
+
+
+@pytest.fixture
+async def document(client: AsyncClient) -> dict[str, Any]:
+    return dict((await client.get("/openapi.json")).json())
+
+
+def operations(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return [
+        (f"{method.upper()} {path}", operation)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    ]
+
+
+async def test_every_error_is_documented_as_a_problem(document: dict[str, Any]) -> None:
+    for name, operation in operations(document):
+        for status, response in operation["responses"].items():
+            if int(status) >= 400:
+                assert set(response["content"]) == {"application/problem+json"}, f"{name} {status}"
+                assert response["description"], f"{name} {status}"
+
+
+async def test_every_operation_of_a_domain_documents_what_the_platform_answers(document: dict[str, Any]) -> None:
+    for name, operation in operations(document):
+        if operation["tags"] != ["health"]:
+            assert {"422", "503"} <= set(operation["responses"]), name
+
+
+async def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+    def references(node: object) -> list[str]:
+        if isinstance(node, dict):
+            return [node["$ref"]] if "$ref" in node else [ref for value in node.values() for ref in references(value)]
+        return [ref for value in node for ref in references(value)] if isinstance(node, list) else []
+
+    found = set(references(document))
+    assert "#/components/schemas/Problem" in found
+    for reference in found:
+        node = document
+        for part in reference.removeprefix("#/").split("/"):
+            node = node[part]
+
+
+async def test_no_answer_has_a_password_in_its_schema(document: dict[str, Any]) -> None:
+    for name, schema in document["components"]["schemas"].items():
+        if name != "SignUp":
+            assert not [field for field in schema.get("properties", {}) if "password" in field], name
+
+
+async def test_the_documentation_is_a_page(app: FastAPI, client: AsyncClient) -> None:
+    answer = await client.get("/docs")
+
+    assert answer.status_code == 200
+    assert "Headroom" in answer.text

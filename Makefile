@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# A person reads what make prints.
+export LOG_FORMAT ?= console
 
 .DEFAULT_GOAL := help
 .PHONY: help run up down seed migrate migration downgrade current history \
@@ -12,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-$(READY): requirements/dev.txt pyproject.toml
+$(READY): requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("headroom needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try make PYTHON=python3.13")'
 	@echo "filling $(VENV) from requirements/dev.txt"
 	@$(PYTHON) -m venv --clear $(VENV)

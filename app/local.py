@@ -16,6 +16,7 @@ from time import monotonic
 from types import FrameType
 from typing import Any
 
+import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
@@ -129,14 +130,12 @@ def _embedded_postgres(data_dir: Path) -> Iterator[str]:
 
 def _start_postgres(server: Any) -> str:
     """Start it, with a database of its own for us; that database's URL."""
-    create = (
-        "SELECT 'CREATE DATABASE headroom' WHERE NOT EXISTS"
-        " (SELECT FROM pg_database WHERE datname = 'headroom') \\gexec"
-    )
     try:
         server.start()
-        server.psql(create)
-    except (OSError, subprocess.SubprocessError) as error:
+        with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+            if not connection.execute("SELECT FROM pg_database WHERE datname = 'headroom'").fetchall():
+                connection.execute("CREATE DATABASE headroom")
+    except (OSError, subprocess.SubprocessError, psycopg.Error) as error:
         raise LocalStackFailed(f"PostgreSQL did not start: {error}; its log is {server.log}") from error
     return str(server.get_uri(database="headroom", driver="asyncpg"))
 

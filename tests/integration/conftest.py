@@ -28,9 +28,10 @@ def alembic_config() -> Config:
 @pytest.fixture(scope="session")
 def migrated_template(postgres: Server, alembic_config: Config) -> Iterator[str]:
     """The name of a migrated database, to be copied: faster than migrating one for each test."""
-    with postgres.database() as url, pytest.MonkeyPatch.context() as environment:
-        environment.setenv("DATABASE_URL", url.render_as_string(hide_password=False))
-        command.upgrade(alembic_config, "head")
+    with postgres.database() as url:
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("DATABASE_URL", url.render_as_string(hide_password=False))
+            command.upgrade(alembic_config, "head")
         assert url.database
         yield url.database
 

@@ -5,12 +5,13 @@ asyncpg's own pool, 170 this way. The statement is still written with SQLAlchemy
 the budget, the gauges and the bounds apply. Only `ReadSession` knows that this module exists.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import asyncpg
-from sqlalchemy import Select
+from sqlalchemy import PoolProxiedConnection, Select
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import greenlet_spawn
@@ -64,6 +65,7 @@ class AsyncpgReader:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+        self._closing: set[asyncio.Task[None]] = set()
         # Weak: a statement that a request built for itself goes when the request goes.
         self._compiled: WeakKeyDictionary[Select[*tuple[Any, ...]], CompiledSelect | None] = WeakKeyDictionary()
 
@@ -81,17 +83,31 @@ class AsyncpgReader:
         connection: Any = pooled.driver_connection
         try:
             records = await connection.fetch(select.sql, *arguments)
-        except BaseException as error:
-            # A cancelled query may still be running, a failed one may have taken its connection along: neither
-            # connection goes back to the pool.
-            if not isinstance(error, Exception) or connection.is_closed():
-                await greenlet_spawn(pooled.invalidate, error)
+        except asyncio.CancelledError as error:
+            # The query may still be running, so its connection is closed. That takes a round trip, and whoever
+            # cancelled us may cancel that too: it goes on without us.
+            await asyncio.shield(self._close(pooled, error))
+            raise
+        except Exception as error:
+            lost = connection.is_closed()
+            await (self._close(pooled, error) if lost else greenlet_spawn(pooled.close))
             if isinstance(error, (asyncpg.PostgresError, OSError)) and (known := translate(error)):
                 raise known from error
-            if isinstance(error, asyncpg.InterfaceError) and connection.is_closed():
+            if lost:
                 raise DatabaseUnavailable(str(error)) from error
             raise
-        finally:
-            # In a greenlet: an overflow connection is closed here, and that awaits.
-            await greenlet_spawn(pooled.close)
+        # In a greenlet: a connection beyond the pool's size is closed here, and that awaits.
+        await greenlet_spawn(pooled.close)
         return select.rows(records)
+
+    def _close(self, pooled: PoolProxiedConnection, error: BaseException) -> asyncio.Task[None]:
+        """Close a connection that nobody may have again, and give its place in the pool back."""
+
+        def close() -> None:
+            pooled.invalidate(error)
+            pooled.close()
+
+        task = asyncio.create_task(greenlet_spawn(close))
+        self._closing.add(task)  # asyncio itself would let it be collected before it is done
+        task.add_done_callback(self._closing.discard)
+        return task

@@ -31,6 +31,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # Gunicorn has no types
     CONFIG_KWARGS = {  # noqa: RUF012 - the name and the type are uvicorn_worker's
         **UvicornWorker.CONFIG_KWARGS,
         "timeout_graceful_shutdown": max(1, settings.graceful_timeout - 2),
+        "server_header": False,
     }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -109,9 +109,8 @@ def test_seeding_beside_it_needs_no_setting(local: LocalStack) -> None:
 
 def test_without_a_database_the_api_does_not_start_and_says_why(tmp_path: Path) -> None:
     finished = subprocess.run(
-        [sys.executable, "-m", "gunicorn", "-c", "ops/gunicorn/gunicorn.conf.py"],
-        cwd=ROOT,
-        env={"PATH": "/usr/bin:/bin", "DATA_DIR": str(tmp_path), "METRICS_DIR": str(tmp_path)},
+        [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "ops/gunicorn/gunicorn.conf.py")],
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,

@@ -111,7 +111,7 @@ def test_a_job_that_waits_too_long_for_the_lock_says_so_in_one_line(target: URL,
 def test_a_database_that_cannot_be_reached_is_one_line() -> None:
     job = subprocess.run(
         [sys.executable, "-m", "alembic", "upgrade", "head"],
-        env=os.environ | {"DATABASE_URL": "postgresql+asyncpg://nobody@127.0.0.1:1/none"},
+        env=os.environ | {"MIGRATION_DATABASE_URL": "postgresql+asyncpg://nobody@127.0.0.1:1/none"},
         capture_output=True,
         text=True,
         check=False,

@@ -75,7 +75,7 @@ class LocalStack:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "app.cli", "up"],
-                cwd=ROOT,
+                cwd=self.directory,  # where there is no .env of the developer's
                 env=self.environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -107,7 +107,7 @@ class LocalStack:
 
     def seed(self, *, users: int, posts: int) -> None:
         command = [sys.executable, "-m", "app.cli", "seed", "--users", str(users), "--posts", str(posts)]
-        subprocess.run(command, cwd=ROOT, env=self.environment, check=True, capture_output=True)
+        subprocess.run(command, cwd=self.directory, env=self.environment, check=True, capture_output=True)
 
     def worker_pids(self) -> list[int]:
         [master] = [
@@ -167,7 +167,7 @@ class ComposeStack:
 
     def compose(self, *arguments: str, check: bool = True) -> str:
         finished = subprocess.run(
-            ["docker", "compose", "--project-name", self.name, *arguments],
+            ["docker", "compose", "--env-file", os.devnull, "--project-name", self.name, *arguments],
             cwd=ROOT,
             env=os.environ | self.ports,
             capture_output=True,

@@ -181,12 +181,37 @@ async def test_a_full_pool_says_how_full_it_is(database: Database) -> None:
     assert pool_state(database.engine) == PoolState(size=5, max_overflow=10, idle=5, used=0, waiting=0)
 
 
-async def test_a_cancelled_read_leaves_nothing_behind(database: Database) -> None:
-    reading = asyncio.create_task(database.read.first(SLEEP, seconds=30.0))
-    await sleeping_backend(database)
-    reading.cancel()
+@pytest.mark.parametrize("road", ["read", "write"])
+async def test_a_cancelled_statement_leaves_nothing_behind(database: Database, road: str) -> None:
+    running = asyncio.create_task(run(database, road, SLEEP, seconds=30.0))
+    pid = await sleeping_backend(database)
+    running.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await reading
+        await running
 
+    async def stopped() -> bool:
+        with connect(database.engine.url) as beside:
+            query = "SELECT FROM pg_stat_activity WHERE pid = %s AND state = 'active'"
+            return not beside.execute(query, (pid,)).fetchall()
+
+    await eventually_async(stopped, within=5)
     assert used(database) == 0
-    assert await database.read.first(NOW) is not None
+    assert await run(database, road, NOW) is not None
+
+
+@pytest.mark.parametrize("road", ["read", "write"])
+async def test_a_statement_that_is_cancelled_again_and_again_gives_its_place_in_the_pool_back(
+    database: Database, road: str
+) -> None:
+    """As an anyio cancel scope does it, and Starlette uses those: what cleans up is cancelled, too."""
+    running = asyncio.create_task(run(database, road, SLEEP, seconds=30.0))
+    await sleeping_backend(database)
+    while not running.done():
+        running.cancel()
+        await asyncio.sleep(0)
+
+    async def given_back() -> bool:
+        return used(database) == 0
+
+    await eventually_async(given_back, within=5)
+    assert await run(database, road, NOW) is not None

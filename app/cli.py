@@ -37,6 +37,13 @@ def _parser() -> argparse.ArgumentParser:
     seed.add_argument("--posts", type=_count, default=5_000, metavar="N", help="posts to add (default: %(default)s)")
     seed.set_defaults(run=_seed)
 
+    admin = commands.add_parser(
+        "create-admin", help="create an administrator; the password is asked for, or read from stdin"
+    )
+    admin.add_argument("--email", required=True)
+    admin.add_argument("--name", default="Administrator", help="(default: %(default)s)")
+    admin.set_defaults(run=_create_admin)
+
     settings = commands.add_parser("settings", help="print the table of settings")
     settings.set_defaults(run=_settings)
     return parser
@@ -74,6 +81,36 @@ def _seed(options: argparse.Namespace) -> None:
 
     password = seed(url=load_settings().require_migration_database_url(), users=options.users, posts=options.posts)
     print(f"{options.users} users and {options.posts} posts added; each of these users has the password {password}")
+
+
+def _create_admin(options: argparse.Namespace) -> None:
+    import asyncio
+    import getpass
+
+    from pydantic import ValidationError
+
+    from app.database import Database, make_engine
+    from app.domains.users.schemas import SignUp
+    from app.domains.users.service import create_admin
+    from app.settings import load_settings
+
+    url = load_settings().require_database_url()
+    password = getpass.getpass() if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n")
+    try:
+        data = SignUp(email=options.email, name=options.name, password=password)
+    except ValidationError as error:
+        complaints = "; ".join(f"{complaint['loc'][0]}: {complaint['msg']}" for complaint in error.errors())
+        raise HeadroomError(complaints) from None
+
+    async def create() -> None:
+        engine = make_engine(url=url, application_name="headroom:create-admin", pool_size=1, max_overflow=0)
+        try:
+            await create_admin(Database(engine), data)
+        finally:
+            await engine.dispose()
+
+    asyncio.run(create())
+    print(f"{data.email} is an administrator")
 
 
 def _settings(options: argparse.Namespace) -> None:

@@ -4,6 +4,9 @@ HeadroomError
 ├── ConfigurationError        a setting is missing, malformed or contradicts another one
 ├── MigrationLockTimeout      another migration job held the lock for too long
 ├── DomainError               the request cannot be done; the client can do something about it
+│   ├── NotAuthenticated      it is not known who asks
+│   ├── Forbidden             it is known, and not allowed
+│   ├── TooManyAttempts       it was tried too often
 │   ├── NotFound              the thing that was asked for does not exist
 │   ├── Conflict              it contradicts something that already exists
 │   └── InvalidInput          well-formed, but the database cannot store it
@@ -36,6 +39,30 @@ class DomainError(HeadroomError):
 
     slug: ClassVar[str]
     title: ClassVar[str]
+
+
+class NotAuthenticated(DomainError):
+    slug = "not-authenticated"
+    title = "Not authenticated"
+
+    def __init__(self, message: str = "Sign in first.") -> None:
+        super().__init__(message)
+
+
+class Forbidden(DomainError):
+    slug = "forbidden"
+    title = "Forbidden"
+
+
+class TooManyAttempts(DomainError):
+    """`retry_after`, in seconds, is when the next one is let through."""
+
+    slug = "too-many-attempts"
+    title = "Too many attempts"
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"Too many attempts. Try again in {retry_after} s.")
+        self.retry_after = retry_after
 
 
 class NotFound(DomainError):

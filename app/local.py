@@ -2,6 +2,7 @@
 the exporter and the API, in one log and under one Ctrl-C."""
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -57,6 +58,8 @@ def up() -> None:
     # Until the programs run, each of the signals ends this function the way Ctrl-C does.
     for number in STOP_SIGNALS:
         signal.signal(number, _interrupt)
+    if settings.secret_key is None:
+        os.environ["SECRET_KEY"] = _own_secret_key(settings.data_dir)
     with suppress(KeyboardInterrupt), _database(settings):
         _migrate()
         _run_programs(settings)
@@ -73,6 +76,16 @@ def _require_free(variable: str, host: str, port: int) -> None:
         raise ConfigurationError(
             f"{variable}: cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}"
         ) from error
+
+
+def _own_secret_key(data_dir: Path) -> str:
+    """A key of this machine's own, made once: a restart signs nobody out."""
+    file = data_dir / "secret-key"
+    if not file.exists():
+        data_dir.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=0o600)
+        file.write_text(secrets.token_hex(32), encoding="utf-8")
+    return file.read_text(encoding="utf-8")
 
 
 @contextmanager

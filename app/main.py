@@ -5,16 +5,34 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from app import health, registry
 from app.database import Database, make_engine
 from app.database.pool import pool_state
+from app.domains.auth.service import Authenticator, SignIn, SignInLimits
+from app.domains.auth.tokens import Tokens
 from app.errors import DatabaseUnavailable, InvalidInput, PoolExhausted, StatementTimeout
 from app.observability import pool_metrics, replica
 from app.settings import Settings, load_settings
 from app.web.deps import refuse_commit_after_answer
-from app.web.middleware import BodyLimitMiddleware, RequestMiddleware
+from app.web.middleware import BodyLimitMiddleware, RequestMiddleware, SecurityHeadersMiddleware
+from app.web.pagination import Cursors
 from app.web.problems import document_problems, install_problem_handlers, problem_responses
+
+
+def introduce(app: FastAPI, database: Database, settings: Settings) -> None:
+    """Give the application what its routes find in `app.state`."""
+    tokens = Tokens(settings.require_secret_key(), settings.access_token_seconds)
+    limits = SignInLimits(
+        per_account=settings.sign_in_account_limit,
+        per_address=settings.sign_in_address_limit,
+        window_seconds=settings.sign_in_window,
+    )
+    app.state.database = database
+    app.state.sign_in = SignIn(database, tokens, limits)
+    app.state.authenticate = Authenticator(database, tokens)
+    app.state.cursors = Cursors(settings.require_secret_key())
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -24,6 +42,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """
     settings = settings or load_settings()
     database_url = settings.require_database_url()
+    settings.require_secret_key()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -42,7 +61,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             if state := pool_state(engine):
                 pool_metrics.publish("api", state)
 
-        app.state.database = Database(engine)
+        introduce(app, Database(engine), settings)
         try:
             with replica.Heartbeat(publish):
                 yield
@@ -56,6 +75,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
+    app.add_middleware(SecurityHeadersMiddleware)
+    if settings.cors_allow_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_allow_origins,
+            allow_methods=["GET", "POST", "PATCH", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
+            expose_headers=["Location", "Retry-After", "X-Request-ID"],
+        )
     app.add_middleware(RequestMiddleware)  # added last: outermost
     install_problem_handlers(app)
     app.include_router(health.router)

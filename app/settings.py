@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, ValidationError
+from pydantic import BeforeValidator, Field, PlainValidator, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
@@ -38,6 +39,11 @@ def _database_url(value: object) -> URL:
 
 
 DatabaseURL = Annotated[URL, PlainValidator(_database_url)]
+CommaSeparated = Annotated[
+    tuple[str, ...],
+    NoDecode,
+    BeforeValidator(lambda value: value.replace(",", " ").split() if isinstance(value, str) else value),
+]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -65,6 +71,26 @@ class Settings(BaseSettings):
     )
     migration_lock_timeout: float = Field(
         default=300.0, ge=0, description="Seconds a migration job waits for another one to finish."
+    )
+    secret_key: str | None = Field(
+        default=None,
+        min_length=32,
+        description="Signs access tokens and cursors; at least 32 characters (`openssl rand -hex 32`).",
+        json_schema_extra={"secret": True},
+        repr=False,
+    )
+    access_token_seconds: int = Field(default=1800, ge=1, description="Seconds for which a sign-in is good.")
+    sign_in_account_limit: int = Field(
+        default=10, ge=1, description="Failed sign-ins per account within `SIGN_IN_WINDOW`; further ones get 429."
+    )
+    sign_in_address_limit: int = Field(default=100, ge=1, description="The same per client address.")
+    sign_in_window: int = Field(default=900, ge=1, description="Seconds after which failed sign-ins are forgotten.")
+    cors_allow_origins: CommaSeparated = Field(
+        default=(), description="Origins, separated by commas, whose pages may call the API. Default: none."
+    )
+    forwarded_allow_ips: CommaSeparated = Field(
+        default=(),
+        description="Proxies, separated by commas, whose `X-Forwarded-*` headers are believed. Default: none.",
     )
     web_concurrency: int = Field(default=4, ge=1, description="API workers (processes) of one replica.")
     db_pool_size: int = Field(default=5, ge=1, description="Connections a worker keeps open.")
@@ -110,6 +136,12 @@ class Settings(BaseSettings):
         except FileNotFoundError:
             example = "postgresql+asyncpg://user:password@host/database"
             raise ConfigurationError(f"DATABASE_URL: must be set, e.g. {example} (or start `make run`)") from None
+
+    def require_secret_key(self) -> str:
+        """What signs tokens. Raises ConfigurationError where it is not set."""
+        if self.secret_key is None:
+            raise ConfigurationError("SECRET_KEY: must be set, e.g. to the output of `openssl rand -hex 32`")
+        return self.secret_key
 
     def require_migration_database_url(self) -> URL:
         """The database to migrate. Raises ConfigurationError where there is none."""
@@ -178,7 +210,7 @@ def settings_table() -> str:
     """The README's table of settings, in Markdown."""
     rows = ["| variable | default | meaning |", "| --- | --- | --- |"]
     for name, field in Settings.model_fields.items():
-        known = field.default_factory is None and field.default is not None
+        known = field.default_factory is None and field.default not in (None, ())
         default = (
             f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`" if known else ""
         )

@@ -5,7 +5,7 @@ repositories flush. The read road has no transaction and no entities: it takes a
 statement runs. A read that must see a snapshot across statements, or its own writes, belongs on the write road.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ class Row(Protocol):
     """A row of the read road: columns by the name they have in the SELECT, whichever the driver."""
 
     def __getitem__(self, column: str, /) -> Any: ...
+    def keys(self) -> Iterable[str]: ...
 
 
 class WriteSession(AsyncSession):

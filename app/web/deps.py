@@ -23,10 +23,17 @@ async def get_read_db(request: Request) -> ReadSession:
     return database.read
 
 
+async def get_database(request: Request) -> Database:
+    """Both roads, for a route that decides itself when a transaction begins and ends."""
+    database: Database = request.app.state.database
+    return database
+
+
 # scope="function" ends the dependency, and so the transaction, when the route's function returns. With the default
 # scope FastAPI 0.165 ends it after the answer has been sent: a commit that fails would have been answered with 201.
 WriteDb = Annotated[WriteSession, Depends(get_db, scope="function")]
 ReadDb = Annotated[ReadSession, Depends(get_read_db)]
+Roads = Annotated[Database, Depends(get_database)]
 
 
 def refuse_commit_after_answer(app: FastAPI) -> None:

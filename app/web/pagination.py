@@ -1,40 +1,156 @@
-"""Pages: what a list asks for and what it answers."""
+"""Pages: what a list asks for, what it answers, and the cursor that leads from one page to the next."""
 
-from collections.abc import Sequence
-from typing import Annotated, Generic, Self, TypeVar
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Annotated, Any, Generic, Self, TypeVar
 
-from fastapi import Query
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import Depends, Request
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.web.types import BIGINT_MAX
+from app.database.listing import Listing, like_pattern
+from app.database.session import ReadSession, Row
+from app.errors import InvalidInput
+from app.web.types import BIGINT_MAX, NoNul
+
+Item = TypeVar("Item")
 
 
-class OffsetParams(BaseModel):
-    """`?offset=&limit=`. Any other parameter is refused: ignoring a filter would answer another question."""
+class ListParams(BaseModel):
+    """What every list takes. A list derives its own, with `sort` and its filters.
+
+    Any other parameter is refused: ignoring a filter would answer another question.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
-    offset: int = Field(default=0, ge=0, le=BIGINT_MAX, description="Items to skip.")
+    q: Annotated[str, NoNul] | None = Field(
+        default=None, max_length=100, description="Text to search for, whatever its case."
+    )
+    sort: str
+    offset: int | None = Field(default=None, ge=0, le=BIGINT_MAX, description="Items to skip; 0 if not given.")
     limit: int = Field(default=20, ge=1, le=100, description="Items to return at most.")
+    cursor: str | None = Field(
+        default=None,
+        max_length=2_000,
+        description="Pages by cursor, which are not counted and cost the same at any depth: empty for the first one, "
+        "then the `next_cursor` of the page before, with the other parameters unchanged.",
+    )
 
+    @model_validator(mode="after")
+    def _one_way_to_page(self) -> Self:
+        if self.offset is not None and self.cursor is not None:
+            raise ValueError("offset and cursor exclude each other")
+        return self
 
-OffsetQuery = Annotated[OffsetParams, Query()]
-
-
-Item = TypeVar("Item")
+    def filters(self) -> dict[str, Any]:
+        """The filters that were given, by name, as their statements want them."""
+        ours = {"q", *(type(self).model_fields.keys() - ListParams.model_fields.keys())}
+        given = {name: getattr(self, name) for name in sorted(ours) if getattr(self, name) not in (None, "")}
+        return given | ({"q": like_pattern(given["q"])} if "q" in given else {})
 
 
 class Page(BaseModel, Generic[Item]):
     """One page of a list."""
 
     items: Sequence[Item]
-    total: int | None = Field(description="Items in all; null where they are not counted.")
-    offset: int | None = Field(description="Items before this page; null where it is not known.")
+    total: int | None = Field(description="Items in all; null in a page by cursor, which does not count them.")
+    offset: int | None = Field(description="Items before this page; null in a page by cursor.")
     limit: int
     has_more: bool
-    next_cursor: str | None = Field(default=None, description="Where the next page starts; null in a page by offset.")
+    next_cursor: str | None = Field(description="Where the next page starts; null on the last one, and by offset.")
 
-    @classmethod
-    def by_offset(cls, items: Sequence[Item], *, total: int, params: OffsetParams) -> Self:
-        has_more = params.offset + len(items) < total
-        return cls(items=items, total=total, offset=params.offset, limit=params.limit, has_more=has_more)
+
+class InvalidCursor(InvalidInput):
+    def __init__(self) -> None:
+        super().__init__("cursor: is none that this list has given out for these parameters")
+
+
+class Cursors:
+    """Makes and reads cursors. A cursor is signed, for one list with one order and one set of filters."""
+
+    def __init__(self, secret_key: str) -> None:
+        self._key = hashlib.sha256(b"cursor:" + secret_key.encode()).digest()
+
+    def write(self, context: object, value: object, key: int) -> str:
+        kind, value = ("time", value.isoformat()) if isinstance(value, datetime) else ("plain", value)
+        payload = json.dumps([kind, value, key], separators=(",", ":")).encode()
+        return base64.urlsafe_b64encode(self._sign(context, payload) + payload).decode().rstrip("=")
+
+    def read(self, cursor: str, context: object) -> tuple[object, int]:
+        """The sort column's value and the key that `write` was given. Raises InvalidCursor."""
+        try:
+            raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        except (binascii.Error, ValueError):
+            raise InvalidCursor from None
+        signature, payload = raw[:16], raw[16:]
+        if not hmac.compare_digest(signature, self._sign(context, payload)):
+            raise InvalidCursor
+        kind, value, key = json.loads(payload)
+        return (datetime.fromisoformat(value) if kind == "time" else value), key
+
+    def _sign(self, context: object, payload: bytes) -> bytes:
+        message = json.dumps(context).encode() + b"\0" + payload
+        return hmac.digest(self._key, message, "sha256")[:16]
+
+
+async def _cursors(request: Request) -> Cursors:
+    cursors: Cursors = request.app.state.cursors
+    return cursors
+
+
+CursorCodec = Annotated[Cursors, Depends(_cursors)]
+
+
+async def read_page(
+    session: ReadSession,
+    listing: Listing,
+    params: ListParams,
+    *,
+    cursors: Cursors,
+    make: Callable[[Row], Item],
+    also: Mapping[str, Any] | None = None,
+) -> Page[Item]:
+    """The page of `listing` that `params` asks for. `also` are filters that do not come from the query string.
+
+    Raises InvalidCursor.
+    """
+    filters = params.filters() | dict(also or {})
+    names = frozenset(filters)
+    if params.cursor is None:
+        offset = params.offset or 0
+        counted = await session.first(listing.count(names), **filters)
+        total = counted["total"] if counted else 0
+        rows = await session.all(listing.by_offset(params.sort, names), offset=offset, limit=params.limit, **filters)
+        return Page(
+            items=[make(row) for row in rows],
+            total=total,
+            offset=offset,
+            limit=params.limit,
+            has_more=offset + len(rows) < total,
+            next_cursor=None,
+        )
+
+    context = [listing.name, params.sort, filters]
+    one_more = params.limit + 1  # than the page has: whether it is there tells if there is a next page
+    if params.cursor == "":
+        rows = await session.all(listing.first(params.sort, names), limit=one_more, **filters)
+    else:
+        value, key = cursors.read(params.cursor, context)
+        after = {"after_key": key} if listing.sorts_by_key(params.sort) else {"after_key": key, "after_value": value}
+        rows = await session.all(listing.after(params.sort, names), limit=one_more, **after, **filters)
+    page, has_more = rows[: params.limit], len(rows) > params.limit
+    return Page(
+        items=[make(row) for row in page],
+        total=None,
+        offset=None,
+        limit=params.limit,
+        has_more=has_more,
+        next_cursor=cursors.write(context, page[-1][params.sort.removeprefix("-")], page[-1]["id"])
+        if has_more
+        else None,
+    )

@@ -12,16 +12,28 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import Scope
 
-from app.errors import Conflict, DomainError, InvalidInput, NotFound, TransientDatabaseError
+from app.errors import (
+    Conflict,
+    DomainError,
+    Forbidden,
+    InvalidInput,
+    NotAuthenticated,
+    NotFound,
+    TooManyAttempts,
+    TransientDatabaseError,
+)
 from app.observability.logging import request_id
 
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 _STATUS: tuple[tuple[type[Exception], int], ...] = (
+    (NotAuthenticated, 401),
+    (Forbidden, 403),
     (NotFound, 404),
     (Conflict, 409),
     (InvalidInput, 422),
+    (TooManyAttempts, 429),
     (TransientDatabaseError, 503),
 )
 # RFC 9110's name; Python 3.11 still has the one before it, and a slug must not depend on that.
@@ -132,7 +144,19 @@ def document_problems(app: FastAPI) -> None:
 
 async def _domain_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, DomainError)
-    return problem(request.scope, status=_status_of(type(error)), slug=error.slug, title=error.title, detail=str(error))
+    headers = {}
+    if isinstance(error, NotAuthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, TooManyAttempts):
+        headers["Retry-After"] = str(error.retry_after)
+    return problem(
+        request.scope,
+        status=_status_of(type(error)),
+        slug=error.slug,
+        title=error.title,
+        detail=str(error),
+        headers=headers,
+    )
 
 
 async def _transient_database_error(request: Request, error: Exception) -> JSONResponse:

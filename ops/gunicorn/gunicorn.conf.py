@@ -14,6 +14,7 @@ from app.settings import load_settings
 try:
     settings = load_settings()
     settings.require_database_url()
+    settings.require_secret_key()
 except ConfigurationError as error:
     sys.exit(f"headroom: {error}")
 
@@ -32,6 +33,9 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # Gunicorn has no types
         **UvicornWorker.CONFIG_KWARGS,
         "timeout_graceful_shutdown": max(1, settings.graceful_timeout - 2),
         "server_header": False,
+        # Whoever is believed can claim any address, and addresses are what failed sign-ins are counted by.
+        "proxy_headers": bool(settings.forwarded_allow_ips),
+        "forwarded_allow_ips": list(settings.forwarded_allow_ips),
     }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -13,6 +13,8 @@ from app.main import create_app
 from app.settings import Settings
 from tests.support.postgres import Server, run_postgres
 
+SECRET_KEY = "for tests only, for tests only, for tests only"
+
 
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
@@ -69,7 +71,11 @@ def database(engine: AsyncEngine) -> Database:
 @pytest.fixture
 async def app(database_url: URL) -> AsyncIterator[FastAPI]:
     """The application as it is deployed, its lifespan running; the test may add routes."""
-    app = create_app(Settings(database_url=database_url, db_pool_size=2, db_max_overflow=1, db_pool_timeout=0.5))
+    app = create_app(
+        Settings(
+            database_url=database_url, secret_key=SECRET_KEY, db_pool_size=2, db_max_overflow=1, db_pool_timeout=0.5
+        )
+    )
     async with app.router.lifespan_context(app):
         yield app
 

@@ -11,6 +11,7 @@ from sqlalchemy import URL
 
 from app.main import create_app
 from app.settings import Settings
+from tests.integration.conftest import SECRET_KEY
 from tests.support.proxy import Proxy
 
 
@@ -23,7 +24,7 @@ async def proxy(database_url: URL) -> AsyncIterator[Proxy]:
 @pytest.fixture
 async def client(proxy: Proxy) -> AsyncIterator[AsyncClient]:
     """An API whose way to the database leads through the proxy."""
-    app: FastAPI = create_app(Settings(database_url=proxy.url, db_pool_timeout=30))
+    app: FastAPI = create_app(Settings(database_url=proxy.url, secret_key=SECRET_KEY, db_pool_timeout=30))
     async with (
         app.router.lifespan_context(app),
         AsyncClient(transport=ASGITransport(app), base_url="http://test") as client,

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, async_sessionma
 
 from app import registry
 from app.database import Base, Database, WriteSession, make_engine
-from app.main import create_app
+from app.main import create_app, introduce
 from app.settings import Settings
 
 SQLITE = make_url("sqlite+aiosqlite://")
@@ -64,8 +64,9 @@ async def database(engine: AsyncEngine) -> AsyncIterator[Database]:
 @pytest.fixture
 def app(database: Database) -> FastAPI:
     """The application on the test's transaction. Its lifespan, which would open a database, does not run."""
-    app = create_app(Settings(database_url=SQLITE))
-    app.state.database = database
+    settings = Settings(database_url=SQLITE, secret_key="for tests only, for tests only, for tests only")
+    app = create_app(settings)
+    introduce(app, database, settings)
     return app
 
 

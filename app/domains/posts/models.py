@@ -17,7 +17,8 @@ class Post(TimestampMixin, Base):
     author: Mapped[User] = relationship(lazy="raise")
 
     __table_args__ = (
-        # The two lists, newest first; the id settles ties. The second one serves the foreign key as well.
+        # What the lists can be sorted by; the id settles ties. The last one serves the foreign key as well.
         Index(None, "created_at", "id"),
+        Index(None, "title", "id"),
         Index(None, "author_id", "created_at", "id"),
     )

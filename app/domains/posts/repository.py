@@ -1,12 +1,16 @@
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import bindparam, select
+from sqlalchemy.orm import joinedload
 
-from app.database import ReadSession
+from app.database import ReadSession, WriteSession
+from app.database.integrity import violations
+from app.database.listing import Listing, contains
 from app.domains.posts.errors import PostNotFound
 from app.domains.posts.models import Post
-from app.domains.posts.schemas import PostRead
+from app.domains.posts.schemas import PostListParams, PostRead, PostsOfUserParams
 from app.domains.users.errors import UserNotFound
 from app.domains.users.models import User
-from app.web.pagination import OffsetParams, Page
+from app.errors import NotAuthenticated
+from app.web.pagination import Cursors, Page, read_page
 
 _POSTS = select(
     Post.id,
@@ -17,14 +21,18 @@ _POSTS = select(
     Post.created_at,
     Post.updated_at,
 ).join(Post.author)
-_BY_ID = _POSTS.where(Post.id == bindparam("post_id"))
-_NEWEST = _POSTS.order_by(Post.created_at.desc(), Post.id.desc()).offset(bindparam("offset")).limit(bindparam("limit"))
-_NEWEST_OF_AUTHOR = _NEWEST.where(Post.author_id == bindparam("author_id"))
-_COUNT = select(func.count().label("total")).select_from(Post)
-# No row for an unknown author, a row with 0 for one who has not written yet.
-_COUNT_OF_AUTHOR = select(
-    select(func.count()).where(Post.author_id == User.id).correlate(User).scalar_subquery().label("total")
-).where(User.id == bindparam("author_id"))
+_BY_ID = _POSTS.where(Post.id == bindparam("post_id", type_=Post.id.type))
+_AUTHOR = select(User.id).where(User.id == bindparam("user_id", type_=User.id.type))
+_LIST = Listing(
+    "posts",
+    _POSTS,
+    key=Post.id,
+    sorts={"created_at": Post.created_at, "title": Post.title, "id": Post.id},
+    filters={
+        "q": contains("q", Post.title, Post.content),
+        "author_id": Post.author_id == bindparam("author_id", type_=Post.author_id.type),
+    },
+)
 
 
 class PostReader:
@@ -38,18 +46,43 @@ class PostReader:
             raise PostNotFound(post_id)
         return PostRead.from_row(row)
 
-    async def page(self, params: OffsetParams) -> Page[PostRead]:
-        """Newest first."""
-        counted = await self._session.first(_COUNT)
-        rows = await self._session.all(_NEWEST, offset=params.offset, limit=params.limit)
-        return Page[PostRead].by_offset(
-            [PostRead.from_row(row) for row in rows], total=counted["total"] if counted else 0, params=params
+    async def page(self, params: PostListParams, cursors: Cursors) -> Page[PostRead]:
+        """Raises InvalidCursor."""
+        return await read_page(self._session, _LIST, params, cursors=cursors, make=PostRead.from_row)
+
+    async def page_of_author(self, author_id: int, params: PostsOfUserParams, cursors: Cursors) -> Page[PostRead]:
+        """Raises UserNotFound, InvalidCursor."""
+        if await self._session.first(_AUTHOR, user_id=author_id) is None:
+            raise UserNotFound(author_id)
+        return await read_page(
+            self._session, _LIST, params, cursors=cursors, make=PostRead.from_row, also={"author_id": author_id}
         )
 
-    async def page_of_author(self, author_id: int, params: OffsetParams) -> Page[PostRead]:
-        """Newest first. Raises UserNotFound."""
-        counted = await self._session.first(_COUNT_OF_AUTHOR, author_id=author_id)
-        if counted is None:
-            raise UserNotFound(author_id)
-        rows = await self._session.all(_NEWEST_OF_AUTHOR, author_id=author_id, offset=params.offset, limit=params.limit)
-        return Page[PostRead].by_offset([PostRead.from_row(row) for row in rows], total=counted["total"], params=params)
+
+class PostRepository:
+    def __init__(self, session: WriteSession) -> None:
+        self._session = session
+
+    async def add(self, post: Post) -> None:
+        """Raises NotAuthenticated where the author was deleted meanwhile."""
+        self._session.add(post)
+        with violations({"fk_posts_author_id_users": NotAuthenticated()}):
+            await self._session.flush()
+
+    async def get(self, post_id: int) -> Post:
+        """The post with its author, locked until the transaction ends. Raises PostNotFound."""
+        post = await self._session.scalar(
+            select(Post)
+            .where(Post.id == post_id)
+            .options(joinedload(Post.author, innerjoin=True))
+            .with_for_update(of=Post)
+        )
+        if post is None:
+            raise PostNotFound(post_id)
+        return post
+
+    async def flush(self) -> None:
+        await self._session.flush()
+
+    async def delete(self, post: Post) -> None:
+        await self._session.delete(post)

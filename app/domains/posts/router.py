@@ -1,21 +1,33 @@
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
 
 from app.domains.posts.errors import PostNotFound
 from app.domains.posts.repository import PostReader
-from app.domains.posts.schemas import PostRead
+from app.domains.posts.schemas import PostCreate, PostListParams, PostPatch, PostRead, PostsOfUserParams
+from app.domains.posts.service import change_post, delete_post, write_post
 from app.domains.users.errors import UserNotFound
-from app.web.deps import ReadDb
-from app.web.pagination import OffsetQuery, Page
+from app.errors import Forbidden, NotAuthenticated
+from app.web.auth import SignedIn
+from app.web.deps import ReadDb, WriteDb
+from app.web.pagination import CursorCodec, Page
 from app.web.problems import problem_responses
 from app.web.types import Id
 
 router = APIRouter(tags=["posts"])
 
 
+@router.post("/posts", status_code=201, responses=problem_responses(NotAuthenticated))
+async def create_post(data: PostCreate, db: WriteDb, principal: SignedIn, response: Response) -> PostRead:
+    """For anyone who is signed in, who becomes its author."""
+    post = await write_post(db, data, principal)
+    response.headers["Location"] = f"/posts/{post.id}"
+    return post
+
+
 @router.get("/posts")
-async def list_posts(params: OffsetQuery, db: ReadDb) -> Page[PostRead]:
-    """Newest first."""
-    return await PostReader(db).page(params)
+async def list_posts(params: Annotated[PostListParams, Query()], db: ReadDb, cursors: CursorCodec) -> Page[PostRead]:
+    return await PostReader(db).page(params, cursors)
 
 
 @router.get("/posts/{post_id}", responses=problem_responses(PostNotFound))
@@ -23,7 +35,22 @@ async def get_post(post_id: Id, db: ReadDb) -> PostRead:
     return await PostReader(db).get(post_id)
 
 
+@router.patch("/posts/{post_id}", responses=problem_responses(NotAuthenticated, Forbidden, PostNotFound))
+async def update_post(post_id: Id, patch: PostPatch, db: WriteDb, principal: SignedIn) -> PostRead:
+    """For the author, and administrators."""
+    return PostRead.model_validate(await change_post(db, post_id, patch, principal))
+
+
+@router.delete(
+    "/posts/{post_id}", status_code=204, responses=problem_responses(NotAuthenticated, Forbidden, PostNotFound)
+)
+async def remove_post(post_id: Id, db: WriteDb, principal: SignedIn) -> None:
+    """For the author, and administrators."""
+    await delete_post(db, post_id, principal)
+
+
 @router.get("/users/{user_id}/posts", responses=problem_responses(UserNotFound))
-async def list_posts_of_user(user_id: Id, params: OffsetQuery, db: ReadDb) -> Page[PostRead]:
-    """Newest first."""
-    return await PostReader(db).page_of_author(user_id, params)
+async def list_posts_of_user(
+    user_id: Id, params: Annotated[PostsOfUserParams, Query()], db: ReadDb, cursors: CursorCodec
+) -> Page[PostRead]:
+    return await PostReader(db).page_of_author(user_id, params, cursors)

@@ -1,17 +1,49 @@
 from datetime import datetime
-from typing import Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.database.session import Row
+from app.web.pagination import ListParams
+from app.web.types import BIGINT_MAX, NOT_SENT, NoNul, Patch
+
+Title = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), NoNul]
+Content = Annotated[str, StringConstraints(min_length=1, max_length=100_000), NoNul]
+
+
+class PostCreate(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    title: Title
+    content: Content
+
+
+class PostPatch(Patch):
+    title: Title = NOT_SENT
+    content: Content = NOT_SENT
+
+
+class PostsOfUserParams(ListParams):
+    q: Annotated[str, NoNul] | None = Field(
+        default=None, max_length=100, description="Text to search for in titles and contents, whatever its case."
+    )
+    sort: Literal["created_at", "-created_at", "title", "-title", "id", "-id"] = "-created_at"
+
+
+class PostListParams(PostsOfUserParams):
+    author_id: int | None = Field(default=None, ge=1, le=BIGINT_MAX)
 
 
 class Author(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
     id: int
     name: str
 
 
 class PostRead(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
     id: int
     title: str
     content: str

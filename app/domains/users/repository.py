@@ -1,12 +1,40 @@
-from sqlalchemy import bindparam, select
+from typing import NamedTuple
+
+from sqlalchemy import bindparam, func, select, update
 
 from app.database import ReadSession, WriteSession
 from app.database.integrity import violations
+from app.database.listing import Listing, contains
 from app.domains.users.errors import EmailTaken, UserNotFound
 from app.domains.users.models import User
-from app.domains.users.schemas import PublicUser
+from app.domains.users.schemas import OwnUser, PublicUser, UserListParams
+from app.web.auth import Principal
+from app.web.pagination import Cursors, Page, read_page
 
-_BY_ID = select(User.id, User.name, User.created_at).where(User.id == bindparam("user_id"))
+_BY_ID = bindparam("user_id", type_=User.id.type)
+_PUBLIC = select(User.id, User.name, User.created_at).where(User.id == _BY_ID)
+_OWN_COLUMNS = select(User.id, User.email, User.name, User.is_active, User.is_admin, User.created_at, User.updated_at)
+_OWN = _OWN_COLUMNS.where(User.id == _BY_ID)
+_PRINCIPAL = select(User.id, User.name, User.is_admin).where(User.id == _BY_ID, User.is_active)
+_CREDENTIALS = select(User.id, User.password_hash, User.is_active).where(
+    func.lower(User.email) == func.lower(bindparam("email", type_=User.email.type))
+)
+_LIST = Listing(
+    "users",
+    _OWN_COLUMNS,
+    key=User.id,
+    sorts={"created_at": User.created_at, "name": User.name, "email": User.email, "id": User.id},
+    filters={
+        "q": contains("q", User.name, User.email),
+        "is_active": User.is_active == bindparam("is_active", type_=User.is_active.type),
+    },
+)
+
+
+class Credentials(NamedTuple):
+    id: int
+    password_hash: str
+    is_active: bool
 
 
 class UserReader:
@@ -15,10 +43,32 @@ class UserReader:
 
     async def get(self, user_id: int) -> PublicUser:
         """Raises UserNotFound."""
-        row = await self._session.first(_BY_ID, user_id=user_id)
+        row = await self._session.first(_PUBLIC, user_id=user_id)
         if row is None:
             raise UserNotFound(user_id)
         return PublicUser(id=row["id"], name=row["name"], created_at=row["created_at"])
+
+    async def get_own(self, user_id: int) -> OwnUser:
+        """Raises UserNotFound."""
+        row = await self._session.first(_OWN, user_id=user_id)
+        if row is None:
+            raise UserNotFound(user_id)
+        return OwnUser.model_validate(dict(row))
+
+    async def page(self, params: UserListParams, cursors: Cursors) -> Page[OwnUser]:
+        """Raises InvalidCursor."""
+        return await read_page(
+            self._session, _LIST, params, cursors=cursors, make=lambda row: OwnUser.model_validate(dict(row))
+        )
+
+    async def principal(self, user_id: int) -> Principal | None:
+        """None for a user who does not exist or is not active."""
+        row = await self._session.first(_PRINCIPAL, user_id=user_id)
+        return Principal(id=row["id"], name=row["name"], is_admin=row["is_admin"]) if row else None
+
+    async def credentials(self, email: str) -> Credentials | None:
+        row = await self._session.first(_CREDENTIALS, email=email)
+        return Credentials(row["id"], row["password_hash"], row["is_active"]) if row else None
 
 
 class UserRepository:
@@ -28,5 +78,26 @@ class UserRepository:
     async def add(self, user: User) -> None:
         """Raises EmailTaken."""
         self._session.add(user)
+        await self.flush(user)
+
+    async def get(self, user_id: int) -> User:
+        """The user, locked until the transaction ends. Raises UserNotFound."""
+        user = await self._session.get(User, user_id, with_for_update=True)
+        if user is None:
+            raise UserNotFound(user_id)
+        return user
+
+    async def flush(self, user: User) -> None:
+        """Write what has changed. Raises EmailTaken."""
         with violations({"uq_users_email": EmailTaken(user.email)}):
             await self._session.flush()
+
+    async def delete(self, user: User) -> None:
+        """Their posts go with them: the database's ON DELETE CASCADE."""
+        await self._session.delete(user)
+
+    async def replace_hash(self, user_id: int, *, old: str, new: str) -> None:
+        """Unless the password was changed meanwhile."""
+        await self._session.execute(
+            update(User).where(User.id == user_id, User.password_hash == old).values(password_hash=new)
+        )

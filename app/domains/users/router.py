@@ -1,10 +1,15 @@
-from fastapi import APIRouter, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
 
 from app.domains.users.errors import EmailTaken, UserNotFound
 from app.domains.users.repository import UserReader
-from app.domains.users.schemas import OwnUser, PublicUser, SignUp
-from app.domains.users.service import sign_up
+from app.domains.users.schemas import OwnUser, PublicUser, SignUp, UserListParams, UserPatch
+from app.domains.users.service import change_user, delete_user, sign_up
+from app.errors import Forbidden, NotAuthenticated
+from app.web.auth import SignedIn
 from app.web.deps import ReadDb, WriteDb
+from app.web.pagination import CursorCodec, Page
 from app.web.problems import problem_responses
 from app.web.types import Id
 
@@ -19,6 +24,32 @@ async def create_user(data: SignUp, db: WriteDb, response: Response) -> OwnUser:
     return OwnUser.model_validate(user)
 
 
+@router.get("", responses=problem_responses(NotAuthenticated, Forbidden))
+async def list_users(
+    params: Annotated[UserListParams, Query()], db: ReadDb, cursors: CursorCodec, principal: SignedIn
+) -> Page[OwnUser]:
+    """For administrators."""
+    principal.require_admin()
+    return await UserReader(db).page(params, cursors)
+
+
+@router.get("/me", responses=problem_responses(NotAuthenticated))
+async def get_me(db: ReadDb, principal: SignedIn) -> OwnUser:
+    return await UserReader(db).get_own(principal.id)
+
+
 @router.get("/{user_id}", responses=problem_responses(UserNotFound))
 async def get_user(user_id: Id, db: ReadDb) -> PublicUser:
     return await UserReader(db).get(user_id)
+
+
+@router.patch("/{user_id}", responses=problem_responses(NotAuthenticated, Forbidden, UserNotFound, EmailTaken))
+async def update_user(user_id: Id, patch: UserPatch, db: WriteDb, principal: SignedIn) -> OwnUser:
+    """For the user, and administrators."""
+    return OwnUser.model_validate(await change_user(db, user_id, patch, principal))
+
+
+@router.delete("/{user_id}", status_code=204, responses=problem_responses(NotAuthenticated, Forbidden, UserNotFound))
+async def remove_user(user_id: Id, db: WriteDb, principal: SignedIn) -> None:
+    """For the user, and administrators. The user's posts go too."""
+    await delete_user(db, user_id, principal)

@@ -1,14 +1,45 @@
-from app.database import WriteSession
+from app.database import Database, WriteSession
 from app.domains.users.models import User
 from app.domains.users.passwords import hash_password
 from app.domains.users.repository import UserRepository
-from app.domains.users.schemas import SignUp
+from app.domains.users.schemas import SignUp, UserPatch
+from app.errors import Forbidden
+from app.web.auth import Principal
 
 
-async def sign_up(session: WriteSession, data: SignUp) -> User:
+async def sign_up(session: WriteSession, data: SignUp, *, is_admin: bool = False) -> User:
     """Raises EmailTaken."""
     # Before the session's first statement: no connection is held while the password is hashed.
     password_hash = await hash_password(data.password)
-    user = User(email=data.email, name=data.name, password_hash=password_hash)
+    user = User(email=data.email, name=data.name, password_hash=password_hash, is_admin=is_admin)
     await UserRepository(session).add(user)
     return user
+
+
+async def create_admin(database: Database, data: SignUp) -> None:
+    """Raises EmailTaken."""
+    async with database.write() as session:
+        await sign_up(session, data, is_admin=True)
+
+
+async def change_user(session: WriteSession, user_id: int, patch: UserPatch, principal: Principal) -> User:
+    """Raises Forbidden, UserNotFound, EmailTaken."""
+    principal.require_self_or_admin(user_id)
+    changes = patch.changes()
+    if not principal.is_admin and changes.keys() & {"is_active", "is_admin"}:
+        raise Forbidden("Only an administrator may change is_active and is_admin.")
+    if "password" in changes:
+        changes["password_hash"] = await hash_password(changes.pop("password"))
+    users = UserRepository(session)
+    user = await users.get(user_id)
+    for field, value in changes.items():
+        setattr(user, field, value)
+    await users.flush(user)
+    return user
+
+
+async def delete_user(session: WriteSession, user_id: int, principal: Principal) -> None:
+    """Raises Forbidden, UserNotFound."""
+    principal.require_self_or_admin(user_id)
+    users = UserRepository(session)
+    await users.delete(await users.get(user_id))

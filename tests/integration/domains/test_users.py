@@ -22,7 +22,8 @@ async def test_signing_up_answers_with_the_new_user_and_where_it_is(client: Asyn
     assert answer.headers["location"] == f"/users/{body['id']}"
     assert body["email"] == "Ann@example.com"
     assert body["created_at"].endswith("Z")
-    assert set(body) == {"id", "email", "name", "created_at", "updated_at"}
+    assert set(body) == {"id", "email", "name", "is_active", "is_admin", "created_at", "updated_at"}
+    assert (body["is_active"], body["is_admin"]) == (True, False)
 
 
 async def test_anyone_may_read_the_name_but_not_the_address(client: AsyncClient) -> None:

@@ -9,6 +9,7 @@ from app.database import WriteSession
 from app.main import create_app
 from app.settings import Settings
 from app.web.deps import WriteDb, get_db
+from tests.integration.conftest import SECRET_KEY
 from tests.support.postgres import connect
 
 INSERT = text("INSERT INTO users (email, name, password_hash) VALUES ('ann@example.com', 'Ann', 'x') RETURNING id")
@@ -86,7 +87,7 @@ async def test_a_route_that_raises_writes_nothing(app: FastAPI, client: AsyncCli
 
 
 async def test_an_application_that_would_commit_after_the_answer_does_not_start(database_url: URL) -> None:
-    app = create_app(Settings(database_url=database_url))
+    app = create_app(Settings(database_url=database_url, secret_key=SECRET_KEY))
 
     @app.post("/write")
     async def write(db: WriteSession = Depends(get_db)) -> None:  # noqa: B008 - the mistake under test

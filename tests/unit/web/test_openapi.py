@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient
+from openapi_spec_validator import OpenAPIV31SpecValidator
 
 
 @pytest.fixture
@@ -34,12 +35,13 @@ async def test_every_operation_of_a_domain_documents_what_the_platform_answers(d
             assert {"422", "503"} <= set(operation["responses"]), name
 
 
-async def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
-    def references(node: object) -> list[str]:
-        if isinstance(node, dict):
-            return [node["$ref"]] if "$ref" in node else [ref for value in node.values() for ref in references(value)]
-        return [ref for value in node for ref in references(value)] if isinstance(node, list) else []
+def references(node: object) -> list[str]:
+    if isinstance(node, dict):
+        return [node["$ref"]] if "$ref" in node else [ref for value in node.values() for ref in references(value)]
+    return [ref for value in node for ref in references(value)] if isinstance(node, list) else []
 
+
+async def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
     found = set(references(document))
     assert "#/components/schemas/Problem" in found
     for reference in found:
@@ -49,9 +51,26 @@ async def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None
 
 
 async def test_no_answer_has_a_password_in_its_schema(document: dict[str, Any]) -> None:
-    for name, schema in document["components"]["schemas"].items():
-        if name != "SignUp":
-            assert not [field for field in schema.get("properties", {}) if "password" in field], name
+    schemas = document["components"]["schemas"]
+    answered = {ref for _, operation in operations(document) for ref in references(operation["responses"])}
+    while more := {ref for name in answered for ref in references(schemas[name.rpartition("/")[2]])} - answered:
+        answered |= more
+
+    assert "#/components/schemas/OwnUser" in answered
+    for name in answered:
+        fields = schemas[name.rpartition("/")[2]].get("properties", {})
+        assert not [field for field in fields if "password" in field], name
+
+
+async def test_the_document_is_valid_openapi_3_1(document: dict[str, Any]) -> None:
+    assert document["openapi"].startswith("3.1")
+    OpenAPIV31SpecValidator(document).validate()
+
+
+async def test_the_authorize_button_knows_where_to_sign_in(document: dict[str, Any]) -> None:
+    [scheme] = document["components"]["securitySchemes"].values()
+
+    assert scheme["flows"]["password"]["tokenUrl"] == "/auth/token"
 
 
 async def test_the_documentation_is_a_page(app: FastAPI, client: AsyncClient) -> None:

@@ -1,0 +1,24 @@
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.security import OAuth2PasswordRequestForm
+
+from app.domains.auth.errors import InvalidCredentials
+from app.domains.auth.schemas import Token
+from app.domains.auth.service import SignIn
+from app.errors import TooManyAttempts
+from app.web.problems import problem_responses
+
+router = APIRouter(prefix="/auth", tags=["auth"])
+
+
+@router.post("/token", responses=problem_responses(InvalidCredentials, TooManyAttempts))
+async def create_token(
+    form: Annotated[OAuth2PasswordRequestForm, Depends()], request: Request, response: Response
+) -> Token:
+    """Sign in: `username` is the e-mail address."""
+    sign_in: SignIn = request.app.state.sign_in
+    address = request.client.host if request.client else "unknown"
+    token = await sign_in(email=form.username, password=form.password, address=address)
+    response.headers["Cache-Control"] = "no-store"
+    return Token(access_token=token, expires_in=sign_in.seconds)

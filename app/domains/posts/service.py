@@ -1,0 +1,44 @@
+from app.database import WriteSession
+from app.domains.posts.models import Post
+from app.domains.posts.repository import PostRepository
+from app.domains.posts.schemas import Author, PostCreate, PostPatch, PostRead
+from app.errors import Forbidden
+from app.web.auth import Principal
+
+
+async def write_post(session: WriteSession, data: PostCreate, principal: Principal) -> PostRead:
+    """Raises NotAuthenticated where the author was deleted meanwhile."""
+    post = Post(author_id=principal.id, title=data.title, content=data.content)
+    await PostRepository(session).add(post)
+    return PostRead(
+        id=post.id,
+        title=post.title,
+        content=post.content,
+        author=Author(id=principal.id, name=principal.name),
+        created_at=post.created_at,
+        updated_at=post.updated_at,
+    )
+
+
+async def change_post(session: WriteSession, post_id: int, patch: PostPatch, principal: Principal) -> Post:
+    """Raises PostNotFound, Forbidden."""
+    posts = PostRepository(session)
+    post = await posts.get(post_id)
+    _require_author_or_admin(post, principal)
+    for field, value in patch.changes().items():
+        setattr(post, field, value)
+    await posts.flush()
+    return post
+
+
+async def delete_post(session: WriteSession, post_id: int, principal: Principal) -> None:
+    """Raises PostNotFound, Forbidden."""
+    posts = PostRepository(session)
+    post = await posts.get(post_id)
+    _require_author_or_admin(post, principal)
+    await posts.delete(post)
+
+
+def _require_author_or_admin(post: Post, principal: Principal) -> None:
+    if post.author_id != principal.id and not principal.is_admin:
+        raise Forbidden("Only the author or an administrator may do this.")

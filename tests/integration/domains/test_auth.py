@@ -1,0 +1,256 @@
+"""Signing in, on a real PostgreSQL."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+from time import time
+from typing import Any
+
+import jwt
+import pytest
+from argon2 import PasswordHasher
+from fastapi import FastAPI
+from httpx import AsyncClient, Response
+from sqlalchemy import URL
+
+from app.database.pool import pool_state
+from app.domains.auth import service
+from app.domains.auth.service import SignInLimits
+from app.domains.auth.tokens import AUDIENCE, ISSUER
+from tests.integration.conftest import SECRET_KEY
+from tests.support.people import PASSWORD, person, sign_in
+from tests.support.postgres import connect
+
+ANN = {"email": "ann@example.com", "name": "Ann", "password": PASSWORD}
+
+
+def set_limits(app: FastAPI, *, per_account: int = 1000, per_address: int = 1000, window_seconds: int = 900) -> None:
+    app.state.sign_in._limits = SignInLimits(per_account, per_address, window_seconds)
+
+
+def problem(answer: Response) -> tuple[int, str]:
+    assert answer.headers["content-type"] == "application/problem+json"
+    return answer.status_code, answer.json()["type"]
+
+
+async def test_a_token_is_what_the_contract_says_and_opens_what_it_should(client: AsyncClient) -> None:
+    await client.post("/users", json=ANN)
+
+    answer = await sign_in(client, "ANN@example.com")
+
+    assert answer.status_code == 200
+    body = answer.json()
+    assert (body["token_type"], body["expires_in"], set(body)) == (
+        "bearer", 1800, {"access_token", "token_type", "expires_in"}
+    )  # fmt: skip
+    assert answer.headers["cache-control"] == "no-store"
+    me = await client.get("/users/me", headers={"authorization": f"Bearer {body['access_token']}"})
+    assert me.json()["email"] == "ann@example.com"
+
+
+async def test_a_wrong_password_an_unknown_address_and_an_inactive_user_get_the_same_answer(
+    client: AsyncClient, database_url: URL
+) -> None:
+    await client.post("/users", json=ANN)
+    answers = [await sign_in(client, "ann@example.com", "wrong horse"), await sign_in(client, "bob@example.com")]
+    with connect(database_url) as connection:
+        connection.execute("UPDATE users SET is_active = false")
+    answers.append(await sign_in(client, "ann@example.com"))
+
+    for answer in answers:
+        assert problem(answer) == (401, "/problems/invalid-credentials")
+        assert answer.headers["www-authenticate"] == "Bearer"
+    assert len({answer.json()["detail"] for answer in answers}) == 1
+
+
+@pytest.mark.parametrize(
+    "form", [{}, {"username": "ann@example.com"}, {"username": "a", "password": "b", "grant_type": "x"}]
+)
+async def test_a_form_that_is_not_complete_is_422(client: AsyncClient, form: dict[str, str]) -> None:
+    assert problem(await client.post("/auth/token", data=form)) == (422, "/problems/validation-error")
+
+
+@pytest.mark.parametrize("name", ["an\0n", "\ud800".encode("utf-8", "surrogatepass").decode("latin-1"), "x" * 100_000])
+async def test_an_address_that_cannot_exist_is_401(client: AsyncClient, name: str) -> None:
+    assert problem(await sign_in(client, name)) == (401, "/problems/invalid-credentials")
+
+
+FORGERIES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "expired": lambda claims: jwt.encode(claims | {"exp": int(time()) - 1}, SECRET_KEY, "HS256"),
+    "of another key": lambda claims: jwt.encode(claims, "x" * 64, "HS256"),
+    "of another algorithm": lambda claims: jwt.encode(claims, SECRET_KEY + "x" * 32, "HS512"),
+    "of no algorithm": lambda claims: jwt.encode(claims, None, "none"),
+    "for another audience": lambda claims: jwt.encode(claims | {"aud": "other"}, SECRET_KEY, "HS256"),
+    "of another issuer": lambda claims: jwt.encode(claims | {"iss": "other"}, SECRET_KEY, "HS256"),
+    "of nobody": lambda claims: jwt.encode(claims | {"sub": "ann"}, SECRET_KEY, "HS256"),
+    "of a number beyond bigint": lambda claims: jwt.encode(claims | {"sub": str(2**63)}, SECRET_KEY, "HS256"),
+    "of five thousand digits": lambda claims: jwt.encode(claims | {"sub": "9" * 5000}, SECRET_KEY, "HS256"),
+    "without an end": lambda claims: jwt.encode({k: v for k, v in claims.items() if k != "exp"}, SECRET_KEY, "HS256"),
+    "that is none": lambda claims: "none",
+    "of odd characters": lambda claims: "\u00e9.\u00e9.\u00e9",
+}
+
+
+@pytest.mark.parametrize("forge", FORGERIES.values(), ids=FORGERIES.keys())
+async def test_a_token_that_is_not_good_is_401(
+    client: AsyncClient, database_url: URL, forge: Callable[[dict[str, Any]], str]
+) -> None:
+    ann = await person(client, "Ann", database_url)
+    now = int(time())
+    claims = {"sub": str(ann.id), "iat": now, "exp": now + 60, "iss": ISSUER, "aud": AUDIENCE}
+    good = jwt.encode(claims, SECRET_KEY, "HS256")
+    assert (await client.get("/users/me", headers={"authorization": f"Bearer {good}"})).status_code == 200
+
+    bearer = f"Bearer {forge(claims)}".encode()
+    answer = await client.get("/users/me", headers=[(b"authorization", bearer)])
+
+    assert problem(answer) == (401, "/problems/not-authenticated")
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("end", ["DELETE FROM users", "UPDATE users SET is_active = false"])
+async def test_a_token_ends_with_its_user_at_once(client: AsyncClient, database_url: URL, end: str) -> None:
+    ann = await person(client, "Ann", database_url)
+    assert (await ann("GET", "/users/me")).status_code == 200
+
+    with connect(database_url) as connection:
+        connection.execute(end)
+
+    assert problem(await ann("GET", "/users/me")) == (401, "/problems/not-authenticated")
+    assert (await ann("POST", "/posts", json={"title": "a", "content": "b"})).status_code == 401
+
+
+async def test_failed_sign_ins_are_limited_per_account_known_or_not(app: FastAPI, client: AsyncClient) -> None:
+    await client.post("/users", json=ANN)
+    set_limits(app, per_account=3)
+
+    for email in ("ann@example.com", "bob@example.com"):
+        answers = [await sign_in(client, email.upper() if n % 2 else email, "wrong horse") for n in range(5)]
+        assert [answer.status_code for answer in answers] == [401, 401, 401, 429, 429]
+        assert problem(answers[-1]) == (429, "/problems/too-many-attempts")
+        assert 0 < int(answers[-1].headers["retry-after"]) <= 900
+
+    assert (await sign_in(client, "ann@example.com")).status_code == 429, "the right password does not help either"
+    assert (await sign_in(client, "cy@example.com")).status_code == 401, "other accounts are not concerned"
+
+
+async def test_failed_sign_ins_are_limited_per_address(app: FastAPI, client: AsyncClient) -> None:
+    set_limits(app, per_address=3)
+
+    answers = [await sign_in(client, f"user{n}@example.com") for n in range(5)]
+
+    assert [answer.status_code for answer in answers] == [401, 401, 401, 429, 429]
+
+
+async def test_attempts_that_arrive_together_are_all_counted(app: FastAPI, client: AsyncClient) -> None:
+    """Each has its own connection, as if it were another worker's or another replica's."""
+    set_limits(app, per_account=5)
+
+    async def attempt() -> int:
+        while (status := (await sign_in(client, "ann@example.com")).status_code) == 503:
+            await asyncio.sleep(0)
+        return status
+
+    statuses = [await each for each in asyncio.as_completed(attempt() for _ in range(20))]
+
+    assert sorted(statuses)[:5] == [401] * 5
+    assert set(sorted(statuses)[5:]) == {429}
+
+
+async def test_a_success_forgives_the_account_and_is_not_charged_to_the_address(
+    app: FastAPI, client: AsyncClient, database_url: URL
+) -> None:
+    await client.post("/users", json=ANN)
+    set_limits(app, per_account=3, per_address=3)
+
+    for _ in range(5):
+        assert (await sign_in(client, "ann@example.com", "wrong horse")).status_code == 401
+        assert (await sign_in(client, "ann@example.com")).status_code == 200
+        with connect(database_url) as connection:
+            connection.execute("UPDATE sign_in_attempts SET attempts = 0 WHERE subject LIKE 'address:%'")
+
+    for _ in range(10):
+        assert (await sign_in(client, "ann@example.com")).status_code == 200
+
+
+async def test_failed_sign_ins_are_forgotten_after_the_window_and_swept_away(
+    app: FastAPI, client: AsyncClient, database_url: URL
+) -> None:
+    set_limits(app, per_account=1)
+    await sign_in(client, "ann@example.com")
+    assert (await sign_in(client, "ann@example.com")).status_code == 429
+
+    with connect(database_url) as connection:
+        connection.execute("UPDATE sign_in_attempts SET expires_at = expires_at - %s", (timedelta(hours=1),))
+    assert (await sign_in(client, "ann@example.com")).status_code == 401
+
+    with connect(database_url) as connection:
+        connection.execute("UPDATE sign_in_attempts SET expires_at = expires_at - %s", (timedelta(hours=1),))
+        await sign_in(client, "bob@example.com")
+        rows = connection.execute("SELECT count(*) FROM sign_in_attempts WHERE expires_at < now()").fetchone()
+    assert rows == (0,)
+
+
+async def test_a_hash_with_outdated_parameters_is_replaced_at_sign_in(client: AsyncClient, database_url: URL) -> None:
+    await client.post("/users", json=ANN)
+    outdated = PasswordHasher(time_cost=1, memory_cost=8192, parallelism=1).hash(PASSWORD)
+
+    def stored() -> str:
+        with connect(database_url) as connection:
+            row = connection.execute("SELECT password_hash FROM users").fetchone()
+            assert row is not None
+            return str(row[0])
+
+    with connect(database_url) as connection:
+        connection.execute("UPDATE users SET password_hash = %s", (outdated,))
+    assert (await sign_in(client, "ann@example.com", "wrong horse")).status_code == 401
+    assert stored() == outdated
+
+    assert (await sign_in(client, "ann@example.com")).status_code == 200
+
+    assert stored() != outdated
+    assert (await sign_in(client, "ann@example.com")).status_code == 200
+
+
+async def test_no_connection_is_held_while_a_password_is_verified(
+    app: FastAPI, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verifying, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(password: str, known_hash: str | None) -> tuple[bool, None]:
+        verifying.set()
+        await go_on.wait()
+        return False, None
+
+    monkeypatch.setattr(service, "verify_password", slow)
+    signing_in = asyncio.create_task(sign_in(client, "ann@example.com"))
+    await verifying.wait()
+
+    state = pool_state(app.state.database.engine)
+    assert state is not None
+    assert state.used == 0
+    go_on.set()
+    assert (await signing_in).status_code == 401
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_hash_is_verified_in_every_case(
+    client: AsyncClient, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    if known:
+        await client.post("/users", json=ANN)
+    from app.domains.users import passwords
+
+    verified: list[str] = []
+    original = passwords._argon2.verify_and_update
+
+    def spy(password: str, hash: str) -> tuple[bool, str | None]:
+        verified.append(hash)
+        return original(password, hash)
+
+    monkeypatch.setattr(passwords._argon2, "verify_and_update", spy)
+    await sign_in(client, "ann@example.com", "wrong horse")
+
+    assert [stored.rpartition("$")[0].rpartition("$")[0] for stored in verified] == [
+        "$argon2id$v=19$m=65536,t=3,p=4"
+    ], "with the same parameters, so in the same time"

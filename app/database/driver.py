@@ -90,8 +90,11 @@ class AsyncpgReader:
             raise
         except Exception as error:
             lost = connection.is_closed()
-            await (self._close(pooled, error) if lost else greenlet_spawn(pooled.close))
-            if isinstance(error, (asyncpg.PostgresError, OSError)) and (known := translate(error)):
+            # What the server refused is over. What asyncpg refused, such as a value that does not fit its type, is
+            # not: the statement is parsed, the server waits for more, and holds the table's lock while it does.
+            over = isinstance(error, asyncpg.PostgresError) and not lost
+            await (greenlet_spawn(pooled.close) if over else self._close(pooled, error))
+            if known := translate(error):
                 raise known from error
             if lost:
                 raise DatabaseUnavailable(str(error)) from error

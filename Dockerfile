@@ -37,4 +37,4 @@ ENV PATH=/opt/venv/bin:$PATH \
     METRICS_DIR=/var/lib/headroom/metrics
 USER 10001:10001
 EXPOSE 8000 9464
-CMD ["gunicorn", "-c", "ops/gunicorn/gunicorn.conf.py"]
+CMD ["headroom", "api"]

@@ -4,8 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# A person reads what make prints.
-export LOG_FORMAT ?= console
 
 .DEFAULT_GOAL := help
 .PHONY: help run up down seed migrate migration downgrade current history \
@@ -16,7 +14,7 @@ help: ## list the targets
 
 $(READY): requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("headroom needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try make PYTHON=python3.13")'
-	@echo "filling $(VENV) from requirements/dev.txt"
+	@echo "filling $(VENV) from requirements/dev.txt: half a minute, once"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/pip install --quiet --require-hashes -r requirements/dev.txt
 	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --no-index --editable .
@@ -38,10 +36,10 @@ migrate: $(READY) ## bring the database to the newest revision
 	@$(BIN)/alembic upgrade head
 
 migration: $(READY) ## write a revision from the models: make migration m="add tags"
-	@test -n '$(m)' || { echo 'make migration m="what it does"' >&2; exit 2; }
-	@$(BIN)/alembic revision --autogenerate -m '$(m)'
+	@test -n "$$m" || { echo 'make migration m="what it does"' >&2; exit 2; }
+	@$(BIN)/alembic revision --autogenerate -m "$$m"
 
-downgrade: $(READY) ## take the newest revision back
+downgrade: $(READY) ## take the newest revision back, and what was stored in it
 	@$(BIN)/alembic downgrade -1
 
 current: $(READY) ## show the database's revision

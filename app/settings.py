@@ -8,6 +8,7 @@ variable.
 
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -117,7 +118,10 @@ class Settings(BaseSettings):
         description="Directory that workers write and the exporter reads, a folder a replica.",
     )
     data_dir: Path = Field(default=Path(".data"), description="Where `make run` keeps its PostgreSQL.")
-    log_format: Literal["json", "console"] = Field(default="json", description="`json`, or `console` for people.")
+    log_format: Literal["json", "console"] = Field(
+        default_factory=lambda: "console" if sys.stdout.isatty() else "json",
+        description="`json`, or `console` for people. Default: `console` on a terminal and in `make run`, else `json`.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="`debug`, `info` (a line a request), `warning` or `error`."
     )

@@ -3,11 +3,12 @@
 import asyncio
 import logging
 from time import monotonic
+from typing import Literal
 from zlib import crc32
 
 from alembic import context
 from alembic.util import CommandError
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, DateTime, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app import registry
@@ -31,11 +32,19 @@ def in_models(item: object, name: str | None, kind: str, reflected: bool, compar
     return not (kind == "index" and reflected and name is not None and name.endswith("_trgm"))
 
 
+def render(kind: str, item: object, autogenerate: object) -> str | Literal[False]:
+    """How a revision spells an object; False leaves it to Alembic, which would spell our variant for SQLite, too."""
+    if kind == "type" and isinstance(item, DateTime):
+        return f"sa.DateTime(timezone={item.timezone})"
+    return False
+
+
 def migrate(connection: Connection) -> None:
     context.configure(
         connection=connection,
         target_metadata=Base.metadata,
         include_object=in_models,
+        render_item=render,
         # Each revision is a transaction of its own, so that one of them can use `autocommit_block()` for
         # CREATE INDEX CONCURRENTLY, and what has been applied stays applied.
         transaction_per_migration=True,

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-import asyncpg
 from sqlalchemy import PoolProxiedConnection, Select
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -90,8 +89,11 @@ class AsyncpgReader:
             raise
         except Exception as error:
             lost = connection.is_closed()
-            await (self._close(pooled, error) if lost else greenlet_spawn(pooled.close))
-            if isinstance(error, (asyncpg.PostgresError, OSError)) and (known := translate(error)):
+            # What the server refused is over. What asyncpg refused, such as a value that does not fit its type, is
+            # not: the statement is parsed, the server waits for more, and holds the table's lock while it does.
+            over = getattr(error, "severity", None) is not None and not lost  # only the server's errors have one
+            await (greenlet_spawn(pooled.close) if over else self._close(pooled, error))
+            if known := translate(error):
                 raise known from error
             if lost:
                 raise DatabaseUnavailable(str(error)) from error

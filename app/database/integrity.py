@@ -45,10 +45,12 @@ def violations(meaning: Mapping[str, DomainError]) -> Iterator[None]:
 
 def translate(error: Exception) -> HeadroomError | None:
     """The error tree's name for a driver error, wrapped by SQLAlchemy or not; None for one that is a bug of ours."""
-    sqlstate = str(getattr(_driver_error(error), "sqlstate", None) or "")
+    driver_error = _driver_error(error)
+    sqlstate = str(getattr(driver_error, "sqlstate", None) or "")
     if sqlstate in _STATEMENT_GIVEN_UP:
         return StatementTimeout(str(error))
-    if sqlstate in _NOT_STORABLE:
+    # asyncpg notices by itself that a number is too large for its column.
+    if sqlstate in _NOT_STORABLE or isinstance(driver_error and driver_error.__cause__, OverflowError):
         return InvalidInput("A value in this request cannot be stored.")
     lost = isinstance(error, OSError) or (isinstance(error, DBAPIError) and error.connection_invalidated)
     if lost or sqlstate in _SERVER_GONE or sqlstate.startswith("08"):

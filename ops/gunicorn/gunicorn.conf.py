@@ -20,7 +20,10 @@ except ConfigurationError as error:
 
 # Before anything imports prometheus_client, which is why the worker class below is imported so late.
 if "--check-config" not in sys.argv:
-    replica.open_directory(settings.metrics_dir.absolute() / settings.api_replica)
+    try:
+        replica.open_directory(settings.metrics_dir.absolute() / settings.api_replica)
+    except OSError as error:
+        sys.exit(f"headroom: METRICS_DIR: {error}")
 
 from uvicorn_worker import UvicornWorker
 

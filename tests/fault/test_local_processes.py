@@ -97,6 +97,36 @@ def test_a_broken_data_directory_is_a_line_and_leaves_no_process(local: LocalSta
     assert local.descendants() == []
 
 
+def test_a_second_one_on_the_same_data_is_refused_and_does_no_harm(local: LocalStack) -> None:
+    second = LocalStack(local.directory)
+    second.log = local.directory / "second.log"
+    with local.running():
+        second.start()
+        assert second.process.wait(timeout=20) == 1
+        assert httpx.get(f"{local.api}/readyz").status_code == 200
+
+    assert second.log.read_text() == f"headroom up: DATA_DIR: another `headroom up` uses {local.directory}\n"
+
+
+def test_the_folders_above_the_data_stay_closed_to_others(tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    with LocalStack(private).running():
+        pass
+
+    assert private.stat().st_mode & 0o066 == 0, "searching it is all that a PostgreSQL of another user needs"
+
+
+def test_a_folder_with_a_space_is_one_line(tmp_path: Path) -> None:
+    spacious = tmp_path / "a b"
+    spacious.mkdir()
+    stack = LocalStack(spacious)
+    stack.start()
+
+    assert stack.process.wait(timeout=20) == 1
+    assert stack.log.read_text().startswith("headroom up: DATA_DIR: the embedded PostgreSQL cannot cope with the space")
+
+
 def test_seeding_beside_it_needs_no_setting(local: LocalStack) -> None:
     with local.running():
         local.seed(users=3, posts=7)
@@ -105,6 +135,32 @@ def test_seeding_beside_it_needs_no_setting(local: LocalStack) -> None:
                 True,
                 7,
             )
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("WEB_CONCURRENCY", "abc"), ("METRICS_DIR", "/proc/none"), ("DB_POOL_SIZE", "0"), ("SECRET_KEY", "")],
+)
+def test_an_api_with_a_bad_setting_is_one_line(tmp_path: Path, variable: str, value: str) -> None:
+    environment = {
+        "DATABASE_URL": "postgresql+asyncpg://db/none",
+        "SECRET_KEY": "x" * 32,
+        "METRICS_DIR": str(tmp_path),
+        variable: value,
+    }
+    finished = subprocess.run(
+        [sys.executable, "-m", "app.cli", "api"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert finished.returncode != 0
+    assert finished.stderr.startswith(("headroom: ", "headroom api: "))
+    assert f": {variable}: " in f": {finished.stderr.partition(': ')[2]}"
+    assert finished.stderr.count("\n") == 1
 
 
 def test_without_a_database_the_api_does_not_start_and_says_why(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Migrations: both ways, against drift, and by two jobs at once."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +121,41 @@ def test_a_database_that_cannot_be_reached_is_one_line() -> None:
     assert job.returncode != 0
     assert (job.stdout + job.stderr).strip().count("\n") == 0, job.stderr
     assert "cannot connect" in job.stdout + job.stderr
+
+
+def test_a_revision_that_is_written_from_a_model_runs_and_is_one_file_of_its_own(target: URL, tmp_path: Path) -> None:
+    scripts = tmp_path / "migrations"
+    shutil.copytree("migrations", scripts, ignore=shutil.ignore_patterns("__pycache__"))
+    program = f"""
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import BigInteger, Identity, Integer, String
+from sqlalchemy.orm import Mapped, mapped_column
+from app.database import Base, TimestampMixin
+
+class Tag(TimestampMixin, Base):
+    __tablename__ = "tags"
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), Identity(), primary_key=True)
+    name: Mapped[str] = mapped_column(String(50), unique=True)
+
+config = Config(toml_file="pyproject.toml")
+config.set_main_option("script_location", {str(scripts)!r})
+command.upgrade(config, "head")
+command.revision(config, "it's a tag", autogenerate=True)
+command.upgrade(config, "head")
+command.revision(config, "it's a tag", autogenerate=True)
+command.upgrade(config, "head")
+command.check(config)
+command.downgrade(config, "-2")
+"""
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+
+    assert finished.returncode == 0, finished.stderr
+    written = [path for path in (scripts / "versions").glob("*.py") if "it_s_a_tag" in path.name]
+    assert len(written) == 2
+    checked = [sys.executable, "-m", "ruff", "check", "--isolated", "--line-length=120", "--select=E,F,I,W"]
+    assert subprocess.run([*checked, *written], check=False).returncode == 0
+    assert "uq_tags_name" in "".join(path.read_text() for path in written)
 
 
 def start_job(scripts: Path, environment: dict[str, str]) -> subprocess.Popen[str]:

@@ -6,7 +6,7 @@ from fastapi.security import OAuth2PasswordRequestForm
 from app.domains.auth.errors import InvalidCredentials
 from app.domains.auth.schemas import Token
 from app.domains.auth.service import SignIn
-from app.errors import TooManyAttempts
+from app.errors import InvalidInput, TooManyAttempts
 from app.web.problems import problem_responses
 
 router = APIRouter(prefix="/auth", tags=["auth"])
@@ -17,6 +17,8 @@ async def create_token(
     form: Annotated[OAuth2PasswordRequestForm, Depends()], request: Request, response: Response
 ) -> Token:
     """Sign in: `username` is the e-mail address."""
+    if "\0" in form.username:  # PostgreSQL could not even look for it
+        raise InvalidInput("username: must not contain a NUL character")
     sign_in: SignIn = request.app.state.sign_in
     address = request.client.host if request.client else "unknown"
     token = await sign_in(email=form.username, password=form.password, address=address)

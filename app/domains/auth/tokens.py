@@ -5,6 +5,7 @@ from time import time
 import jwt
 
 from app.errors import NotAuthenticated
+from app.web.types import BIGINT_MAX
 
 # Pinned: a token that names another algorithm, or none, is not ours.
 ALGORITHM = "HS256"
@@ -36,6 +37,9 @@ class Tokens:
                 audience=AUDIENCE,
                 options={"require": REQUIRED},
             )
-            return int(claims["sub"])
+            user_id = int(claims["sub"])
         except (jwt.InvalidTokenError, ValueError):
-            raise NotAuthenticated("The access token is invalid or has expired.") from None
+            user_id = 0
+        if not 1 <= user_id <= BIGINT_MAX:
+            raise NotAuthenticated("The access token is invalid or has expired.")
+        return user_id

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from sqlalchemy import URL, Float, Select, bindparam, func, literal, select
+from sqlalchemy import URL, Float, Integer, Select, bindparam, func, literal, select
 
 from app.database import Database, make_engine
 from app.database.pool import PoolState, pool_state
@@ -121,6 +121,22 @@ async def test_a_value_that_does_not_fit_is_the_clients_error(database: Database
     too_large = select((bindparam("number", type_=User.id.type) + 1).label("larger"))
     with pytest.raises(InvalidInput):
         await run(database, road, too_large, number=2**63 - 1)
+
+
+@pytest.mark.parametrize("road", ["read", "write"])
+async def test_a_number_beyond_its_type_is_the_clients_error_and_leaves_no_lock(database: Database, road: str) -> None:
+    """asyncpg notices by itself, with the statement parsed and the table locked."""
+    of_four_bytes = select(User.id).where(bindparam("number", type_=Integer()) == func.length(User.name))
+    with pytest.raises(InvalidInput):
+        await run(database, road, of_four_bytes, number=2**40)
+
+    async def unlocked() -> bool:
+        with connect(database.engine.url) as beside:
+            locks = "SELECT FROM pg_locks WHERE relation = 'users'::regclass AND pid <> pg_backend_pid()"
+            return not beside.execute(locks).fetchall()
+
+    await eventually_async(unlocked, within=5)
+    assert used(database) == 0
 
 
 @pytest.mark.parametrize("road", ["read", "write"])

@@ -70,9 +70,13 @@ async def test_a_form_that_is_not_complete_is_422(client: AsyncClient, form: dic
     assert problem(await client.post("/auth/token", data=form)) == (422, "/problems/validation-error")
 
 
-@pytest.mark.parametrize("name", ["an\0n", "\ud800".encode("utf-8", "surrogatepass").decode("latin-1"), "x" * 100_000])
-async def test_an_address_that_cannot_exist_is_401(client: AsyncClient, name: str) -> None:
-    assert problem(await sign_in(client, name)) == (401, "/problems/invalid-credentials")
+@pytest.mark.parametrize("name", ["\x00", "an\0n", "\xed\xa0\x80", "x" * 100_000])
+async def test_an_address_that_cannot_exist_is_a_problem(client: AsyncClient, name: str) -> None:
+    status, slug = problem(await sign_in(client, name))
+
+    assert (status, slug) == (
+        (422, "/problems/validation-error") if "\0" in name else (401, "/problems/invalid-credentials")
+    )
 
 
 FORGERIES: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -144,14 +148,12 @@ async def test_failed_sign_ins_are_limited_per_address(app: FastAPI, client: Asy
 
 async def test_attempts_that_arrive_together_are_all_counted(app: FastAPI, client: AsyncClient) -> None:
     """Each has its own connection, as if it were another worker's or another replica's."""
+    app.state.database.engine.pool._timeout = 10  # three connections for twenty
     set_limits(app, per_account=5)
 
-    async def attempt() -> int:
-        while (status := (await sign_in(client, "ann@example.com")).status_code) == 503:
-            await asyncio.sleep(0)
-        return status
-
-    statuses = [await each for each in asyncio.as_completed(attempt() for _ in range(20))]
+    statuses = [
+        answer.status_code for answer in await asyncio.gather(*(sign_in(client, "ann@example.com") for _ in range(20)))
+    ]
 
     assert sorted(statuses)[:5] == [401] * 5
     assert set(sorted(statuses)[5:]) == {429}

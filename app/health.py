@@ -18,6 +18,7 @@ router = APIRouter(tags=["health"])
 
 # An answer is promised within 2 s; this leaves a busy machine some time to give it.
 DEADLINE_SECONDS = 1.5
+PROBE_SECONDS = 3.0
 _ONE = select(literal(1).label("one"))
 
 
@@ -45,12 +46,21 @@ async def readyz(request: Request) -> Health:
     return Health()
 
 
-def _probe(state: Any) -> Task[Any]:
+async def _ask(database: Database) -> None:
+    # Without an end, a connection whose other side is gone would hold the next probe up for as long as TCP hopes.
+    try:
+        async with asyncio.timeout(PROBE_SECONDS):
+            await database.read.first(_ONE)
+    except TimeoutError:
+        raise DatabaseUnavailable(f"no answer within {PROBE_SECONDS} s") from None
+
+
+def _probe(state: Any) -> Task[None]:
     """The check under way, or a new one: however often a hung database is asked about, one connection waits for it."""
-    probe: Task[Any] | None = getattr(state, "readiness_probe", None)
+    probe: Task[None] | None = getattr(state, "readiness_probe", None)
     if probe is None or probe.done():
         database: Database = state.database
-        probe = asyncio.create_task(database.read.first(_ONE), name="readiness probe")
+        probe = asyncio.create_task(_ask(database), name="readiness probe")
         # It may fail when nobody waits for it any more.
         probe.add_done_callback(lambda done: done.cancelled() or done.exception())
         state.readiness_probe = probe

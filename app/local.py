@@ -71,9 +71,9 @@ def _require_free(variable: str, host: str, port: int) -> None:
     try:
         socket.create_server((host, port)).close()
     except OSError as error:
-        raise ConfigurationError(
-            f"{variable}: cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}"
-        ) from error
+        # A number below zero is of the name look-up, which has words of its own.
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise ConfigurationError(f"{variable}: cannot listen on {host}:{port}: {reason}") from error
 
 
 def _own_secret_key(data_dir: Path) -> str:

@@ -1,7 +1,8 @@
 """The API."""
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 
 from fastapi import FastAPI
@@ -19,6 +20,8 @@ from app.web.deps import refuse_commit_after_answer
 from app.web.middleware import BodyLimitMiddleware, RequestMiddleware, SecurityHeadersMiddleware
 from app.web.pagination import Cursors
 from app.web.problems import document_problems, install_problem_handlers, problem_responses
+
+DISPOSE_SECONDS = 1.0
 
 
 def introduce(app: FastAPI, database: Database, settings: Settings) -> None:
@@ -66,13 +69,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             with replica.Heartbeat(publish):
                 yield
         finally:
-            await engine.dispose()
+            # A server that hangs does not say goodbye; ending the process closes what is left.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(DISPOSE_SECONDS):
+                    await engine.dispose()
 
     app = FastAPI(
         title="Headroom",
         version=version("headroom"),
         lifespan=lifespan,
         redoc_url=None,
+        redirect_slashes=False,  # to a host that the caller names
     )
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
     app.add_middleware(SecurityHeadersMiddleware)

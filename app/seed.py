@@ -47,7 +47,10 @@ def seed(*, url: URL, users: int, posts: int) -> str:
     random = Random()  # noqa: S311 - plausible, not secret
     start = datetime.now(UTC) - HISTORY
     # psycopg whichever the driver of the URL: one way to COPY is enough.
-    conninfo = url.set(drivername="postgresql").render_as_string(hide_password=False)
+    options = {name: value for name, value in url.query.items() if name in ("host", "sslmode")}
+    if "ssl" in url.query:  # asyncpg's name for it
+        options["sslmode"] = url.query["ssl"]
+    conninfo = url.set(drivername="postgresql", query=options).render_as_string(hide_password=False)
     try:
         with psycopg.connect(conninfo, application_name="headroom:seed") as connection:
             user_ids = _reserve_ids(connection, "users", users)
@@ -68,6 +71,8 @@ def seed(*, url: URL, users: int, posts: int) -> str:
         raise HeadroomError("the database has no tables yet: migrate it first (make migrate)") from None
     except psycopg.OperationalError as error:
         raise DatabaseUnavailable(f"cannot seed {url!r}: {error}") from error
+    except psycopg.Error as error:
+        raise HeadroomError(f"cannot seed {url!r}: {error}") from error
     return password
 
 

@@ -96,10 +96,10 @@ class Settings(BaseSettings):
     web_concurrency: int = Field(default=4, ge=1, description="API workers (processes) of one replica.")
     db_pool_size: int = Field(default=5, ge=1, description="Connections a worker keeps open.")
     db_max_overflow: int = Field(default=10, ge=0, description="Connections a worker may open beyond them under load.")
-    db_pool_timeout: float = Field(default=3.0, gt=0, description="Seconds a request waits for a connection.")
+    db_pool_timeout: float = Field(default=3.0, gt=0, description="Seconds a request waits for a free connection.")
     db_pool_recycle: int = Field(default=3600, ge=1, description="Seconds after which a connection is replaced.")
     db_pool_pre_ping: bool = Field(default=True, description="Test a connection before it is handed out.")
-    api_host: str = Field(default="127.0.0.1", description="Address the API listens on.")
+    api_host: str = Field(default="127.0.0.1", description="IPv4 address the API listens on.")
     api_port: Port = Field(default=8000, description="Port the API listens on.")
     api_replica: str = Field(
         default_factory=socket.gethostname,
@@ -111,7 +111,7 @@ class Settings(BaseSettings):
     )
     max_requests: int = Field(default=0, ge=0, description="Replace a worker after about this many requests; 0: never.")
     max_body_bytes: int = Field(default=1_048_576, ge=1, description="Largest request body, in bytes.")
-    exporter_host: str = Field(default="127.0.0.1", description="Address the exporter listens on.")
+    exporter_host: str = Field(default="127.0.0.1", description="IPv4 address the exporter listens on.")
     exporter_port: Port = Field(default=9464, description="Port the exporter listens on.")
     metrics_dir: Path = Field(
         default=Path(".data/metrics"),

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import PoolProxiedConnection, Select
+from sqlalchemy import Float, Numeric, PoolProxiedConnection, Select
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import greenlet_spawn
@@ -40,9 +40,17 @@ class CompiledSelect(NamedTuple):
 
 
 def compile_select(statement: Select[*tuple[Any, ...]], dialect: Dialect) -> CompiledSelect | None:
-    """Compile for asyncpg; None for a statement whose text depends on its values (`IN` with a list)."""
+    """Compile for asyncpg; None for a statement that has to take the ordinary path.
+
+    That is one whose text depends on its values (`IN` with a list), and one with a column of NUMERIC or FLOAT.
+    """
     compiled: Any = statement.compile(dialect=dialect)
     if compiled.post_compile_params or compiled.literal_execute_params:
+        return None
+    if any(parameter.callable for parameter in compiled.binds.values()):
+        return None
+    # How these are converted depends on the type the server sends, which only SQLAlchemy's own cursor looks at.
+    if any(isinstance(column.type, (Numeric, Float)) for column in compiled._result_columns):
         return None
     converters = (
         (column.keyname, column.type._cached_result_processor(dialect, None)) for column in compiled._result_columns

@@ -39,6 +39,7 @@ def make_engine(
         pool_timeout=pool_timeout,
         pool_recycle=pool_recycle,
         pool_pre_ping=pre_ping,
+        hide_parameters=True,  # they are in the text of every error, and passwords' hashes are among them
         connect_args=_connect_args(url, application_name, connect_timeout),
     )
     event.listen(engine.sync_engine, "do_connect", _connect)
@@ -65,7 +66,7 @@ def _connect(dialect: Dialect, record: ConnectionPoolEntry, args: list[Any], kwa
 
 def _make_sqlite_engine(url: URL) -> AsyncEngine:
     in_memory = url.database in (None, "", ":memory:")
-    engine = create_async_engine(url, **({"poolclass": StaticPool} if in_memory else {}))
+    engine = create_async_engine(url, hide_parameters=True, **({"poolclass": StaticPool} if in_memory else {}))
 
     @event.listens_for(engine.sync_engine, "connect")
     def _configure(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:

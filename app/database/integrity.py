@@ -47,14 +47,16 @@ def translate(error: Exception) -> HeadroomError | None:
     """The error tree's name for a driver error, wrapped by SQLAlchemy or not; None for one that is a bug of ours."""
     driver_error = _driver_error(error)
     sqlstate = str(getattr(driver_error, "sqlstate", None) or "")
+    # The first line: after it come the statement, and the row that it was about.
+    summary = (str(driver_error) or type(driver_error).__name__).splitlines()[0]
     if sqlstate in _STATEMENT_GIVEN_UP:
-        return StatementTimeout(str(error))
+        return StatementTimeout(summary)
     # asyncpg notices by itself that a number is too large for its column.
     if sqlstate in _NOT_STORABLE or isinstance(driver_error and driver_error.__cause__, OverflowError):
         return InvalidInput("A value in this request cannot be stored.")
     lost = isinstance(error, OSError) or (isinstance(error, DBAPIError) and error.connection_invalidated)
     if lost or sqlstate in _SERVER_GONE or sqlstate.startswith("08"):
-        return DatabaseUnavailable(str(error))
+        return DatabaseUnavailable(summary)
     return None
 
 

@@ -2,9 +2,12 @@
 
 import logging
 import logging.config
+import re
 import sys
 from contextvars import ContextVar
 from typing import Any
+
+from pythonjsonlogger.json import JsonFormatter
 
 # "-" outside a request.
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
@@ -16,6 +19,17 @@ class _RequestIdFilter(logging.Filter):
         return True
 
 
+class _WithoutRows(logging.Formatter):
+    """PostgreSQL's DETAIL repeats the row that it objects to, whatever is in it: a log is no place for that."""
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        return re.sub(r"^DETAIL:.*$", "DETAIL:  (left out)", super().formatException(ei), flags=re.MULTILINE)
+
+
+class _Json(_WithoutRows, JsonFormatter):
+    pass
+
+
 def logging_config(*, format: str, level: str) -> dict[str, Any]:
     """A `logging.config` dictionary; `format` is json or console. Also what Gunicorn's `logconfig_dict` gets."""
     return {
@@ -24,13 +38,13 @@ def logging_config(*, format: str, level: str) -> dict[str, Any]:
         "filters": {"request_id": {"()": _RequestIdFilter}},
         "formatters": {
             "json": {
-                "()": "pythonjsonlogger.json.JsonFormatter",
+                "()": _Json,
                 "format": "%(asctime)s %(levelname)s %(name)s %(process)d %(request_id)s %(message)s",
                 "rename_fields": {"asctime": "time", "levelname": "level", "name": "logger", "process": "pid"},
-                "defaults": {},
             },
             "console": {
-                "format": "%(asctime)s.%(msecs)03d %(levelname)-7s [%(process)d] %(message)s",
+                "()": _WithoutRows,
+                "format": "%(asctime)s.%(msecs)03d %(levelname)-7s [%(process)d %(request_id).8s] %(message)s",
                 "datefmt": "%H:%M:%S",
             },
         },

@@ -7,6 +7,7 @@ worker touches a heartbeat file, because a killed container cannot take its gaug
 ignores the gauges of a slot whose heart stopped.
 """
 
+import logging
 import os
 import shutil
 import sys
@@ -15,9 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from threading import Event, Thread
 
+logger = logging.getLogger(__name__)
+
 HEARTBEAT_SECONDS = 0.25
 # Long enough for a machine that swaps or a process that was paused; short enough for a dashboard.
 STALE_AFTER_SECONDS = 10.0
+LONG_DEAD_SECONDS = 86_400.0
 
 _directory: Path | None = None
 _worker = "0"  # the master, or a process that has no siblings
@@ -30,16 +34,27 @@ def open_directory(directory: Path) -> None:
     earlier process would be continued as if it were this one's.
     """
     global _directory
+    if directory == _directory:
+        return  # Gunicorn reads its configuration again when it is told to reload
     if "prometheus_client" in sys.modules:
         raise RuntimeError("prometheus_client was imported before its directory was chosen")
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
+    _remove_long_dead(directory.parent)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
     _directory = directory
 
     from prometheus_client import values
 
     values.ValueClass = values.MultiProcessValue(process_identifier=lambda: _worker)
+
+
+def _remove_long_dead(directory: Path) -> None:
+    """Remove the folders of replicas that are no more: a container's name is used once."""
+    for folder in directory.iterdir():
+        beats = [file.stat().st_mtime for file in folder.glob("*.alive")] or [folder.stat().st_mtime]
+        if time.time() - max(beats) > LONG_DEAD_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def enter_worker(slot: int) -> None:
@@ -91,8 +106,16 @@ class Heartbeat:
         self._thread.join()
 
     def _run(self) -> None:
+        failing = False
         while not self._stop.wait(HEARTBEAT_SECONDS):
-            self._beat()
+            try:
+                self._beat()
+            except OSError:  # a full disk: it may have room again
+                if not failing:
+                    logger.exception("cannot write metrics to %s", _directory)
+                failing = True
+            else:
+                failing = False
 
     def _beat(self) -> None:
         self._publish()

@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import Depends, FastAPI, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import iter_route_contexts
+from starlette.routing import Mount
 
 from app.database import Database, ReadSession, WriteSession
 
@@ -29,8 +30,9 @@ async def get_database(request: Request) -> Database:
     return database
 
 
-# scope="function" ends the dependency, and so the transaction, when the route's function returns. With the default
-# scope FastAPI 0.165 ends it after the answer has been sent: a commit that fails would have been answered with 201.
+# scope="function" ends the dependency, and so the transaction, before the answer is sent. With the default scope
+# FastAPI 0.165 ends it afterwards: a commit that fails would have been answered with 201. The body is made before the
+# commit, so the answer to a write should be small.
 WriteDb = Annotated[WriteSession, Depends(get_db, scope="function")]
 ReadDb = Annotated[ReadSession, Depends(get_read_db)]
 Roads = Annotated[Database, Depends(get_database)]
@@ -38,6 +40,9 @@ Roads = Annotated[Database, Depends(get_database)]
 
 def refuse_commit_after_answer(app: FastAPI) -> None:
     """Raise RuntimeError if any route takes `get_db` without `scope="function"`: it would answer, then commit."""
+    for mounted in app.routes:
+        if isinstance(mounted, Mount) and isinstance(mounted.app, FastAPI):
+            refuse_commit_after_answer(mounted.app)
     for route in iter_route_contexts(app.routes):
         dependant = getattr(route, "dependant", None)
         if isinstance(dependant, Dependant) and _commits_after_answer(dependant):

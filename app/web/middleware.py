@@ -1,5 +1,6 @@
 """Pure ASGI middleware. A request passes through it in the order of this file."""
 
+import asyncio
 import logging
 import re
 from time import perf_counter
@@ -48,8 +49,11 @@ class RequestMiddleware:
 
         try:
             await self.app(scope, receive, send_with_id)
+        except asyncio.CancelledError:
+            status = status or 499  # the server is stopping, and this took too long
+            raise
         except Exception:
-            logger.exception("unhandled exception in %s %s", scope["method"], scope["path"])
+            logger.exception("unhandled exception in %s %r", scope["method"], scope["path"])
             if status:  # half an answer is out; only breaking the connection can tell the client
                 raise
             await internal_error(scope)(scope, receive, send_with_id)
@@ -61,7 +65,9 @@ class RequestMiddleware:
     def _log(scope: Scope, status: int, seconds: float) -> None:
         level = logging.DEBUG if scope["path"] in _PROBES else logging.INFO
         if logger.isEnabledFor(level):
-            method, path, milliseconds = scope["method"], scope["path"], round(seconds * 1000, 1)
+            # As it was sent: decoded, it could hold a line break and write a line of its own.
+            path = scope["raw_path"].decode("ascii", "backslashreplace")
+            method, milliseconds = scope["method"], round(seconds * 1000, 1)
             logger.log(
                 level,
                 "%s %s %d %.1f ms",

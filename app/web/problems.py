@@ -64,18 +64,17 @@ class Problem(BaseModel):
 
 def problem_responses(*errors: type[DomainError] | type[TransientDatabaseError]) -> dict[int | str, dict[str, Any]]:
     """OpenAPI's `responses` of a route that can answer with these errors."""
-    documented: dict[int | str, dict[str, Any]] = {}
+    titles: dict[int, list[str]] = {}
     for error in errors:
-        response = documented.setdefault(
-            _status_of(error), {"description": "", "content": {MEDIA_TYPE: {"schema": _PROBLEM_REF, "examples": {}}}}
-        )
-        titles = [title for title in (response["description"], error.title) if title]
-        response["description"] = "; ".join(titles)
-        response["content"][MEDIA_TYPE]["examples"][error.slug] = {"value": {"type": f"/problems/{error.slug}"}}
-    return documented
+        titles.setdefault(_status_of(error), []).append(f"{error.title} (`/problems/{error.slug}`)")
+    return {status: _documented("; ".join(each)) for status, each in titles.items()}
 
 
-_PROBLEM_REF = {"$ref": "#/components/schemas/Problem"}
+def _documented(description: str) -> dict[str, Any]:
+    return {
+        "description": description,
+        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    }
 
 
 def problem(
@@ -104,7 +103,7 @@ def problem(
 def http_problem(scope: Scope, error: HTTPException) -> JSONResponse:
     """The answer to an error that is known by its HTTP status only."""
     phrase = http.HTTPStatus(error.status_code).phrase
-    title = _RENAMED.get(error.status_code, phrase)
+    title = _title(error.status_code)
     return problem(
         scope,
         status=error.status_code,
@@ -135,6 +134,10 @@ def document_problems(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         document = generate()
+        for operation in (each for methods in document["paths"].values() for each in methods.values()):
+            statuses = (400, 413, 500) if "requestBody" in operation else (500,)
+            for status in statuses:
+                operation["responses"].setdefault(str(status), _documented(_title(status)))
         schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         document.setdefault("components", {}).setdefault("schemas", {}).update(schema.pop("$defs"), Problem=schema)
         return document
@@ -192,6 +195,10 @@ async def _http_exception(request: Request, error: Exception) -> JSONResponse:
     """What Starlette and FastAPI raise themselves: unknown paths, wrong methods, unreadable bodies."""
     assert isinstance(error, HTTPException)
     return http_problem(request.scope, error)
+
+
+def _title(status: int) -> str:
+    return _RENAMED.get(status, http.HTTPStatus(status).phrase)
 
 
 def _status_of(error: type[Exception]) -> int:

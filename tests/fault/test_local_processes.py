@@ -54,9 +54,7 @@ def test_a_second_start_finds_the_data_again(local: LocalStack) -> None:
 
 def test_the_api_ending_by_itself_ends_everything_and_says_so(local: LocalStack) -> None:
     with local.running():
-        [worker, *_] = local.worker_pids()
-        master = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
-        local.kill_worker(master)
+        local.kill_worker(local.master_pid())
         assert local.process.wait(timeout=10) == 1
 
     assert local.descendants() == []

@@ -30,7 +30,6 @@ async def client(proxy: Proxy) -> AsyncIterator[AsyncClient]:
         AsyncClient(transport=ASGITransport(app), base_url="http://test") as client,
     ):
         yield client
-        proxy.resume()  # closing the pool would wait for a server that hangs
 
 
 async def test_it_is_ready_while_the_database_answers(client: AsyncClient) -> None:
@@ -74,6 +73,29 @@ async def test_it_is_ready_again_when_the_database_is(client: AsyncClient, proxy
     async with asyncio.timeout(10):
         while (await client.get("/readyz")).status_code != 200:
             pass
+
+
+async def test_a_connection_whose_other_side_is_gone_does_not_keep_it_unready(
+    client: AsyncClient, proxy: Proxy
+) -> None:
+    await client.get("/readyz")
+    proxy.forget()
+    assert (await client.get("/readyz")).status_code == 503
+
+    async with asyncio.timeout(10):
+        while (await client.get("/readyz")).status_code != 200:
+            pass
+
+
+async def test_stopping_does_not_wait_for_a_server_that_hangs(proxy: Proxy) -> None:
+    app = create_app(Settings(database_url=proxy.url, secret_key=SECRET_KEY))
+    async with app.router.lifespan_context(app):
+        async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
+            assert (await client.get("/readyz")).status_code == 200
+        proxy.pause()
+        started = time.monotonic()
+
+    assert time.monotonic() - started < 2
 
 
 async def test_it_is_not_ready_while_the_database_refuses_connections(client: AsyncClient, proxy: Proxy) -> None:

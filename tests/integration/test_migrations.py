@@ -14,7 +14,11 @@ from alembic.util import CommandError
 from sqlalchemy import URL
 
 from tests.support.postgres import connect
+from tests.support.stacks import ROOT
 from tests.support.waiting import eventually
+
+PYPROJECT = ROOT / "pyproject.toml"
+# Programs that are started run elsewhere, where there is no .env of the developer's.
 
 
 @pytest.fixture
@@ -39,7 +43,7 @@ def schema(url: URL) -> list[tuple[object, ...]]:
 
 
 def revisions() -> list[str]:
-    scripts = ScriptDirectory.from_config(Config(toml_file="pyproject.toml"))
+    scripts = ScriptDirectory.from_config(Config(toml_file=PYPROJECT))
     return [script.revision for script in reversed(list(scripts.walk_revisions()))]
 
 
@@ -109,9 +113,10 @@ def test_a_job_that_waits_too_long_for_the_lock_says_so_in_one_line(target: URL,
     assert first.returncode == 0
 
 
-def test_a_database_that_cannot_be_reached_is_one_line() -> None:
+def test_a_database_that_cannot_be_reached_is_one_line(tmp_path: Path) -> None:
     job = subprocess.run(
-        [sys.executable, "-m", "alembic", "upgrade", "head"],
+        [sys.executable, "-m", "alembic", "--config", str(PYPROJECT), "upgrade", "head"],
+        cwd=tmp_path,
         env=os.environ | {"MIGRATION_DATABASE_URL": "postgresql+asyncpg://nobody@127.0.0.1:1/none"},
         capture_output=True,
         text=True,
@@ -125,7 +130,7 @@ def test_a_database_that_cannot_be_reached_is_one_line() -> None:
 
 def test_a_revision_that_is_written_from_a_model_runs_and_is_one_file_of_its_own(target: URL, tmp_path: Path) -> None:
     scripts = tmp_path / "migrations"
-    shutil.copytree("migrations", scripts, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "migrations", scripts, ignore=shutil.ignore_patterns("__pycache__"))
     program = f"""
 from alembic import command
 from alembic.config import Config
@@ -138,7 +143,7 @@ class Tag(TimestampMixin, Base):
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), Identity(), primary_key=True)
     name: Mapped[str] = mapped_column(String(50), unique=True)
 
-config = Config(toml_file="pyproject.toml")
+config = Config(toml_file={str(PYPROJECT)!r})
 config.set_main_option("script_location", {str(scripts)!r})
 command.upgrade(config, "head")
 command.revision(config, "it's a tag", autogenerate=True)
@@ -148,7 +153,9 @@ command.upgrade(config, "head")
 command.check(config)
 command.downgrade(config, "-2")
 """
-    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    finished = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
 
     assert finished.returncode == 0, finished.stderr
     written = [path for path in (scripts / "versions").glob("*.py") if "it_s_a_tag" in path.name]
@@ -163,14 +170,19 @@ def start_job(scripts: Path, environment: dict[str, str]) -> subprocess.Popen[st
     program = (
         "import sys; from alembic import command\n"
         "from alembic.config import Config; from alembic.util import CommandError\n"
-        "config = Config(toml_file='pyproject.toml')\n"
-        f"config.set_main_option('version_locations', 'migrations/versions {scripts}')\n"
+        f"config = Config(toml_file={str(PYPROJECT)!r})\n"
+        f"config.set_main_option('version_locations', '{ROOT}/migrations/versions {scripts}')\n"
         "config.set_main_option('path_separator', 'space')\n"
         "try: command.upgrade(config, 'head')\n"
         "except CommandError as error: sys.exit(f'FAILED: {error}')"
     )
     return subprocess.Popen(
-        [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, "-c", program],
+        cwd=scripts,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 

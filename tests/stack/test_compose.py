@@ -46,7 +46,7 @@ def test_our_image_runs_as_a_numeric_user_that_is_not_root_and_cannot_change_its
     assert writable == ""
 
 
-def test_our_image_has_no_compiler_no_pip_and_nothing_of_the_host(compose: ComposeStack) -> None:
+def test_our_image_has_no_compiler_and_nothing_of_the_host_and_its_environment_no_pip(compose: ComposeStack) -> None:
     found = compose.compose(
         "exec", "-T", "api", "sh", "-c", "ls /opt/venv/bin; ls -A /srv/headroom; which gcc cc || true"
     )

@@ -13,6 +13,7 @@ class Proxy:
         self._target = target
         self._running = asyncio.Event()
         self._running.set()
+        self._forgotten = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self.opened = 0
 
@@ -32,6 +33,11 @@ class Proxy:
     def resume(self) -> None:
         self._running.set()
 
+    def forget(self) -> None:
+        """From now on nothing passes on the connections that are open, and new ones work: the peer has vanished."""
+        self._forgotten.set()
+        self._forgotten = asyncio.Event()
+
     async def close(self) -> None:
         """Refuse new connections and cut the open ones."""
         self._server.close()
@@ -43,7 +49,7 @@ class Proxy:
         self.opened += 1
         upstream_reader, upstream_writer = await self._connect()
         for source, sink in ((reader, upstream_writer), (upstream_reader, writer)):
-            task = asyncio.create_task(self._pump(source, sink))
+            task = asyncio.create_task(self._pump(source, sink, self._forgotten))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -53,12 +59,13 @@ class Proxy:
             return await asyncio.open_unix_connection(f"{directory}/.s.PGSQL.{self._target.port or 5432}")
         return await asyncio.open_connection(self._target.host, self._target.port)
 
-    async def _pump(self, source: StreamReader, sink: StreamWriter) -> None:
+    async def _pump(self, source: StreamReader, sink: StreamWriter, forgotten: asyncio.Event) -> None:
         try:
             with suppress(ConnectionError):
                 while data := await source.read(65_536):
                     await self._running.wait()
-                    sink.write(data)
-                    await sink.drain()
+                    if not forgotten.is_set():
+                        sink.write(data)
+                        await sink.drain()
         finally:
             sink.close()

@@ -33,6 +33,9 @@ class Stack(Protocol):
         ...
 
     def kill_worker(self, pid: int) -> None: ...
+    def reload(self) -> None:
+        """Tell Gunicorn to replace its workers."""
+        ...
 
 
 def free_port() -> int:
@@ -110,10 +113,17 @@ class LocalStack:
         subprocess.run(command, cwd=self.directory, env=self.environment, check=True, capture_output=True)
 
     def worker_pids(self) -> list[int]:
-        [master] = [
-            pid for pid in self.descendants() if b"gunicorn" in _cmdline(pid) and _parent(pid) == self.process.pid
-        ]
+        master = self.master_pid()
         return [pid for pid in self.descendants() if _parent(pid) == master]
+
+    def master_pid(self) -> int:
+        """Gunicorn's master."""
+        ours = self.process.pid
+        [master] = [pid for pid in self.descendants() if b"gunicorn" in _cmdline(pid) and _parent(pid) == ours]
+        return master
+
+    def reload(self) -> None:
+        os.kill(self.master_pid(), signal.SIGHUP)
 
     def kill_worker(self, pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
@@ -206,3 +216,6 @@ class ComposeStack:
 
     def kill_worker(self, pid: int) -> None:
         self.compose("exec", "-T", "api", "sh", "-c", f"kill -KILL {pid}")
+
+    def reload(self) -> None:
+        self.compose("kill", "--signal", "HUP", "api")

@@ -5,8 +5,8 @@ class EmailTaken(Conflict):
     slug = "email-taken"
     title = "E-mail address already registered"
 
-    def __init__(self, email: str) -> None:
-        super().__init__(f"{email} is already registered.")
+    def __init__(self) -> None:
+        super().__init__("This e-mail address is already registered.")
 
 
 class UserNotFound(NotFound):

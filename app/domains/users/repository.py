@@ -78,7 +78,7 @@ class UserRepository:
     async def add(self, user: User) -> None:
         """Raises EmailTaken."""
         self._session.add(user)
-        await self.flush(user)
+        await self.flush()
 
     async def get(self, user_id: int) -> User:
         """The user, locked until the transaction ends. Raises UserNotFound."""
@@ -87,9 +87,9 @@ class UserRepository:
             raise UserNotFound(user_id)
         return user
 
-    async def flush(self, user: User) -> None:
+    async def flush(self) -> None:
         """Write what has changed. Raises EmailTaken."""
-        with violations({"uq_users_email": EmailTaken(user.email)}):
+        with violations({"uq_users_email": EmailTaken()}):
             await self._session.flush()
 
     async def delete(self, user: User) -> None:

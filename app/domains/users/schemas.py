@@ -1,11 +1,20 @@
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, EmailStr, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, EmailStr, Field, StringConstraints
 
 from app.web.pagination import ListParams
 from app.web.types import NOT_SENT, NoNul, Patch
 
+
+def _address_alone(value: object) -> object:
+    # pydantic also takes "Ann <ann@example.com>", and keeps the address.
+    if isinstance(value, str) and "<" in value:
+        raise ValueError("must be an address, without a name")
+    return value
+
+
+Email = Annotated[EmailStr, BeforeValidator(_address_alone)]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100), NoNul]
 # The upper bound keeps a caller from making Argon2 chew a megabyte.
 Password = Annotated[
@@ -18,7 +27,7 @@ Password = Annotated[
 class SignUp(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    email: EmailStr
+    email: Email
     name: Name
     password: Password
 
@@ -26,7 +35,7 @@ class SignUp(BaseModel):
 class UserPatch(Patch):
     """`is_active` and `is_admin` are an administrator's to change."""
 
-    email: EmailStr = NOT_SENT
+    email: Email = NOT_SENT
     name: Name = NOT_SENT
     password: Password = NOT_SENT
     is_active: bool = NOT_SENT

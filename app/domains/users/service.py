@@ -34,7 +34,7 @@ async def change_user(session: WriteSession, user_id: int, patch: UserPatch, pri
     user = await users.get(user_id)
     for field, value in changes.items():
         setattr(user, field, value)
-    await users.flush(user)
+    await users.flush()
     return user
 
 

@@ -9,6 +9,7 @@ from sqlalchemy import URL
 
 from app.database.pool import pool_state
 from app.domains.users import service
+from app.observability.logging import configure_logging
 from tests.support.postgres import connect
 
 ANN = {"email": "Ann@Example.com", "name": "Ann", "password": "correct horse"}
@@ -81,6 +82,27 @@ async def test_the_password_is_stored_as_an_argon2id_hash(client: AsyncClient, d
         (stored,) = connection.execute("SELECT password_hash FROM users").fetchone() or ("",)
     assert stored.startswith("$argon2id$")
     assert ANN["password"] not in stored
+
+
+@pytest.mark.parametrize("trouble", ["a lock", "a row that is refused"])
+async def test_no_hash_and_no_address_reaches_the_log(
+    client: AsyncClient, database_url: URL, capsys: pytest.CaptureFixture[str], trouble: str
+) -> None:
+    """The statement's parameters and PostgreSQL's DETAIL have both."""
+    configure_logging(format="json", level="info")
+    with connect(database_url) as connection, connection.transaction():
+        if trouble == "a lock":
+            connection.execute(f"ALTER DATABASE {database_url.database} SET lock_timeout = '50ms'")
+            connection.execute("COMMIT; BEGIN; LOCK TABLE users")
+        else:
+            connection.execute("ALTER TABLE users ADD CONSTRAINT ck_users_nobody CHECK (name <> 'Ann'); COMMIT; BEGIN")
+        answer = await client.post("/users", json=ANN)
+
+    assert answer.status_code == (503 if trouble == "a lock" else 500)
+    log = capsys.readouterr().out
+    assert ("statement-timeout" if trouble == "a lock" else "ck_users_nobody") in log
+    assert "argon2" not in log
+    assert "example.com" not in log.lower()
 
 
 async def test_no_connection_is_held_while_a_password_is_hashed(

@@ -47,6 +47,7 @@ CASES: dict[str, tuple[dict[str, Any], int, str]] = {
     "half a surrogate pair as a field": (raw(b'{"\\ud800":1}'), 422, "validation-error"),
     "not an address": (json(email="ann"), 422, "validation-error"),
     "an address that is too long": (json(email="a" * 400 + "@example.com"), 422, "validation-error"),
+    "an address with a name": (json(email="Ann <ann@example.com>"), 422, "validation-error"),
     "a short password": (json(password="short"), 422, "validation-error"),
     "a password of a megabyte": (json(password="x" * 1_000_000), 422, "validation-error"),
     "a field that does not exist": (json(is_admin=True), 422, "validation-error"),
@@ -72,6 +73,7 @@ CASES: dict[str, tuple[dict[str, Any], int, str]] = {
     "a parameter that does not exist": (get("/posts?page=2"), 422, "validation-error"),
     "an unknown path": (get("/nothing/here"), 404, "not-found"),
     "a path with a NUL byte": (get("/users/%00"), 422, "validation-error"),
+    "a slash too many": (get("/posts/"), 404, "not-found"),
     "a wrong method": ({"method": "PUT", "url": "/users"}, 405, "method-not-allowed"),
 }  # fmt: skip
 

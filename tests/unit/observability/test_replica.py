@@ -1,13 +1,16 @@
 """The replica's directory, with real processes that fork: prometheus_client decides at import where values live."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from app.observability import replica
+from tests.support.waiting import eventually
 
 MASTER = """
 import json, os, sys
@@ -71,6 +74,33 @@ def test_a_replacement_adds_no_files(outcome: tuple[dict[str, float], list[str]]
     _, files = outcome
 
     assert files == ["1.alive", "counter_0.db", "counter_1.db", "counter_2.db", "gauge_liveall_1.db"]
+
+
+def test_folders_of_replicas_that_are_long_dead_are_removed(tmp_path: Path) -> None:
+    for name, age in (("alive", 0), ("resting", 3600), ("dead", 2 * 86_400)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "1.alive").touch()
+        os.utime(folder / "1.alive", (time.time() - age,) * 2)
+    program = "import sys; from pathlib import Path; from app.observability import replica\n"
+    program += "for _ in range(2): replica.open_directory(Path(sys.argv[1]))"
+
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "new")], check=True)
+
+    assert {folder.name for folder in tmp_path.iterdir()} == {"alive", "resting", "new"}
+
+
+def test_a_disk_that_was_full_does_not_stop_the_heart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    beats: list[int] = []
+
+    def publish() -> None:
+        beats.append(1)
+        if len(beats) == 2:
+            raise OSError("no space left on device")
+
+    monkeypatch.setattr(replica, "HEARTBEAT_SECONDS", 0.01)
+    with replica.Heartbeat(publish):
+        eventually(lambda: len(beats) > 3, within=5)
 
 
 def test_a_directory_that_is_chosen_too_late_is_refused(tmp_path: Path) -> None:

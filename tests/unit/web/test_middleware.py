@@ -82,6 +82,14 @@ async def test_a_request_is_one_line_in_the_log(client: AsyncClient, caplog: pyt
     assert record.__dict__["status"] == 404
 
 
+async def test_a_path_cannot_write_a_line_of_its_own(client: AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "headroom.request")
+    await client.get("/a%0a00:00:00 INFO forged%1b[31m")
+
+    [record] = [record for record in caplog.records if record.name == "headroom.request"]
+    assert record.getMessage().startswith("GET /a%0a00:00:00%20INFO%20forged%1b[31m 404 ")
+
+
 async def test_every_log_line_of_a_request_has_its_id(
     app: FastAPI, client: AsyncClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

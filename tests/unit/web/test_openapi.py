@@ -29,6 +29,13 @@ async def test_every_error_is_documented_as_a_problem(document: dict[str, Any]) 
                 assert response["description"], f"{name} {status}"
 
 
+async def test_every_operation_documents_what_can_happen_anywhere(document: dict[str, Any]) -> None:
+    for name, operation in operations(document):
+        assert {"500"} <= set(operation["responses"]), name
+        if "requestBody" in operation:
+            assert {"400", "413"} <= set(operation["responses"]), name
+
+
 async def test_every_operation_of_a_domain_documents_what_the_platform_answers(document: dict[str, Any]) -> None:
     for name, operation in operations(document):
         if operation["tags"] != ["health"]:

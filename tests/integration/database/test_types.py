@@ -1,0 +1,69 @@
+"""The read road gives the same values, whichever the driver and whatever the type."""
+
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from enum import Enum
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import (
+    ARRAY,
+    Date,
+    DateTime,
+    Float,
+    Integer,
+    Interval,
+    LargeBinary,
+    Numeric,
+    String,
+    Uuid,
+    bindparam,
+    cast,
+    select,
+)
+from sqlalchemy import Enum as EnumType
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.types import TypeEngine
+
+from app.database import Database
+
+
+class Colour(Enum):
+    RED = "r"
+
+
+VALUES: dict[str, tuple[TypeEngine[Any], Any]] = {
+    "numeric": (Numeric(10, 2), Decimal("1.50")),
+    "numeric as float": (Numeric(asdecimal=False), 1.5),
+    "float": (Float(), 1.5),
+    "jsonb": (JSONB(), {"a": [1, None]}),
+    "uuid": (Uuid(), UUID(int=7)),
+    "interval": (Interval(), timedelta(hours=1)),
+    "enum": (EnumType(Colour, native_enum=False), Colour.RED),
+    "array": (ARRAY(Integer()), [1, 2]),
+    "bytes": (LargeBinary(), b"\0a"),
+    "date": (Date(), date(2026, 1, 1)),
+    "time": (DateTime(timezone=True), datetime(2026, 1, 1, tzinfo=UTC)),
+    "null": (String(), None),
+}
+
+
+@pytest.mark.parametrize(("kind", "value"), VALUES.values(), ids=VALUES.keys())
+async def test_a_value_comes_back_as_it_went_in(database: Database, kind: TypeEngine[Any], value: Any) -> None:
+    statement = select(cast(bindparam("value", type_=kind), kind).label("value"))
+
+    row = await database.read.first(statement, value=value)
+
+    assert row is not None
+    assert row["value"] == value
+    assert isinstance(row["value"], type(value)), "asyncpg has a UUID of its own, which is one"
+
+
+async def test_a_parameter_that_is_computed_is_computed_each_time(database: Database) -> None:
+    numbers = iter(range(5))
+    statement = select(bindparam("number", callable_=lambda: next(numbers), type_=Integer()).label("number"))
+
+    rows = [await database.read.first(statement) for _ in range(2)]
+
+    assert [row and row["number"] for row in rows] == [0, 1]

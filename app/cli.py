@@ -77,7 +77,8 @@ def _api(options: argparse.Namespace) -> None:
     # Here and not only in the configuration file: Gunicorn reads WEB_CONCURRENCY itself, earlier, and with a traceback.
     load_settings()
     configuration = Path(__file__).parent.parent / "ops/gunicorn/gunicorn.conf.py"
-    os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", str(configuration)])  # noqa: S606
+    gunicorn = Path(sys.executable).with_name("gunicorn")
+    os.execv(gunicorn, [str(gunicorn), "-c", str(configuration)])  # noqa: S606
 
 
 def _exporter(options: argparse.Namespace) -> None:

@@ -25,7 +25,7 @@ def _seeded(stack: Stack) -> None:
 
 
 def get(stack: Stack, path: str) -> httpx.Response:
-    return httpx.get(f"{stack.api}{path}")
+    return httpx.get(f"{stack.api}{path}", timeout=30)
 
 
 def post(stack: Stack, path: str, **request: Any) -> httpx.Response:

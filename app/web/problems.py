@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
@@ -194,7 +195,16 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
 async def _http_exception(request: Request, error: Exception) -> JSONResponse:
     """What Starlette and FastAPI raise themselves: unknown paths, wrong methods, unreadable bodies."""
     assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        # Starlette names the methods of the first route that has this path, and leaves out the others'.
+        error = HTTPException(405, headers={"Allow": ", ".join(_methods(request))})
     return http_problem(request.scope, error)
+
+
+def _methods(request: Request) -> list[str]:
+    routes = [route for route in iter_route_contexts(request.app.routes) if hasattr(route, "path_regex")]
+    matching = [route for route in routes if route.path_regex.match(request.scope["path"])]
+    return sorted({method for route in matching for method in route.methods or ()})
 
 
 def _title(status: int) -> str:

@@ -3,21 +3,28 @@
 from typing import Annotated, Any
 
 from fastapi import Path
-from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, StringConstraints
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
+from starlette.convertors import StringConvertor, register_url_convertor
 
 BIGINT_MAX = 2**63 - 1
 
 
-def _no_nul(value: str) -> str:
-    # PostgreSQL stores every Unicode character but this one.
-    if "\0" in value:
-        raise ValueError("must not contain a NUL character")
-    return value
+# PostgreSQL stores every Unicode character but NUL. A pattern, so that the OpenAPI document says so, too.
+NO_NUL = r"^[^\x00]*$"
+NoNul = StringConstraints(pattern=NO_NUL)
+# The same, and something to read.
+NOT_BLANK = r"^[^\x00]*[^\s\x00][^\x00]*$"
 
 
-NoNul = AfterValidator(_no_nul)
+class _IdConvertor(StringConvertor):
+    """`{user_id:id}` in a path: digits. So `/users/me` is no user's path, and a path that can be nobody's is a 404."""
+
+    regex = "[0-9]+"
+
+
+register_url_convertor("id", _IdConvertor())
 Id = Annotated[int, Path(ge=1, le=BIGINT_MAX)]
 
 

@@ -30,26 +30,26 @@ async def list_posts(params: Annotated[PostListParams, Query()], db: ReadDb, cur
     return await PostReader(db).page(params, cursors)
 
 
-@router.get("/posts/{post_id}", responses=problem_responses(PostNotFound))
+@router.get("/posts/{post_id:id}", responses=problem_responses(PostNotFound))
 async def get_post(post_id: Id, db: ReadDb) -> PostRead:
     return await PostReader(db).get(post_id)
 
 
-@router.patch("/posts/{post_id}", responses=problem_responses(NotAuthenticated, Forbidden, PostNotFound))
+@router.patch("/posts/{post_id:id}", responses=problem_responses(NotAuthenticated, Forbidden, PostNotFound))
 async def update_post(post_id: Id, patch: PostPatch, db: WriteDb, principal: SignedIn) -> PostRead:
     """For the author, and administrators."""
     return PostRead.model_validate(await change_post(db, post_id, patch, principal))
 
 
 @router.delete(
-    "/posts/{post_id}", status_code=204, responses=problem_responses(NotAuthenticated, Forbidden, PostNotFound)
+    "/posts/{post_id:id}", status_code=204, responses=problem_responses(NotAuthenticated, Forbidden, PostNotFound)
 )
 async def remove_post(post_id: Id, db: WriteDb, principal: SignedIn) -> None:
     """For the author, and administrators."""
     await delete_post(db, post_id, principal)
 
 
-@router.get("/users/{user_id}/posts", responses=problem_responses(UserNotFound))
+@router.get("/users/{user_id:id}/posts", responses=problem_responses(UserNotFound))
 async def list_posts_of_user(
     user_id: Id, params: Annotated[PostsOfUserParams, Query()], db: ReadDb, cursors: CursorCodec
 ) -> Page[PostRead]:

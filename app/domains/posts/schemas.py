@@ -5,10 +5,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.database.session import Row
 from app.web.pagination import ListParams
-from app.web.types import BIGINT_MAX, NOT_SENT, NoNul, Patch
+from app.web.types import BIGINT_MAX, NO_NUL, NOT_BLANK, NOT_SENT, NoNul, Patch
 
-Title = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), NoNul]
-Content = Annotated[str, StringConstraints(min_length=1, max_length=100_000), NoNul]
+Title = Annotated[str, StringConstraints(strip_whitespace=True, max_length=200, pattern=NOT_BLANK)]
+Content = Annotated[str, StringConstraints(min_length=1, max_length=100_000, pattern=NO_NUL)]
 
 
 class PostCreate(BaseModel):

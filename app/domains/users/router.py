@@ -38,18 +38,18 @@ async def get_me(db: ReadDb, principal: SignedIn) -> OwnUser:
     return await UserReader(db).get_own(principal.id)
 
 
-@router.get("/{user_id}", responses=problem_responses(UserNotFound))
+@router.get("/{user_id:id}", responses=problem_responses(UserNotFound))
 async def get_user(user_id: Id, db: ReadDb) -> PublicUser:
     return await UserReader(db).get(user_id)
 
 
-@router.patch("/{user_id}", responses=problem_responses(NotAuthenticated, Forbidden, UserNotFound, EmailTaken))
+@router.patch("/{user_id:id}", responses=problem_responses(NotAuthenticated, Forbidden, UserNotFound, EmailTaken))
 async def update_user(user_id: Id, patch: UserPatch, db: WriteDb, principal: SignedIn) -> OwnUser:
     """For the user, and administrators."""
     return OwnUser.model_validate(await change_user(db, user_id, patch, principal))
 
 
-@router.delete("/{user_id}", status_code=204, responses=problem_responses(NotAuthenticated, Forbidden, UserNotFound))
+@router.delete("/{user_id:id}", status_code=204, responses=problem_responses(NotAuthenticated, Forbidden, UserNotFound))
 async def remove_user(user_id: Id, db: WriteDb, principal: SignedIn) -> None:
     """For the user, and administrators. The user's posts go too."""
     await delete_user(db, user_id, principal)

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, EmailStr, Field, StringConstraints
 
 from app.web.pagination import ListParams
-from app.web.types import NOT_SENT, NoNul, Patch
+from app.web.types import NOT_BLANK, NOT_SENT, NoNul, Patch
 
 
 def _address_alone(value: object) -> object:
@@ -15,7 +15,7 @@ def _address_alone(value: object) -> object:
 
 
 Email = Annotated[EmailStr, BeforeValidator(_address_alone)]
-Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100), NoNul]
+Name = Annotated[str, StringConstraints(strip_whitespace=True, max_length=100, pattern=NOT_BLANK)]
 # The upper bound keeps a caller from making Argon2 chew a megabyte.
 Password = Annotated[
     str,

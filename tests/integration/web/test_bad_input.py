@@ -60,9 +60,9 @@ CASES: dict[str, tuple[dict[str, Any], int, str]] = {
     "another content type": (raw(b"a=b", "application/x-www-form-urlencoded"), 422, "validation-error"),
     "10 MB, announced": (raw(b" " * 10_000_000), 413, "content-too-large"),
     "10 MB, in chunks": (raw(chunks(10_000_000)), 413, "content-too-large"),
-    "an id that is not a number": (get("/users/ann"), 422, "validation-error"),
+    "an id that is not a number": (get("/users/ann"), 404, "not-found"),
     "an id of zero": (get("/users/0"), 422, "validation-error"),
-    "a negative id": (get("/posts/-1"), 422, "validation-error"),
+    "a negative id": (get("/posts/-1"), 404, "not-found"),
     "an id beyond bigint": (get(f"/users/{2**63}"), 422, "validation-error"),
     "an id of five thousand digits": (get("/users/" + "9" * 5_000), 422, "validation-error"),
     "the largest id": (get(f"/users/{2**63 - 1}"), 404, "not-found"),
@@ -72,7 +72,7 @@ CASES: dict[str, tuple[dict[str, Any], int, str]] = {
     "a limit beyond 100": (get("/posts?limit=101"), 422, "validation-error"),
     "a parameter that does not exist": (get("/posts?page=2"), 422, "validation-error"),
     "an unknown path": (get("/nothing/here"), 404, "not-found"),
-    "a path with a NUL byte": (get("/users/%00"), 422, "validation-error"),
+    "a path with a NUL byte": (get("/users/%00"), 404, "not-found"),
     "a slash too many": (get("/posts/"), 404, "not-found"),
     "a wrong method": ({"method": "PUT", "url": "/users"}, 405, "method-not-allowed"),
 }  # fmt: skip
@@ -104,4 +104,6 @@ async def test_a_validation_error_says_what_is_wrong_and_repeats_no_password(cli
 
 
 async def test_a_method_that_is_not_allowed_comes_with_those_that_are(client: AsyncClient) -> None:
-    assert (await client.put("/users")).headers["allow"] == "POST"
+    assert (await client.put("/users")).headers["allow"] == "GET, POST"
+    assert (await client.put("/users/1")).headers["allow"] == "DELETE, GET, PATCH"
+    assert (await client.patch("/users/me")).headers["allow"] == "GET"

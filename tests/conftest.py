@@ -1,8 +1,11 @@
+import io
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from app.observability.logging import configure_logging
 from app.settings import Settings
 from tests.support.docker import require_engine
 from tests.support.stacks import ComposeStack, LocalStack, Stack
@@ -21,6 +24,20 @@ def _clean_environment() -> Iterator[None]:
     Settings.model_config["env_file"] = env_file
     os.environ.clear()
     os.environ.update(saved)
+
+
+@pytest.fixture
+def json_log() -> Iterator[Callable[[], str]]:
+    """Logs as in production, for the time of the test; call it for what has been written."""
+    root = logging.getLogger()
+    saved = root.handlers[:], root.level
+    configure_logging(format="json", level="info")
+    [handler] = root.handlers
+    assert isinstance(handler, logging.StreamHandler)
+    written = io.StringIO()
+    handler.setStream(written)
+    yield written.getvalue
+    root.handlers[:], root.level = saved
 
 
 @pytest.fixture(scope="session", params=["local", "compose"])

@@ -7,6 +7,34 @@ from typing import Self
 
 from sqlalchemy import URL
 
+SSL_REQUEST = 80877103
+
+
+class _Messages:
+    """Reads the frontend's side of the protocol, as far as it takes to count what is executed."""
+
+    def __init__(self) -> None:
+        self._buffer = b""
+        self._started = False
+
+    def executed(self, data: bytes) -> int:
+        """How many messages in here, and in what was left over before, make the server execute a statement."""
+        self._buffer += data
+        count = 0
+        while True:
+            header = 5 if self._started else 8  # a type and a length; before the start, a length and a code
+            if len(self._buffer) < header:
+                return count
+            length = int.from_bytes(self._buffer[1:5] if self._started else self._buffer[:4], "big")
+            whole = length + 1 if self._started else length
+            if len(self._buffer) < whole:
+                return count
+            if self._started:
+                count += self._buffer[:1] in (b"E", b"Q")  # Execute, or a simple Query
+            else:
+                self._started = int.from_bytes(self._buffer[4:8], "big") != SSL_REQUEST
+            self._buffer = self._buffer[whole:]
+
 
 class Proxy:
     def __init__(self, target: URL) -> None:
@@ -16,6 +44,7 @@ class Proxy:
         self._forgotten = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self.opened = 0
+        self.executed = 0
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -48,8 +77,11 @@ class Proxy:
     async def _serve(self, reader: StreamReader, writer: StreamWriter) -> None:
         self.opened += 1
         upstream_reader, upstream_writer = await self._connect()
-        for source, sink in ((reader, upstream_writer), (upstream_reader, writer)):
-            task = asyncio.create_task(self._pump(source, sink, self._forgotten))
+        for source, sink, messages in (
+            (reader, upstream_writer, _Messages()),
+            (upstream_reader, writer, None),
+        ):
+            task = asyncio.create_task(self._pump(source, sink, messages, self._forgotten))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -59,10 +91,13 @@ class Proxy:
             return await asyncio.open_unix_connection(f"{directory}/.s.PGSQL.{self._target.port or 5432}")
         return await asyncio.open_connection(self._target.host, self._target.port)
 
-    async def _pump(self, source: StreamReader, sink: StreamWriter, forgotten: asyncio.Event) -> None:
+    async def _pump(
+        self, source: StreamReader, sink: StreamWriter, messages: _Messages | None, forgotten: asyncio.Event
+    ) -> None:
         try:
             with suppress(ConnectionError):
                 while data := await source.read(65_536):
+                    self.executed += messages.executed(data) if messages else 0
                     await self._running.wait()
                     if not forgotten.is_set():
                         sink.write(data)

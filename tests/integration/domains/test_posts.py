@@ -1,5 +1,7 @@
 """Posts, through the API, on a real PostgreSQL."""
 
+import base64
+
 import pytest
 from httpx import AsyncClient
 from sqlalchemy import URL
@@ -7,6 +9,7 @@ from sqlalchemy.dialects import postgresql
 
 from app.domains.posts import repository as posts_repository
 from app.domains.users import repository as users_repository
+from tests.support.people import person
 from tests.support.postgres import connect
 
 
@@ -119,3 +122,142 @@ async def test_deleting_a_user_in_the_database_deletes_the_posts(
         connection.execute("DELETE FROM users WHERE id = 1")
 
     assert (await client.get("/posts")).json()["total"] == 12
+
+
+async def test_a_post_belongs_to_who_wrote_it(client: AsyncClient, database_url: URL) -> None:
+    ann = await person(client, "Ann", database_url)
+
+    created = await ann("POST", "/posts", json={"title": " Title ", "content": "Content"})
+
+    assert created.status_code == 201
+    body = created.json()
+    assert created.headers["location"] == f"/posts/{body['id']}"
+    assert (body["title"], body["author"]) == ("Title", {"id": ann.id, "name": "Ann"})
+    assert (await client.get(created.headers["location"])).json() == body
+
+
+async def test_a_change_is_partial_and_moves_updated_at(client: AsyncClient, database_url: URL) -> None:
+    ann = await person(client, "Ann", database_url)
+    post = (await ann("POST", "/posts", json={"title": "Title", "content": "Content"})).json()
+
+    changed = await ann("PATCH", f"/posts/{post['id']}", json={"title": "Other"})
+
+    assert changed.status_code == 200
+    assert changed.json() == post | {"title": "Other", "updated_at": changed.json()["updated_at"]}
+    assert changed.json()["updated_at"] > post["updated_at"]
+    assert (await client.get(f"/posts/{post['id']}")).json() == changed.json()
+    assert (await ann("PATCH", f"/posts/{post['id']}", json={})).json() == changed.json(), "nothing to change"
+
+
+@pytest.mark.parametrize("patch", [{"title": None}, {"content": None}, {"title": " "}, {"author_id": 2}, {"id": 2}])
+async def test_a_change_that_cannot_be_is_422_and_changes_nothing(
+    client: AsyncClient, database_url: URL, patch: dict[str, object]
+) -> None:
+    ann = await person(client, "Ann", database_url)
+    post = (await ann("POST", "/posts", json={"title": "Title", "content": "Content"})).json()
+
+    assert (await ann("PATCH", f"/posts/{post['id']}", json=patch)).status_code == 422
+    assert (await client.get(f"/posts/{post['id']}")).json() == post
+
+
+async def test_a_deleted_user_takes_the_posts_along(client: AsyncClient, database_url: URL) -> None:
+    ann = await person(client, "Ann", database_url)
+    post = (await ann("POST", "/posts", json={"title": "Title", "content": "Content"})).json()
+
+    assert (await ann("DELETE", f"/users/{ann.id}")).status_code == 204
+
+    assert (await client.get(f"/posts/{post['id']}")).status_code == 404
+    assert (await client.get("/posts")).json()["total"] == 0
+
+
+@pytest.mark.usefixtures("posts")
+@pytest.mark.parametrize(
+    ("query", "ids"),
+    [
+        ("sort=id&limit=3", [1, 2, 3]),
+        ("sort=-id&limit=3", [25, 24, 23]),
+        ("sort=title&limit=3", [1, 10, 11]),
+        ("sort=-title&limit=3", [9, 8, 7]),
+        ("author_id=1&sort=id&limit=3", [1, 3, 5]),
+        ("q=pOsT 2&sort=id&limit=3", [2, 20, 21]),
+        ("q=post 2&author_id=1&sort=id", [21, 23, 25]),
+        ("q=nothing", []),
+        ("q=%25", []),
+        ("q=_", []),
+        ("q=\\", []),
+        ("q=&limit=1", [25]),
+        ("author_id=99", []),
+    ],
+)
+async def test_the_list_can_be_filtered_sorted_and_searched(client: AsyncClient, query: str, ids: list[int]) -> None:
+    by_offset = await client.get(f"/posts?{query}")
+    by_cursor = await client.get(f"/posts?{query}&cursor=")
+
+    assert [post["id"] for post in by_offset.json()["items"]] == ids
+    assert [post["id"] for post in by_cursor.json()["items"]] == ids
+    assert by_offset.json()["total"] >= len(ids)
+    assert (by_cursor.json()["total"], by_cursor.json()["offset"]) == (None, None)
+
+
+async def test_percent_and_underscore_and_backslash_are_plain_characters(
+    client: AsyncClient, database_url: URL
+) -> None:
+    ann = await person(client, "Ann", database_url)
+    for title in ("100% sure", "snake_case", "C:\\temp", "plain"):
+        await ann("POST", "/posts", json={"title": title, "content": "."})
+
+    for q, title in (("0%", "100% sure"), ("e_c", "snake_case"), ("\\t", "C:\\temp")):
+        items = (await client.get("/posts", params={"q": q})).json()["items"]
+        assert [post["title"] for post in items] == [title]
+
+
+@pytest.mark.usefixtures("posts")
+@pytest.mark.parametrize("list_", ["/posts?", "/posts?author_id=1&", "/posts?q=post&", "/users/1/posts?"])
+@pytest.mark.parametrize("sort", ["created_at", "-created_at", "title", "-title", "id", "-id"])
+async def test_pages_by_cursor_are_the_list(client: AsyncClient, list_: str, sort: str) -> None:
+    whole = (await client.get(f"{list_}sort={sort}&limit=100")).json()["items"]
+    walked: list[object] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        page = (await client.get(f"{list_}sort={sort}&limit=4&cursor={cursor}")).json()
+        assert page["has_more"] == (page["next_cursor"] is not None)
+        walked += page["items"]
+        cursor = page["next_cursor"]
+
+    assert walked == whole
+
+
+@pytest.mark.usefixtures("posts")
+async def test_a_cursor_that_this_list_did_not_give_out_is_422(client: AsyncClient) -> None:
+    cursor = (await client.get("/posts?limit=2&cursor=")).json()["next_cursor"]
+    assert (await client.get(f"/posts?limit=3&cursor={cursor}")).status_code == 200, "the limit may change"
+
+    changed = ("A" if cursor[20] != "A" else "B").join((cursor[:20], cursor[21:]))
+    for forged in (
+        changed,
+        cursor[:-1],
+        cursor + "A",
+        "x",
+        "é",
+        "AAAA",
+        "=" * 9,
+        base64.urlsafe_b64encode(b"[]").decode(),
+    ):
+        answer = await client.get("/posts", params={"limit": 2, "cursor": forged})
+        assert (answer.status_code, answer.json()["type"]) == (422, "/problems/validation-error"), forged
+    for foreign in (
+        "/posts?sort=title",
+        "/posts?sort=created_at",
+        "/posts?author_id=1",
+        "/posts?q=a",
+        "/users/1/posts?",
+    ):
+        answer = await client.get(f"{foreign}&cursor={cursor}")
+        assert answer.status_code == 422, foreign
+
+
+@pytest.mark.parametrize(
+    "query", ["sort=content", "sort=--id", "sort=", "author_id=0", "offset=0&cursor=", "q=" + "x" * 101, "q=%00"]
+)
+async def test_a_list_that_cannot_be_is_422(client: AsyncClient, query: str) -> None:
+    assert (await client.get(f"/posts?{query}")).status_code == 422

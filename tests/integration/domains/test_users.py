@@ -1,6 +1,7 @@
 """Users, through the API, on a real PostgreSQL."""
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 from fastapi import FastAPI
@@ -9,7 +10,7 @@ from sqlalchemy import URL
 
 from app.database.pool import pool_state
 from app.domains.users import service
-from app.observability.logging import configure_logging
+from tests.support.people import person, sign_in
 from tests.support.postgres import connect
 
 ANN = {"email": "Ann@Example.com", "name": "Ann", "password": "correct horse"}
@@ -86,10 +87,9 @@ async def test_the_password_is_stored_as_an_argon2id_hash(client: AsyncClient, d
 
 @pytest.mark.parametrize("trouble", ["a lock", "a row that is refused"])
 async def test_no_hash_and_no_address_reaches_the_log(
-    client: AsyncClient, database_url: URL, capsys: pytest.CaptureFixture[str], trouble: str
+    client: AsyncClient, database_url: URL, json_log: Callable[[], str], trouble: str
 ) -> None:
     """The statement's parameters and PostgreSQL's DETAIL have both."""
-    configure_logging(format="json", level="info")
     with connect(database_url) as connection, connection.transaction():
         if trouble == "a lock":
             connection.execute(f"ALTER DATABASE {database_url.database} SET lock_timeout = '50ms'")
@@ -99,7 +99,7 @@ async def test_no_hash_and_no_address_reaches_the_log(
         answer = await client.post("/users", json=ANN)
 
     assert answer.status_code == (503 if trouble == "a lock" else 500)
-    log = capsys.readouterr().out
+    log = json_log()
     assert ("statement-timeout" if trouble == "a lock" else "ck_users_nobody") in log
     assert "argon2" not in log
     assert "example.com" not in log.lower()
@@ -124,3 +124,64 @@ async def test_no_connection_is_held_while_a_password_is_hashed(
     assert state.used == 0
     go_on.set()
     assert (await signing_up).status_code == 201
+
+
+async def test_a_user_changes_what_is_theirs(client: AsyncClient, database_url: URL) -> None:
+    ann = await person(client, "Ann", database_url)
+
+    changed = await ann("PATCH", f"/users/{ann.id}", json={"name": "Anna", "email": "anna@example.com"})
+
+    assert changed.status_code == 200
+    assert (changed.json()["name"], changed.json()["email"]) == ("Anna", "anna@example.com")
+    assert (await ann("GET", "/users/me")).json() == changed.json()
+
+
+async def test_a_new_password_is_the_one_that_counts(client: AsyncClient, database_url: URL) -> None:
+    ann = await person(client, "Ann", database_url)
+
+    answer = await ann("PATCH", f"/users/{ann.id}", json={"password": "another horse"})
+
+    assert answer.status_code == 200
+    assert "password" not in answer.text
+    assert (await sign_in(client, "ann@example.com")).status_code == 401
+    assert (await sign_in(client, "ann@example.com", "another horse")).status_code == 200
+
+
+@pytest.mark.parametrize("patch", [{"name": None}, {"email": None}, {"password": None}, {"is_active": None}, {"id": 7}])
+async def test_a_change_that_cannot_be_is_422(client: AsyncClient, database_url: URL, patch: dict[str, object]) -> None:
+    ann = await person(client, "Ann", database_url)
+
+    assert (await ann("PATCH", f"/users/{ann.id}", json=patch)).status_code == 422
+
+
+async def test_a_known_address_is_409_for_a_change_too(client: AsyncClient, database_url: URL) -> None:
+    ann = await person(client, "Ann", database_url)
+    await person(client, "Bob", database_url)
+
+    answer = await ann("PATCH", f"/users/{ann.id}", json={"email": "BOB@example.com"})
+
+    assert (answer.status_code, answer.json()["type"]) == (409, "/problems/email-taken")
+
+
+async def test_an_administrator_lists_filters_and_searches_users(client: AsyncClient, database_url: URL) -> None:
+    admin = await person(client, "Admin", database_url, is_admin=True)
+    bob = await person(client, "Bob", database_url)
+    await person(client, "Ann", database_url)
+    await admin("PATCH", f"/users/{bob.id}", json={"is_active": False})
+
+    async def names(query: str) -> list[str]:
+        return [user["name"] for user in (await admin("GET", f"/users?{query}")).json()["items"]]
+
+    assert await names("sort=name") == ["Admin", "Ann", "Bob"]
+    assert await names("") == ["Ann", "Bob", "Admin"]
+    assert await names("is_active=false") == ["Bob"]
+    assert await names("q=AN&sort=email") == ["Ann"]
+    assert await names("q=example.com&is_active=true&sort=-name&cursor=") == ["Ann", "Admin"]
+
+
+async def test_somebody_who_does_not_exist_is_404_for_an_administrator(client: AsyncClient, database_url: URL) -> None:
+    admin = await person(client, "Admin", database_url, is_admin=True)
+
+    assert (await admin("PATCH", "/users/999", json={"name": "X"})).status_code == 404
+    assert (await admin("DELETE", "/users/999")).status_code == 404
+    assert (await admin("DELETE", "/posts/999")).status_code == 404

@@ -1,12 +1,12 @@
 import json
 import logging
+from collections.abc import Callable
 
 import pytest
 from fastapi import FastAPI, Request
 from httpx import ASGITransport, AsyncClient
 
 from app.errors import DatabaseUnavailable, PoolExhausted, StatementTimeout, TransientDatabaseError
-from app.observability.logging import logging_config
 
 
 async def test_every_answer_has_a_request_id_of_its_own(client: AsyncClient) -> None:
@@ -91,21 +91,15 @@ async def test_a_path_cannot_write_a_line_of_its_own(client: AsyncClient, caplog
 
 
 async def test_every_log_line_of_a_request_has_its_id(
-    app: FastAPI, client: AsyncClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    app: FastAPI, client: AsyncClient, json_log: Callable[[], str]
 ) -> None:
     @app.get("/chatty")
     async def chatty(request: Request) -> None:
         logging.getLogger("some.library").warning("hello")
 
-    root = logging.getLogger()
-    saved = root.handlers[:], root.level
-    logging.config.dictConfig(logging_config(format="json", level="info"))
-    try:
-        await client.get("/chatty", headers={"x-request-id": "abc"})
-    finally:
-        root.handlers[:], root.level = saved
+    await client.get("/chatty", headers={"x-request-id": "abc"})
 
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    lines = [json.loads(line) for line in json_log().splitlines()]
     assert {line["request_id"] for line in lines if line["logger"] != "httpx"} == {"abc"}
     assert [line["message"] for line in lines if line["logger"] == "some.library"] == ["hello"]
 

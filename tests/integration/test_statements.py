@@ -1,0 +1,90 @@
+"""How many statements an endpoint sends: counted on the wire, and the same for one row as for many."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from httpx import ASGITransport, AsyncClient
+from sqlalchemy import URL
+
+from app.main import create_app
+from app.settings import Settings
+from tests.integration.conftest import SECRET_KEY
+from tests.support.people import Person, person
+from tests.support.postgres import connect
+from tests.support.proxy import Proxy
+
+# What a request executes, BEGIN and COMMIT among it. Who is signed in is one of them.
+STATEMENTS = {
+    "GET /users/{user}": 1,
+    "GET /users/me": 2,
+    "GET /users?limit=100": 3,
+    "GET /users?limit=100&cursor=": 2,
+    "GET /users/{user}/posts?limit=100": 3,
+    "GET /posts?limit=100": 2,
+    "GET /posts?limit=100&cursor=": 1,
+    "GET /posts?limit=100&q=post&sort=title": 2,
+    "GET /posts/{post}": 1,
+    "POST /posts": 4,
+    "PATCH /posts/{post}": 5,
+    "PATCH /users/{user}": 5,
+    "DELETE /posts/{post}": 5,
+    "DELETE /users/{user}": 5,
+}
+BODIES = {
+    "POST /posts": {"title": "Title", "content": "Content"},
+    "PATCH /posts/{post}": {"title": "Changed"},
+    "PATCH /users/{user}": {"name": "Changed"},
+}
+
+
+@pytest.fixture
+def driver() -> str:
+    return "asyncpg"
+
+
+@pytest.fixture
+async def proxy(database_url: URL) -> AsyncIterator[Proxy]:
+    async with Proxy(database_url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def client(proxy: Proxy) -> AsyncIterator[AsyncClient]:
+    app = create_app(Settings(database_url=proxy.url, secret_key=SECRET_KEY, db_pool_pre_ping=False))
+    async with (
+        app.router.lifespan_context(app),
+        AsyncClient(transport=ASGITransport(app), base_url="http://test") as client,
+    ):
+        yield client
+
+
+@pytest.mark.parametrize("rows", [1, 100], ids=["one row", "many rows"])
+@pytest.mark.parametrize(("call", "expected"), STATEMENTS.items(), ids=STATEMENTS.keys())
+async def test_an_endpoint_sends_the_same_statements_however_many_rows_there_are(
+    client: AsyncClient, proxy: Proxy, database_url: URL, call: str, expected: int, rows: int
+) -> None:
+    admin: Person = await person(client, "Admin", database_url, is_admin=True)
+    with connect(database_url) as connection:
+        connection.execute(
+            "INSERT INTO users (email, name, password_hash) SELECT 'u' || n, 'User', '' FROM generate_series(1, %s) n",
+            (rows,),
+        )
+        row = connection.execute("SELECT max(id) FROM users").fetchone()
+        assert row is not None
+        user = row[0]
+        connection.execute(
+            "INSERT INTO posts (author_id, title, content)"
+            " SELECT CASE WHEN mod(n, 2) = 0 THEN %s ELSE id END, 'Post', ''"
+            " FROM users, generate_series(1, %s) n LIMIT %s",
+            (user, rows, rows),
+        )
+        row = connection.execute("SELECT max(id) FROM posts").fetchone()
+        assert row is not None
+        post = row[0]
+    method, _, path = call.partition(" ")
+    before = proxy.executed
+
+    answer = await admin(method, path.format(user=user, post=post), json=BODIES.get(call))
+
+    assert answer.status_code < 300, answer.text
+    assert proxy.executed - before == expected

@@ -1,0 +1,51 @@
+"""Every operation of the OpenAPI document, with data made from it, against the running stack."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+
+from tests.support.postgres import connect
+from tests.support.stacks import Stack
+
+PASSWORD = "correct horse"
+# Generated ids are small: no request may delete or deactivate the one who sends it.
+ADMIN_ID = 10**15 + 7
+
+
+def test_schemathesis_finds_nothing(stack: Stack, tmp_path: Path) -> None:
+    stack.seed(users=20, posts=50)
+    admin = {"email": "schemathesis@example.com", "name": "Admin", "password": PASSWORD}
+    created = httpx.post(f"{stack.api}/users", json=admin, timeout=30)
+    with connect(stack.database_url()) as connection:
+        connection.execute("UPDATE users SET is_admin = true, id = %s WHERE id = %s", (ADMIN_ID, created.json()["id"]))
+    signed_in = httpx.post(
+        f"{stack.api}/auth/token", data={"username": admin["email"], "password": PASSWORD}, timeout=30
+    )
+    token = signed_in.json()["access_token"]
+
+    finished = subprocess.run(
+        [
+            Path(sys.executable).with_name("schemathesis"),
+            "--config-file",
+            Path(__file__).with_name("schemathesis.toml"),
+            "run",
+            f"{stack.api}/openapi.json",
+            "--header",
+            f"Authorization: Bearer {token}",
+            "--max-examples=25",
+            "--generation-database=:memory:",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+    assert finished.returncode == 0, finished.stdout
+    cases = re.search(r"(\d+) generated, \1 passed", finished.stdout)
+    assert cases, finished.stdout
+    assert int(cases.group(1)) > 300

@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help run up down seed migrate migration downgrade current history \
-        test test-unit test-integration test-stack lint format types contracts check lock clean
+        test test-unit test-integration test-stack bench-pages lint format types contracts check lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ test-integration: $(READY) ## run the tests against a real PostgreSQL
 
 test-stack: $(READY) ## run the tests of the whole stack, in containers and as local processes
 	@$(BIN)/pytest tests/stack tests/fault
+
+bench-pages: $(READY) ## measure pages at depth, search and sign-in on a million posts (needs Docker)
+	@$(BIN)/python -m tests.load.pages
 
 lint: $(READY) ## check style
 	@$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 
 from sqlalchemy import DateTime, Dialect, MetaData, func
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
@@ -25,9 +26,12 @@ class Base(DeclarativeBase):
 
 
 class _SQLiteUTC(TypeDecorator[datetime]):
-    """SQLite has no time zone: store UTC, read it back as UTC."""
+    """SQLite has no time zone: store UTC, read it back as UTC.
 
-    impl = DateTime
+    In whole seconds, as its CURRENT_TIMESTAMP is: times are text there, and "12:00:00" is less than "12:00:00.000000".
+    """
+
+    impl = sqlite.DATETIME(truncate_microseconds=True)  # type: ignore[no-untyped-call]
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:

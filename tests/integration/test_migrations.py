@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import URL
 
+from app.observability import logging as logging_module
 from tests.support.postgres import connect
 from tests.support.stacks import ROOT
 from tests.support.waiting import eventually
@@ -126,6 +128,37 @@ def test_a_database_that_cannot_be_reached_is_one_line(tmp_path: Path) -> None:
     assert job.returncode != 0
     assert (job.stdout + job.stderr).strip().count("\n") == 0, job.stderr
     assert "cannot connect" in job.stdout + job.stderr
+
+
+def test_search_is_indexed_where_the_server_can_and_the_migration_says_so_where_not(
+    target: URL, alembic_config: Config, json_log: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with connect(target) as connection:
+        available = connection.execute("SELECT FROM pg_available_extensions WHERE name = 'pg_trgm'").fetchall()
+        monkeypatch.setattr(logging_module, "configure_logging", lambda **_: None)  # this test has configured it
+        command.upgrade(alembic_config, "head")
+        indexes = connection.execute("SELECT indexname FROM pg_indexes WHERE indexname LIKE '%%_trgm'").fetchall()
+
+    assert len(indexes) == (2 if available else 0)
+    assert ("the extension pg_trgm is missing" in json_log()) == (not available)
+
+
+def test_search_without_the_right_to_create_its_extension_is_not_indexed(
+    target: URL, alembic_config: Config, json_log: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    role = f"owner_{target.database}"
+    with connect(target) as connection:
+        connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'x'")
+        connection.execute(f"GRANT ALL ON SCHEMA public TO {role}")
+        owner = target.set(username=role, password="x")
+        monkeypatch.setenv("MIGRATION_DATABASE_URL", owner.render_as_string(hide_password=False))
+        monkeypatch.setattr(logging_module, "configure_logging", lambda **_: None)
+        command.upgrade(alembic_config, "head")
+        indexes = connection.execute("SELECT FROM pg_indexes WHERE indexname LIKE '%%_trgm'").fetchall()
+        connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+    assert indexes == []
+    assert "the extension pg_trgm is missing" in json_log()
 
 
 def test_a_revision_that_is_written_from_a_model_runs_and_is_one_file_of_its_own(target: URL, tmp_path: Path) -> None:

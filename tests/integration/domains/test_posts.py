@@ -218,7 +218,7 @@ async def test_pages_by_cursor_are_the_list(client: AsyncClient, list_: str, sor
     whole = (await client.get(f"{list_}sort={sort}&limit=100")).json()["items"]
     walked: list[object] = []
     cursor: str | None = ""
-    while cursor is not None:
+    while cursor is not None and len(walked) <= len(whole):
         page = (await client.get(f"{list_}sort={sort}&limit=4&cursor={cursor}")).json()
         assert page["has_more"] == (page["next_cursor"] is not None)
         walked += page["items"]

@@ -4,7 +4,7 @@ A statement is built once for each combination of sort order and filters, so eac
 cursor cost what the first one costs: `(sort column, id)` is compared as a row, which an index on the two answers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sqlalchemy import BigInteger, ColumnElement, Select, bindparam, func, or_, select, tuple_
@@ -27,8 +27,9 @@ def like_pattern(text: str) -> str:
 class Listing:
     """What a list selects, and by what it can be filtered and sorted.
 
-    `key` is the primary key: it settles ties. `filters` are conditions with a `bindparam` of the filter's name. Each of
-    `sorts` wants an index on the column and the key.
+    `rows` selects the key as `id`, and each of the columns to sort by under its own name. `key` is the primary key: it
+    settles ties. `filters` are conditions with a `bindparam` of the filter's name. Each of `sorts` wants an index on the
+    column and the key.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class Listing:
     def _filtered(self, statement: Statement, filters: frozenset[str]) -> Statement:
         return statement.where(*(self._filters[name] for name in sorted(filters)))
 
-    def _once(self, kind: str, sort: str, filters: frozenset[str], build: Any) -> Statement:
+    def _once(self, kind: str, sort: str, filters: frozenset[str], build: Callable[[], Statement]) -> Statement:
         key = (kind, sort, filters)
         if key not in self._statements:
             self._statements[key] = build()

@@ -62,6 +62,7 @@ def logging_config(*, format: str, level: str) -> dict[str, Any]:
             # Headroom writes one structured line for each request itself.
             "gunicorn.access": {"level": "CRITICAL", "handlers": [], "propagate": False},
             "uvicorn.access": {"level": "CRITICAL", "handlers": [], "propagate": False},
+            "alembic.runtime.plugins": {"level": "WARNING"},
             # It logs the error that it also prints.
             "alembic.util.messaging": {"level": "CRITICAL"},
             # They tell of every pool that is closed and every program that is called.

@@ -12,6 +12,7 @@ from app.database import Database, make_engine
 from app.main import create_app
 from app.settings import Settings
 from tests.support.postgres import Server, run_postgres
+from tests.support.proxy import Proxy
 
 SECRET_KEY = "for tests only, for tests only, for tests only"
 
@@ -66,6 +67,13 @@ async def engine(database_url: URL) -> AsyncIterator[AsyncEngine]:
 @pytest.fixture
 def database(engine: AsyncEngine) -> Database:
     return Database(engine)
+
+
+@pytest.fixture
+async def proxy(database_url: URL) -> AsyncIterator[Proxy]:
+    """A way to the test's database that can hang, and that counts."""
+    async with Proxy(database_url) as proxy:
+        yield proxy
 
 
 @pytest.fixture

@@ -7,18 +7,11 @@ from collections.abc import AsyncIterator
 import pytest
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
-from sqlalchemy import URL
 
 from app.main import create_app
 from app.settings import Settings
 from tests.integration.conftest import SECRET_KEY
 from tests.support.proxy import Proxy
-
-
-@pytest.fixture
-async def proxy(database_url: URL) -> AsyncIterator[Proxy]:
-    async with Proxy(database_url) as proxy:
-        yield proxy
 
 
 @pytest.fixture

@@ -50,12 +50,6 @@ def driver() -> str:
 
 
 @pytest.fixture
-async def proxy(database_url: URL) -> AsyncIterator[Proxy]:
-    async with Proxy(database_url) as proxy:
-        yield proxy
-
-
-@pytest.fixture
 async def client(proxy: Proxy) -> AsyncIterator[AsyncClient]:
     app = create_app(Settings(database_url=proxy.url, secret_key=SECRET_KEY, db_pool_pre_ping=False))
     async with (

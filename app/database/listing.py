@@ -28,8 +28,8 @@ class Listing:
     """What a list selects, and by what it can be filtered and sorted.
 
     `rows` selects the key as `id`, and each of the columns to sort by under its own name. `key` is the primary key: it
-    settles ties. `filters` are conditions with a `bindparam` of the filter's name. Each of `sorts` wants an index on the
-    column and the key.
+    settles ties. `filters` are conditions with a `bindparam` of the filter's name. Each of `sorts` wants an index on
+    the column and the key.
     """
 
     def __init__(

@@ -35,6 +35,7 @@ def test_schemathesis_finds_nothing(stack: Stack, tmp_path: Path) -> None:
             f"{stack.api}/openapi.json",
             "--header",
             f"Authorization: Bearer {token}",
+            "--checks=all",
             "--max-examples=25",
             "--generation-database=:memory:",
         ],

@@ -35,6 +35,12 @@ def _parser() -> argparse.ArgumentParser:
     exporter = commands.add_parser("exporter", help="serve the metrics of every replica on this host")
     exporter.set_defaults(run=_exporter)
 
+    budget = commands.add_parser("budget", help="show the connection budget; exit status 1 when it is exceeded")
+    budget.add_argument("--offline", action="store_true", help="go by the settings alone, without asking the server")
+    budget.add_argument("--json", action="store_true", help="print it for a program")
+    budget.add_argument("--suggest", action="store_true", help="print the largest pool that fits, too")
+    budget.set_defaults(run=_budget)
+
     seed = commands.add_parser("seed", help="fill the database with plausible data")
     seed.add_argument("--users", type=_count, default=1_000, metavar="N", help="users to add (default: %(default)s)")
     seed.add_argument("--posts", type=_count, default=5_000, metavar="N", help="posts to add (default: %(default)s)")
@@ -89,6 +95,33 @@ def _exporter(options: argparse.Namespace) -> None:
     settings = load_settings()
     configure_logging(format=settings.log_format, level=settings.log_level)
     exporter.serve(metrics_dir=settings.metrics_dir, host=settings.exporter_host, port=settings.exporter_port)
+
+
+def _budget(options: argparse.Namespace) -> None:
+    import asyncio
+    import json
+
+    from app import limits
+    from app.errors import BudgetExceeded
+    from app.settings import load_settings
+
+    settings = load_settings()
+    facts = limits.declared(settings) if options.offline else asyncio.run(limits.asked(settings))
+    budget = facts.budget
+    suggestion = budget.suggest()
+    if options.json:
+        document = budget.as_dict() | {"observed": facts.observed, "sources": facts.sources, "remarks": facts.remarks}
+        if options.suggest:
+            document["suggestion"] = suggestion and suggestion.variables
+        print(json.dumps(document, indent=2))
+    else:
+        print(budget.table(), *facts.notes, sep="\n")
+        if options.suggest and suggestion:
+            print("the largest pool that fits:", *(f"{name}={value}" for name, value in suggestion.variables.items()))
+        elif options.suggest:
+            print("no pool fits: there is not even one connection a worker")
+    if budget.over:
+        raise BudgetExceeded("\n".join(budget.complaints))
 
 
 def _seed(options: argparse.Namespace) -> None:

@@ -2,6 +2,8 @@
 
 HeadroomError
 ├── ConfigurationError        a setting is missing, malformed or contradicts another one
+├── BudgetExceeded            more connections could be opened than the server, or the pooler, admits
+├── SchemaMismatch            the database is not at the revision that this code needs
 ├── MigrationLockTimeout      another migration job held the lock for too long
 ├── LocalStackFailed          a part of `headroom up` did not start, or ended by itself
 ├── DomainError               the request cannot be done; the client can do something about it
@@ -29,6 +31,14 @@ class HeadroomError(Exception):
 
 class ConfigurationError(HeadroomError):
     """A setting is missing, malformed or contradicts another one. Each line of the message starts with its name."""
+
+
+class BudgetExceeded(HeadroomError):
+    """More connections could be opened than there are. A line for each limit, with both numbers and every term."""
+
+
+class SchemaMismatch(HeadroomError):
+    """The database is not at the revision that this code needs."""
 
 
 class MigrationLockTimeout(HeadroomError):

@@ -10,6 +10,8 @@ from pydantic import BaseModel
 from sqlalchemy import literal, select
 
 from app.database import Database
+from app.database.liveness import knock
+from app.database.pool import pool_state
 from app.errors import DatabaseUnavailable, TransientDatabaseError
 from app.web.problems import problem_responses
 
@@ -47,6 +49,12 @@ async def readyz(request: Request) -> Health:
 
 
 async def _ask(database: Database) -> None:
+    # Being busy is not being broken: with every connection in use, a probe neither waits for one nor takes another's
+    # place in the queue.
+    state = pool_state(database.engine)
+    if state is not None and not state.has_room:
+        await knock(database.engine.url)
+        return
     # Without an end, a connection whose other side is gone would hold the next probe up for as long as TCP hopes.
     try:
         async with asyncio.timeout(PROBE_SECONDS):

@@ -56,8 +56,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             pool_size=settings.db_pool_size,
             max_overflow=settings.db_max_overflow,
             pool_timeout=settings.db_pool_timeout,
+            pool_max_waiters=settings.db_pool_max_waiters,
             pool_recycle=settings.db_pool_recycle,
-            pre_ping=settings.db_pool_pre_ping,
+            pool_ping_after=settings.db_pool_ping_after if settings.db_pool_pre_ping else None,
+            one_per_task=True,
         )
 
         def publish() -> None:

@@ -70,6 +70,15 @@ class Settings(BaseSettings):
         description="What migrations connect to: directly, never through a pooler. Default: `DATABASE_URL`.",
         json_schema_extra={"secret": True},
     )
+    db_pooler: Literal["none", "pgbouncer"] = Field(
+        default="none", description="What `DATABASE_URL` leads to: PostgreSQL itself (`none`), or a `pgbouncer`."
+    )
+    startup_timeout: float = Field(
+        default=0.0,
+        ge=0,
+        description="Seconds the API and the migration job wait at their start: for the database, the API also for "
+        "its schema.",
+    )
     migration_lock_timeout: float = Field(
         default=300.0, ge=0, description="Seconds a migration job waits for another one to finish."
     )
@@ -93,12 +102,56 @@ class Settings(BaseSettings):
         default=(),
         description="Proxies, separated by commas, whose `X-Forwarded-*` headers are believed. Default: none.",
     )
+    api_replicas: int = Field(default=1, ge=1, description="Replicas of the API, on all machines together.")
+    api_surge: int = Field(default=0, ge=0, description="Replicas that a rolling deploy runs beside them for a while.")
     web_concurrency: int = Field(default=4, ge=1, description="API workers (processes) of one replica.")
     db_pool_size: int = Field(default=5, ge=1, description="Connections a worker keeps open.")
     db_max_overflow: int = Field(default=10, ge=0, description="Connections a worker may open beyond them under load.")
-    db_pool_timeout: float = Field(default=3.0, gt=0, description="Seconds a request waits for a free connection.")
+    db_pool_timeout: float = Field(
+        default=3.0,
+        gt=0,
+        description="Seconds a request may spend on getting a connection, a test or a connect included; then 503.",
+    )
+    db_pool_max_waiters: int = Field(
+        default=50, ge=0, description="Requests of a worker that may wait for a connection; one more gets 503 at once."
+    )
     db_pool_recycle: int = Field(default=3600, ge=1, description="Seconds after which a connection is replaced.")
-    db_pool_pre_ping: bool = Field(default=True, description="Test a connection before it is handed out.")
+    db_pool_pre_ping: bool = Field(default=True, description="Test a connection that was idle before it is handed out.")
+    db_pool_ping_after: float = Field(
+        default=0.5, ge=0, description="Seconds of idleness after which a connection is tested."
+    )
+    db_budget: Literal["enforce", "warn", "off"] = Field(
+        default="enforce",
+        description="Over the connection budget, the API and the migration job do not start (`enforce`), say so "
+        "(`warn`), or do not check (`off`).",
+    )
+    postgres_max_connections: int | None = Field(
+        default=None,
+        ge=1,
+        description="The server's `max_connections`, where it cannot be asked (then 100), or our share of it, where "
+        "others use the server too.",
+    )
+    postgres_superuser_reserved_connections: int | None = Field(
+        default=None, ge=0, description="The same for `superuser_reserved_connections`; 3."
+    )
+    postgres_reserved_connections: int | None = Field(
+        default=None, ge=0, description="The same for `reserved_connections`; 0."
+    )
+    postgres_cores: int | None = Field(
+        default=None, ge=1, description="The server's cores, for a warning about more connections than they can use."
+    )
+    pgbouncer_max_client_conn: int | None = Field(
+        default=None, ge=1, description="PgBouncer's `max_client_conn`, where its console cannot be asked; 100."
+    )
+    pgbouncer_default_pool_size: int | None = Field(
+        default=None, ge=1, description="The same for `default_pool_size`; 20."
+    )
+    pgbouncer_reserve_pool_size: int | None = Field(
+        default=None, ge=0, description="The same for `reserve_pool_size`; 0."
+    )
+    pgbouncer_max_db_connections: int | None = Field(
+        default=None, ge=0, description="The same for `max_db_connections`; 0 is no limit."
+    )
     api_host: str = Field(default="127.0.0.1", description="IPv4 address the API listens on.")
     api_port: Port = Field(default=8000, description="Port the API listens on.")
     api_replica: str = Field(
@@ -131,15 +184,18 @@ class Settings(BaseSettings):
         """Where `headroom up` says how to reach its PostgreSQL, for as long as that runs."""
         return self.data_dir / "database-url"
 
+    def known_database_url(self) -> URL | None:
+        """The database to use, if there is one."""
+        if self.database_url is None and self.local_database_url_file.exists():
+            return make_url(self.local_database_url_file.read_text(encoding="utf-8"))
+        return self.database_url
+
     def require_database_url(self) -> URL:
         """The database to use. Raises ConfigurationError where there is none."""
-        if self.database_url is not None:
-            return self.database_url
-        try:
-            return make_url(self.local_database_url_file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if (url := self.known_database_url()) is None:
             example = "postgresql+asyncpg://user:password@host/database"
-            raise ConfigurationError(f"DATABASE_URL: must be set, e.g. {example} (or start `make run`)") from None
+            raise ConfigurationError(f"DATABASE_URL: must be set, e.g. {example} (or start `make run`)")
+        return url
 
     def require_secret_key(self) -> str:
         """What signs tokens. Raises ConfigurationError where it is not set."""
@@ -202,6 +258,7 @@ def _complaints(error: ValidationError) -> Iterator[str]:
         name = str(complaint["loc"][0])
         field = Settings.model_fields.get(name)
         reason = complaint["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        reason = reason.replace("greater than or equal to", "at least")
         shown = "" if field is None or _is_secret(field) else f", got {complaint['input']}"
         yield f"{name.upper()}: {reason}{shown}"
 

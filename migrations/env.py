@@ -11,8 +11,9 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, DateTime, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app import registry
+from app import preflight, registry
 from app.database import Base, make_engine
+from app.database.budget import MIGRATE
 from app.errors import HeadroomError, MigrationLockTimeout
 from app.observability.logging import configure_logging
 from app.settings import Settings, load_settings
@@ -72,10 +73,14 @@ async def take_lock(connection: AsyncConnection, seconds: float) -> None:
 
 
 async def run(settings: Settings) -> None:
+    url = settings.require_migration_database_url()
+    if command() not in READ_ONLY_COMMANDS:
+        await preflight.wait_for(url, settings.startup_timeout)
+        await preflight.check_budget(settings)
     engine = make_engine(
-        url=settings.require_migration_database_url(),
+        url=url,
         application_name="headroom:migrate",
-        pool_size=2,  # the lock's and the migration's
+        pool_size=MIGRATE.direct,  # the lock's and the migration's
         max_overflow=0,
     )
     try:

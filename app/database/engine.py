@@ -8,7 +8,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from app.database.pool import HeadroomPool
+from app.database.pool import HeadroomPool, seconds_left, within
 from app.errors import DatabaseUnavailable
 
 
@@ -19,14 +19,16 @@ def make_engine(
     pool_size: int = 5,
     max_overflow: int = 10,
     pool_timeout: float = 3.0,
+    pool_max_waiters: int = 50,
     pool_recycle: int = 3600,
-    pre_ping: bool = True,
+    pool_ping_after: float | None = 0.5,
+    one_per_task: bool = False,
     connect_timeout: float = 5.0,
 ) -> AsyncEngine:
     """An engine for postgresql+asyncpg, postgresql+psycopg or sqlite+aiosqlite. It opens no connection yet.
 
-    `pool_timeout`, `pool_recycle` and `connect_timeout` are seconds. `application_name` is what a person reads in
-    `pg_stat_activity`. A connection that cannot be opened raises DatabaseUnavailable, whichever the driver; a pool
+    What the arguments of the pool mean, HeadroomPool says; times are seconds. `application_name` is what a person reads
+    in `pg_stat_activity`. A connection that cannot be opened raises DatabaseUnavailable, whichever the driver; a pool
     with no connection to give raises PoolExhausted.
     """
     if url.get_backend_name() == "sqlite":
@@ -37,8 +39,10 @@ def make_engine(
         pool_size=pool_size,
         max_overflow=max_overflow,
         pool_timeout=pool_timeout,
+        max_waiters=pool_max_waiters,
         pool_recycle=pool_recycle,
-        pool_pre_ping=pre_ping,
+        ping_after=pool_ping_after,
+        one_per_task=one_per_task,
         hide_parameters=True,  # they are in the text of every error, and passwords' hashes are among them
         connect_args=_connect_args(url, application_name, connect_timeout),
     )
@@ -59,8 +63,11 @@ def _connect(dialect: Dialect, record: ConnectionPoolEntry, args: list[Any], kwa
     asyncpg lets OSError and TimeoutError through as they are, where psycopg raises its own OperationalError.
     """
     try:
-        return dialect.connect(*args, **kwargs)
-    except (OSError, TimeoutError, dialect.loaded_dbapi.Error) as error:
+        # asyncpg and libpq have a timeout of their own, which knows nothing of the checkout's deadline.
+        return within(seconds_left(), lambda: dialect.connect(*args, **kwargs))
+    except TimeoutError as error:
+        raise DatabaseUnavailable("cannot connect: no answer in time") from error
+    except (OSError, dialect.loaded_dbapi.Error) as error:
         raise DatabaseUnavailable(f"cannot connect: {error or type(error).__name__}") from error
 
 

@@ -1,12 +1,30 @@
-"""The connection pool that knows its own state: how many connections are idle, used and waited for."""
+"""The connection pool: no more connections than it was given, a short queue, one deadline, and numbers that are true.
 
-from typing import NamedTuple
+SQLAlchemy's own queue pool differs in what matters under overload. Its queue has no end, so requests wait for a
+connection long after their clients gave up. Its timeout is that of the queue alone: a ping and a connect come on top.
+A request that arrives may take the connection that another has waited for, and when opening one fails, nobody who
+waits is told that there is room again.
+"""
 
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
+from typing import Any, NamedTuple, Self, TypeVar
+
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, Pool
+from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
+from sqlalchemy.util import await_only, greenlet_spawn
 
+from app.database.liveness import answers, hang_up, hung_up
 from app.errors import PoolExhausted
+
+Result = TypeVar("Result")
+
+_IDLE_SINCE = "headroom.idle_since"
+_HOLDER = "headroom.holder"
+# When the checkout under way has to be done, in the time of time.monotonic().
+_deadline: ContextVar[float] = ContextVar("checkout deadline")
 
 
 class PoolState(NamedTuple):
@@ -23,34 +41,217 @@ class PoolState(NamedTuple):
         """Open connections beyond `size`."""
         return max(0, self.idle + self.used - self.size)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether the next one to come need not wait."""
+        return self.idle > 0 or self.used < self.size + self.max_overflow
 
-class HeadroomPool(AsyncAdaptedQueuePool):
-    """SQLAlchemy's async queue pool, which also counts who waits and says so when nobody can be served."""
+    def __str__(self) -> str:
+        return f"size={self.size} overflow={self.overflow} in_use={self.used} waiting={self.waiting}"
 
-    _waiting = 0
+
+class HeadroomPool(Pool):
+    """A pool of at most `pool_size + max_overflow` connections, of which `pool_size` are kept when nobody needs them.
+
+    When all are taken, up to `max_waiters` wait, first come first served; whoever comes then is refused at once.
+    Getting a connection takes `timeout` seconds at the most, with a ping and a connect if they are needed:
+    PoolExhausted for who waited in vain, DatabaseUnavailable where the server is what took so long.
+
+    The connection that came back last goes out first. So the busy ones stay warm, and after `ping_after` seconds of
+    idleness (None: never) the server is asked whether it still has that connection. One that the server closed is
+    noticed without asking.
+
+    With `one_per_task`, a task that holds a connection and wants a second one gets a RuntimeError: under load, requests
+    that each hold one and wait for another would wait for each other.
+    """
+
+    _is_asyncio = True
+
+    def __init__(
+        self,
+        creator: Callable[..., Any],
+        pool_size: int = 5,
+        max_overflow: int = 10,
+        timeout: float = 3.0,
+        max_waiters: int = 50,
+        ping_after: float | None = 0.5,
+        one_per_task: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(creator, **kwargs)
+        self._size = pool_size
+        self._max_overflow = max_overflow
+        self._timeout = timeout
+        self._max_waiters = max_waiters
+        self._ping_after = ping_after
+        self._one_per_task = one_per_task
+        # Places taken: by a connection that is idle or in use, and by one that is just being opened or closed.
+        self._taken = 0
+        self._idle: list[ConnectionPoolEntry] = []
+        # In order of arrival. The result is a connection, or None for a place in which to open one.
+        self._waiters: dict[asyncio.Future[ConnectionPoolEntry | None], None] = {}
+        self._holders: set[asyncio.Task[Any]] = set()
+        self._disposed = False
 
     @property
     def state(self) -> PoolState:
-        idle = self.checkedin()
-        # `overflow()` runs from -size (nothing open) to max_overflow (everything open). It also counts a connection
-        # that is still being opened, and so does `used`: that slot is taken.
-        opened = self.size() + self.overflow()
-        return PoolState(self.size(), self._max_overflow, idle, opened - idle, self._waiting)
+        idle = len(self._idle)
+        return PoolState(self._size, self._max_overflow, idle, self._taken - idle, len(self._waiters))
+
+    def status(self) -> str:
+        return str(self.state)
+
+    def recreate(self) -> Self:
+        return self.__class__(
+            self._creator,
+            pool_size=self._size,
+            max_overflow=self._max_overflow,
+            timeout=self._timeout,
+            max_waiters=self._max_waiters,
+            ping_after=self._ping_after,
+            one_per_task=self._one_per_task,
+            recycle=self._recycle,
+            echo=self.echo,
+            logging_name=self._orig_logging_name,
+            reset_on_return=self._reset_on_return,
+            _dispatch=self.dispatch,
+            dialect=self._dialect,
+        )
+
+    def dispose(self) -> None:
+        """Close what is idle, and from now on whatever comes back."""
+        self._disposed = True
+        while self._idle:
+            self._close(self._idle.pop())
+
+    def connect(self) -> PoolProxiedConnection:
+        token = _deadline.set(time.monotonic() + self._timeout)
+        try:
+            return super().connect()
+        finally:
+            _deadline.reset(token)
+
+    # SQLAlchemy calls the two below in a greenlet: what would be an `await` elsewhere is `await_only` here.
 
     def _do_get(self) -> ConnectionPoolEntry:
-        if self.checkedin() or self.overflow() < self._max_overflow:
-            return super()._do_get()
-        self._waiting += 1
+        task = asyncio.current_task() if self._one_per_task else None
+        if task in self._holders:
+            raise RuntimeError(
+                "this request holds a connection and asks for another one: use the session it has, or end it first"
+            )
+        record = self._take()
+        if task is not None:
+            self._holders.add(task)
+            self._facts(record)[_HOLDER] = task
         try:
-            return super()._do_get()
-        except PoolTimeout:
-            s = self.state
-            raise PoolExhausted(
-                f"no connection after {self.timeout():.1f} s "
-                f"(size={s.size} overflow={s.overflow} in_use={s.used} waiting={s.waiting - 1})"
-            ) from None
+            self._make_sure(record)
+        except BaseException as error:
+            record.invalidate(error)
+            self._do_return_conn(record)
+            raise
+        return record
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        if self._one_per_task:
+            self._holders.discard(self._facts(record).pop(_HOLDER, None))
+        if record.dbapi_connection is None:  # it broke, or the garbage collector brought it
+            self._free_place()
+            return
+        record.info[_IDLE_SINCE] = time.monotonic()
+        if self._hand_over(record):
+            return
+        if self._disposed or len(self._idle) >= self._size:
+            self._close(record)
+        else:
+            self._idle.append(record)
+
+    def _take(self) -> ConnectionPoolEntry:
+        if self._idle:
+            return self._idle.pop()
+        if self._taken < self._size + self._max_overflow:
+            self._taken += 1
+        elif (record := self._wait()) is not None:
+            return record
+        try:
+            return self._create_connection()
+        except BaseException:
+            self._free_place()
+            raise
+
+    def _wait(self) -> ConnectionPoolEntry | None:
+        """A connection that somebody gave back, or None for a place in which to open one. Raises PoolExhausted."""
+        if len(self._waiters) >= self._max_waiters:
+            raise PoolExhausted(f"no connection, and no room in the queue ({self.state})")
+        waiter: asyncio.Future[ConnectionPoolEntry | None] = asyncio.get_running_loop().create_future()
+        self._waiters[waiter] = None
+        expiry = waiter.get_loop().call_later(seconds_left(), _expire, waiter)
+        try:
+            return await_only(waiter)
+        except TimeoutError:
+            del self._waiters[waiter]
+            raise PoolExhausted(f"no connection after {self._timeout:.1f} s ({self.state})") from None
+        except asyncio.CancelledError:
+            # Served and cancelled in the same turn of the loop: the next in line gets it.
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self._pass_on(waiter.result())
+            raise
         finally:
-            self._waiting -= 1
+            expiry.cancel()
+            self._waiters.pop(waiter, None)
+
+    def _hand_over(self, record: ConnectionPoolEntry | None) -> bool:
+        """Give it to who has waited longest; False where nobody does."""
+        while self._waiters:
+            waiter = next(iter(self._waiters))
+            del self._waiters[waiter]
+            if not waiter.done():
+                waiter.set_result(record)
+                return True
+        return False
+
+    def _pass_on(self, record: ConnectionPoolEntry | None) -> None:
+        if record is None:
+            self._free_place()
+        else:
+            self._do_return_conn(record)
+
+    def _free_place(self) -> None:
+        if not self._hand_over(None):
+            self._taken -= 1
+
+    def _close(self, record: ConnectionPoolEntry) -> None:
+        # The place is free only when the connection is gone: opening the next one before would be one too many.
+        try:
+            record.close()
+        finally:
+            self._free_place()
+
+    def _make_sure(self, record: ConnectionPoolEntry) -> None:
+        """Find out whether the connection is alive. One that is not loses it; SQLAlchemy then opens another."""
+        connection = record.dbapi_connection
+        idle_since = record.info.get(_IDLE_SINCE)
+        if connection is None or idle_since is None:  # just opened
+            return
+        if self._invalidate_time <= record.starttime:  # type: ignore[attr-defined]
+            silent = not hung_up(record.driver_connection)
+            if silent and (self._ping_after is None or time.monotonic() - idle_since < self._ping_after):
+                return
+            try:
+                # Half of the time that is left: the rest is for opening another one if there is no answer.
+                if answers(self._dialect, connection, within=seconds_left() / 2):
+                    return
+            except TimeoutError:
+                # Whatever swallowed this one (a peer that vanished, a firewall) has probably swallowed the others, too.
+                self._invalidate_time = time.time()
+        hang_up(record.driver_connection)  # a goodbye could take as long again
+        record.invalidate()
+
+    @staticmethod
+    def _facts(record: ConnectionPoolEntry) -> dict[Any, Any]:
+        """What is noted of a place in the pool, whichever connection is in it."""
+        facts = record.record_info
+        assert facts is not None
+        return facts
 
 
 def pool_state(engine: AsyncEngine) -> PoolState | None:
@@ -60,3 +261,24 @@ def pool_state(engine: AsyncEngine) -> PoolState | None:
     """
     pool: Pool = engine.pool
     return pool.state if isinstance(pool, HeadroomPool) else None
+
+
+def seconds_left() -> float:
+    """Until the deadline of the checkout under way; infinite outside of one."""
+    return max(0.0, _deadline.get(float("inf")) - time.monotonic())
+
+
+def within(seconds: float, call: Callable[[], Result]) -> Result:
+    """Call a function of SQLAlchemy's greenlet world; TimeoutError, and the call cancelled, after `seconds`."""
+
+    async def bounded() -> Result:
+        async with asyncio.timeout(seconds):
+            return await greenlet_spawn(call)
+
+    run: Coroutine[Any, Any, Result] = bounded()
+    return await_only(run)
+
+
+def _expire(waiter: asyncio.Future[ConnectionPoolEntry | None]) -> None:
+    if not waiter.done():
+        waiter.set_exception(TimeoutError())

@@ -32,8 +32,7 @@ class ReadSession:
     """Reads, each on a connection of its own, outside a transaction. Holds nothing between two statements."""
 
     def __init__(self, engine: AsyncEngine) -> None:
-        # AUTOCOMMIT: one round trip for a statement, where BEGIN and ROLLBACK around it make three.
-        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._engine = engine
         self._asyncpg = AsyncpgReader(engine) if engine.dialect.driver == "asyncpg" else None
 
     async def all(self, statement: Select[*tuple[Any, ...]], **parameters: Any) -> Sequence[Row]:
@@ -54,6 +53,9 @@ class ReadSession:
     async def _execute(self, statement: Select[*tuple[Any, ...]], parameters: dict[str, Any]) -> Sequence[Row]:
         try:
             async with self._engine.connect() as connection:
+                # One round trip for a statement, where BEGIN and ROLLBACK around it make three. Said here, not to the
+                # engine: a request that is cancelled while SQLAlchemy sets that up would lose its connection.
+                await connection.execution_options(isolation_level="AUTOCOMMIT")
                 result = await connection.execute(statement, parameters)
                 return result.mappings().all()
         except DBAPIError as error:

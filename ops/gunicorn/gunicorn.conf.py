@@ -1,12 +1,14 @@
 """Gunicorn for the API: `gunicorn -c ops/gunicorn/gunicorn.conf.py`. What is not Gunicorn's default says why."""
 
+import asyncio
 import logging
 import sys
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from app.errors import ConfigurationError
+from app import preflight
+from app.errors import ConfigurationError, HeadroomError
 from app.observability import replica
 from app.observability.logging import logging_config
 from app.settings import load_settings
@@ -72,6 +74,14 @@ worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
 control_socket_disable = True
 
 logconfig_dict = logging_config(format=settings.log_format, level=settings.log_level)
+
+
+def on_starting(server: Any) -> None:
+    """In the master, before its first fork. What is opened here is closed here."""
+    try:
+        asyncio.run(preflight.before_start(settings))
+    except HeadroomError as error:
+        sys.exit(f"headroom: {error}")
 
 
 def pre_fork(server: Any, worker: Any) -> None:

@@ -18,7 +18,7 @@ def test_a_bad_setting_is_one_line_and_a_status(
     monkeypatch.setenv("DB_POOL_SIZE", "0")
 
     assert cli.main([command]) == 1
-    complaint = f"headroom {command}: DB_POOL_SIZE: must be greater than or equal to 1, got 0\n"
+    complaint = f"headroom {command}: DB_POOL_SIZE: must be at least 1, got 0\n"
     assert capsys.readouterr().err == complaint
 
 

@@ -28,9 +28,9 @@ def test_a_variable_sets_its_field_and_an_empty_one_does_not(monkeypatch: pytest
 @pytest.mark.parametrize(
     ("variable", "value", "complaint"),
     [
-        ("DB_POOL_SIZE", "0", "DB_POOL_SIZE: must be greater than or equal to 1, got 0"),
+        ("DB_POOL_SIZE", "0", "DB_POOL_SIZE: must be at least 1, got 0"),
         ("DB_POOL_SIZE", "five", "DB_POOL_SIZE: must be a valid integer, unable to parse string"),
-        ("DB_MAX_OVERFLOW", "-1", "DB_MAX_OVERFLOW: must be greater than or equal to 0, got -1"),
+        ("DB_MAX_OVERFLOW", "-1", "DB_MAX_OVERFLOW: must be at least 0, got -1"),
         ("DB_POOL_TIMEOUT", "0", "DB_POOL_TIMEOUT: must be greater than 0, got 0"),
         ("API_PORT", "80000", "API_PORT: must be less than or equal to 65535, got 80000"),
         ("LOG_FORMAT", "xml", "LOG_FORMAT: must be 'json' or 'console', got xml"),

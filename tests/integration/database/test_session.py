@@ -7,9 +7,9 @@ import pytest
 from sqlalchemy import URL, Float, Integer, Select, bindparam, func, literal, select
 
 from app.database import Database, make_engine
-from app.database.pool import PoolState, pool_state
+from app.database.pool import pool_state
 from app.domains.users.models import User
-from app.errors import DatabaseUnavailable, InvalidInput, PoolExhausted, StatementTimeout
+from app.errors import DatabaseUnavailable, InvalidInput, StatementTimeout
 from tests.support.postgres import connect
 from tests.support.waiting import eventually_async
 
@@ -184,17 +184,6 @@ async def test_a_server_that_cannot_be_reached_is_database_unavailable(database_
     for road in ("read", "write"):
         with pytest.raises(DatabaseUnavailable, match="cannot connect"):
             await run(database, road, NOW)
-
-
-async def test_a_full_pool_says_how_full_it_is(database: Database) -> None:
-    readers = [asyncio.create_task(database.read.first(SLEEP, seconds=1.0)) for _ in range(15)]
-    await sleeping_backend(database)
-
-    with pytest.raises(PoolExhausted, match=r"no connection after 0.5 s \(size=5 overflow=10 in_use=15 waiting=0\)"):
-        await database.read.first(NOW)
-
-    await asyncio.gather(*readers)
-    assert pool_state(database.engine) == PoolState(size=5, max_overflow=10, idle=5, used=0, waiting=0)
 
 
 @pytest.mark.parametrize("road", ["read", "write"])

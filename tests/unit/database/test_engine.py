@@ -18,8 +18,7 @@ def test_a_pool_is_built_as_it_is_asked_for(driver: str) -> None:
 
     assert isinstance(engine.pool, HeadroomPool)
     assert pool_state(engine) == PoolState(size=2, max_overflow=3, idle=0, used=0, waiting=0)
-    assert engine.pool.timeout() == 1.5
-    assert (engine.pool._recycle, engine.pool._pre_ping) == (60, True)
+    assert (engine.pool._timeout, engine.pool._recycle) == (1.5, 60)
 
 
 def test_sqlite_in_memory_has_no_bounded_pool() -> None:

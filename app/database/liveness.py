@@ -1,0 +1,82 @@
+"""Whether a connection, or a server, is alive. What is known without asking, and what takes a round trip."""
+
+import asyncio
+import os
+import select
+import socket
+from contextlib import suppress
+from typing import Any
+
+import psycopg
+from sqlalchemy import URL
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.util import await_only
+
+from app.errors import DatabaseUnavailable
+
+
+def hung_up(driver_connection: Any) -> bool:
+    """Whether the server seems to have closed an idle connection. False says little: a peer can vanish silently.
+
+    An idle connection has nothing to read, except the end of the stream or the server's last words. (Or a harmless
+    notice: then a ping clears it up.) psycopg looks when it is asked something, asyncpg when the event loop gets to it,
+    and on a busy one that can be after the connection was handed out.
+    """
+    if _knows_it_is_closed(driver_connection):
+        return True
+    poll = select.poll()  # select() fails for descriptors above 1023
+    poll.register(_descriptor(driver_connection), select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def answers(dialect: Any, connection: DBAPIConnection, *, within: float) -> bool:
+    """Ask the server, in one round trip. TimeoutError after so many seconds. To be called in SQLAlchemy's greenlet."""
+    driver_connection: Any = dialect.get_driver_connection(connection)
+    # Cancelling would not do: psycopg then asks the server to cancel, and waits for that for up to ten seconds.
+    expiry = asyncio.get_running_loop().call_later(within, hang_up, driver_connection)
+    try:
+        if dialect.driver == "asyncpg":
+            # SQLAlchemy's ping puts a transaction around it, which makes three. A simple query needs none, also behind
+            # a pooler that gives each transaction another server.
+            await_only(driver_connection.execute(";"))
+        else:
+            dialect.do_ping(connection)
+    except Exception:  # noqa: BLE001 - whatever it is, this connection is of no use
+        if expiry.when() <= asyncio.get_running_loop().time():
+            raise TimeoutError from None
+        return False
+    finally:
+        expiry.cancel()
+    return True
+
+
+def hang_up(driver_connection: Any) -> None:
+    """End the conversation without a word, to the surprise of whoever waits for an answer."""
+    if not _knows_it_is_closed(driver_connection):
+        with suppress(OSError), socket.socket(fileno=os.dup(_descriptor(driver_connection))) as line:
+            line.shutdown(socket.SHUT_RDWR)
+
+
+def _knows_it_is_closed(driver_connection: Any) -> bool:
+    closed = getattr(driver_connection, "is_closed", None)  # asyncpg's; psycopg has a property
+    return bool(closed()) if closed else bool(driver_connection.closed)
+
+
+def _descriptor(driver_connection: Any) -> int:
+    pgconn = getattr(driver_connection, "pgconn", None)
+    if pgconn is None:  # asyncpg
+        return int(driver_connection._transport.get_extra_info("socket").fileno())
+    return int(pgconn.socket)
+
+
+async def knock(url: URL) -> None:
+    """Ask the server whether it takes connections, as `pg_isready` does: without signing in, so without having one.
+
+    Raises DatabaseUnavailable.
+    """
+    host, port = url.query.get("host") or url.host or "", url.port or 5432
+    # 2 is the least that libpq takes.
+    address = psycopg.conninfo.make_conninfo(host=str(host), port=port, dbname=url.database, connect_timeout=2)
+    answer = await asyncio.to_thread(psycopg.pq.PGconn.ping, address.encode())
+    if answer != psycopg.pq.Ping.OK:
+        raise DatabaseUnavailable(f"the server does not take connections: {psycopg.pq.Ping(answer).name}")

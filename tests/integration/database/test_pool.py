@@ -1,0 +1,297 @@
+"""The pool on a real PostgreSQL, with both drivers: its bounds, its deadline, its order, and that nothing leaks."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from random import Random
+from time import monotonic
+from typing import Any
+
+import pytest
+from sqlalchemy import URL, Float, bindparam, func, select
+from sqlalchemy.util import greenlet_spawn
+
+from app.database import Database, make_engine
+from app.database.pool import PoolState, pool_state
+from app.errors import DatabaseUnavailable, HeadroomError, PoolExhausted
+from tests.support.postgres import connect
+from tests.support.proxy import Proxy
+from tests.support.waiting import eventually_async
+
+PID = select(func.pg_backend_pid().label("pid"))
+SLEEP = select(func.pg_sleep(bindparam("seconds", type_=Float())).label("slept"))
+
+NewDatabase = Callable[..., AbstractAsyncContextManager[Database]]
+
+
+@pytest.fixture
+def new_database(database_url: URL) -> NewDatabase:
+    """A database with a pool of its own, by default of one connection that is never tested."""
+
+    @asynccontextmanager
+    async def new(url: URL = database_url, **pool: Any) -> AsyncIterator[Database]:
+        settings = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.5, "pool_ping_after": None} | pool
+        engine = make_engine(url=url, application_name="headroom:pool", **settings)
+        yield Database(engine)
+        await engine.dispose()
+
+    return new
+
+
+def state(database: Database) -> PoolState:
+    found = pool_state(database.engine)
+    assert found is not None
+    return found
+
+
+@asynccontextmanager
+async def held(database: Database) -> AsyncIterator[None]:
+    """A connection that is taken while the block runs."""
+    connection = await database.engine.raw_connection()
+    try:
+        yield
+    finally:
+        await greenlet_spawn(connection.close)
+
+
+async def waiting(database: Database, number: int) -> None:
+    async def look() -> bool:
+        return state(database).waiting == number
+
+    await eventually_async(look, within=5)
+
+
+def on_server(url: URL) -> int:
+    """The connections that these pools have open, as the server counts them."""
+    with connect(url) as beside:
+        query = (
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name = 'headroom:pool'"
+        )
+        row = beside.execute(query).fetchone()
+        assert row is not None
+        return int(row[0])
+
+
+async def test_whoever_finds_no_room_in_the_queue_is_refused_at_once(new_database: NewDatabase) -> None:
+    async with new_database(max_overflow=1, pool_max_waiters=2, pool_timeout=30) as database:
+        async with held(database), held(database):
+            queue = [asyncio.create_task(database.read.first(PID)) for _ in range(2)]
+            await waiting(database, 2)
+
+            with pytest.raises(PoolExhausted, match=r"no room in the queue \(size=1 overflow=1 in_use=2 waiting=2\)"):
+                await asyncio.wait_for(database.read.first(PID), timeout=1)
+
+        assert all(await asyncio.gather(*queue)), "those who had a place in it were served"
+
+
+@pytest.mark.parametrize("road", ["read", "write"])
+async def test_whoever_waits_in_vain_is_refused_at_the_deadline(new_database: NewDatabase, road: str) -> None:
+    async with new_database() as database, held(database):
+        started = monotonic()
+        with pytest.raises(PoolExhausted, match=r"no connection after 0.5 s \(size=1 overflow=0 in_use=1 waiting=0\)"):
+            if road == "read":
+                await database.read.first(PID)
+            else:
+                async with database.write() as session:
+                    await session.execute(PID)
+        assert 0.4 < monotonic() - started < 2
+
+
+async def test_connections_go_to_those_who_wait_in_the_order_of_their_arrival(new_database: NewDatabase) -> None:
+    served: list[int] = []
+
+    async def ask(database: Database, number: int) -> None:
+        async with held(database):
+            served.append(number)
+
+    async with new_database(pool_timeout=5) as database:
+        async with held(database):
+            queue = []
+            for number in range(5):
+                queue.append(asyncio.create_task(ask(database, number)))
+                await waiting(database, number + 1)
+        # The connection is back, and nobody in the queue has run yet: the last to come must not be the first.
+        await asyncio.gather(*queue, ask(database, 5))
+
+    assert served == [0, 1, 2, 3, 4, 5]
+
+
+async def test_who_is_cancelled_while_being_served_passes_the_connection_on(new_database: NewDatabase) -> None:
+    async with new_database(pool_timeout=5) as database:
+        connection = await database.engine.raw_connection()
+        first = asyncio.create_task(database.read.first(PID))
+        await waiting(database, 1)
+        second = asyncio.create_task(database.read.first(PID))
+        await waiting(database, 2)
+
+        await greenlet_spawn(connection.close)  # gives it to the first, which has not run since
+        first.cancel()
+
+        assert await asyncio.wait_for(second, timeout=1) is not None
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert (state(database).used, state(database).waiting) == (0, 0)
+
+
+async def test_when_opening_one_fails_the_next_in_line_may_try_at_once(new_database: NewDatabase, proxy: Proxy) -> None:
+    async with new_database(proxy.url, pool_timeout=5) as database:
+        proxy.pause()
+        opening = asyncio.create_task(database.read.first(PID))
+        await eventually_async(lambda: _is(proxy.opened == 1), within=5)
+        queue = asyncio.create_task(database.read.first(PID))
+        await waiting(database, 1)
+
+        opening.cancel()
+        proxy.resume()
+
+        assert await asyncio.wait_for(queue, timeout=2) is not None
+        assert state(database).used == 0
+
+
+async def test_a_warm_connection_costs_no_extra_round_trip_and_one_that_was_idle_costs_one(
+    new_database: NewDatabase, proxy: Proxy
+) -> None:
+    async with new_database(proxy.url, pool_ping_after=3600) as database:
+        await database.read.first(PID)
+        before = proxy.executed
+        await database.read.first(PID)
+        assert proxy.executed - before == 1
+
+    async with new_database(proxy.url, pool_ping_after=0) as database:
+        await database.read.first(PID)
+        before = proxy.executed
+        await database.read.first(PID)
+        assert proxy.executed - before == 2
+
+
+async def test_a_connection_that_the_server_closed_is_replaced_even_if_it_is_never_tested(
+    new_database: NewDatabase, database_url: URL
+) -> None:
+    async with new_database(pool_size=3) as database:
+        async with held(database), held(database), held(database):
+            pass
+        with connect(database_url) as beside:
+            beside.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND application_name = 'headroom:pool'"
+            )
+
+        for _ in range(3):
+            assert await database.read.first(PID) is not None
+
+
+async def test_a_server_that_hangs_takes_no_longer_than_the_deadline_with_test_and_connect(
+    new_database: NewDatabase, proxy: Proxy
+) -> None:
+    async with new_database(proxy.url, pool_ping_after=0, pool_timeout=0.6) as database:
+        await database.read.first(PID)
+        proxy.pause()
+
+        started = monotonic()
+        with pytest.raises(DatabaseUnavailable):
+            await database.read.first(PID)
+
+        assert monotonic() - started < 1.5
+        assert (state(database).used, state(database).idle) == (0, 0)
+        proxy.resume()
+        assert await database.read.first(PID) is not None
+
+
+async def test_peers_that_vanished_are_replaced_within_one_deadline_not_one_each(
+    new_database: NewDatabase, proxy: Proxy
+) -> None:
+    async with new_database(proxy.url, pool_size=3, pool_ping_after=0, pool_timeout=1) as database:
+        async with held(database), held(database), held(database):
+            pass
+        proxy.forget()
+
+        started = monotonic()
+        for _ in range(3):
+            async with held(database):
+                pass
+        async with held(database), held(database), held(database):
+            pass
+        assert monotonic() - started < 1
+
+
+async def test_a_request_never_holds_two_connections(new_database: NewDatabase) -> None:
+    async with new_database(pool_size=2, one_per_task=True) as database:
+        async with database.write() as session:
+            await session.execute(PID)
+            with pytest.raises(RuntimeError, match="holds a connection and asks for another"):
+                await database.read.first(PID)
+            assert state(database).used == 1
+
+        assert await database.read.first(PID) is not None, "one after the other is fine"
+        both = await asyncio.gather(database.read.first(PID), database.read.first(PID))
+        assert all(both), "and so are two requests"
+
+
+async def test_overflow_goes_when_nobody_needs_it(new_database: NewDatabase, database_url: URL) -> None:
+    async with new_database(pool_size=1, max_overflow=2) as database:
+        async with held(database), held(database), held(database):
+            assert state(database) == PoolState(size=1, max_overflow=2, idle=0, used=3, waiting=0)
+        assert state(database) == PoolState(size=1, max_overflow=2, idle=1, used=0, waiting=0)
+        await eventually_async(lambda: _is(on_server(database_url) == 1), within=5)
+
+
+async def test_what_comes_back_after_the_pool_was_disposed_of_is_closed(
+    new_database: NewDatabase, database_url: URL
+) -> None:
+    async with new_database(pool_size=3) as database:
+        async with held(database):
+            await database.engine.dispose()
+            assert on_server(database_url) == 1
+        await eventually_async(lambda: _is(on_server(database_url) == 0), within=5)
+
+
+async def test_opening_and_closing_fifty_pools_leaves_no_connection(
+    new_database: NewDatabase, database_url: URL
+) -> None:
+    for _ in range(50):
+        async with new_database() as database:
+            await database.read.first(PID)
+
+    await eventually_async(lambda: _is(on_server(database_url) == 0), within=5)
+
+
+async def test_a_thousand_cancelled_requests_leave_nothing_and_never_exceed_the_bounds(
+    new_database: NewDatabase, database_url: URL
+) -> None:
+    """Cancelled at every stage: waiting, connecting, executing, giving back. Some finish first, some are refused."""
+    random = Random(4)
+    most = 0
+
+    async def request(database: Database, seconds: float) -> None:
+        if random.random() < 0.5:
+            await database.read.first(SLEEP, seconds=seconds)
+        else:
+            async with database.write() as session:
+                await session.execute(SLEEP, {"seconds": seconds})
+
+    async def cancelled(database: Database) -> None:
+        running = asyncio.create_task(request(database, random.choice([0, 0.01, 0.5])))
+        await asyncio.wait({running}, timeout=random.choice([0, 0.0005, 0.002, 0.01, 0.03]))
+        running.cancel()
+        with suppress(asyncio.CancelledError, HeadroomError):
+            await running
+
+    async with new_database(pool_size=3, max_overflow=3, pool_max_waiters=10, pool_timeout=5) as database:
+        for _ in range(50):
+            storm = asyncio.gather(*(cancelled(database) for _ in range(20)))
+            while not storm.done():
+                assert state(database).used + state(database).idle <= 6
+                await asyncio.sleep(0.002)
+            await storm
+            most = max(most, await asyncio.to_thread(on_server, database_url))
+
+        await eventually_async(lambda: _is(state(database).used == 0), within=10)
+        await eventually_async(lambda: _is(on_server(database_url) == state(database).idle), within=10)
+        assert state(database).waiting == 0
+        assert all(await asyncio.gather(*(database.read.first(PID) for _ in range(6)))), "every place can be had again"
+    print("most connections seen by the server", most)
+
+
+async def _is(truth: bool) -> bool:
+    return truth

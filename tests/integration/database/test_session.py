@@ -142,7 +142,8 @@ async def test_a_number_beyond_its_type_is_the_clients_error_and_leaves_no_lock(
 @pytest.mark.parametrize("road", ["read", "write"])
 async def test_a_statement_that_takes_too_long_is_a_statement_timeout(database: Database, road: str) -> None:
     with connect(database.engine.url) as beside:
-        beside.execute(f"ALTER DATABASE {database.engine.url.database} SET statement_timeout = '50ms'")
+        database_name = database.engine.url.database
+        beside.execute(f"ALTER ROLE headroom_app IN DATABASE {database_name} SET statement_timeout = '50ms'")
 
     with pytest.raises(StatementTimeout):
         await run(database, road, SLEEP, seconds=5.0)

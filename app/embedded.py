@@ -5,6 +5,7 @@ import stat
 import subprocess
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,11 @@ def postgres(data_dir: Path) -> Iterator[str]:
         except (OSError, RuntimeError) as error:
             raise LocalStackFailed(f"PostgreSQL did not start: {error}") from error
         try:
-            yield _start(server)
+            # In a thread, whose end is waited for: a signal in the middle would leave initdb's children behind, and a
+            # data directory that is half of one.
+            with ThreadPoolExecutor(1) as starting:
+                url = starting.submit(_start, server).result()
+            yield url
         finally:
             _stop(server)
 

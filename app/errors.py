@@ -13,10 +13,12 @@ HeadroomError
 │   ├── NotFound              the thing that was asked for does not exist
 │   ├── Conflict              it contradicts something that already exists
 │   └── InvalidInput          well-formed, but the database cannot store it
-└── TransientDatabaseError    the request could not be done now; the same request may work later
-    ├── PoolExhausted         no connection became free before the deadline
-    ├── DatabaseUnavailable   the server cannot be reached, or hung up
-    └── StatementTimeout      the server gave up on a statement, or on a lock it waited for
+└── TemporaryError            the request could not be done now; the same request may work later
+    ├── ServerBusy            too many passwords wait to be hashed
+    └── TransientDatabaseError
+        ├── PoolExhausted         no connection became free before the deadline
+        ├── DatabaseUnavailable   the server cannot be reached, or hung up
+        └── StatementTimeout      the server gave up on a statement, or on a lock it waited for
 
 A domain derives its own leaves next to its models (`app/domains/*/errors.py`). `slug` and `title` are what a client
 reads of a leaf in a problem answer; which HTTP status they get is `app/web/problems.py`'s business.
@@ -95,13 +97,23 @@ class InvalidInput(DomainError):
     title = "Invalid input"
 
 
-class TransientDatabaseError(HeadroomError):
+class TemporaryError(HeadroomError):
     """The request could not be done now; the same request may work after `retry_after` seconds."""
 
     slug: ClassVar[str]
     title: ClassVar[str]
     detail: ClassVar[str]
     retry_after: ClassVar[int] = 1
+
+
+class ServerBusy(TemporaryError):
+    slug = "server-busy"
+    title = "The server is busy"
+    detail = "Too many requests of this kind are waiting. Try again shortly."
+
+
+class TransientDatabaseError(TemporaryError):
+    """It is the database, or the way to it."""
 
 
 class PoolExhausted(TransientDatabaseError):

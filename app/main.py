@@ -13,13 +13,13 @@ from app.database import Database, make_engine
 from app.database.pool import pool_state
 from app.domains.auth.service import Authenticator, SignIn, SignInLimits
 from app.domains.auth.tokens import Tokens
-from app.errors import DatabaseUnavailable, InvalidInput, PoolExhausted, StatementTimeout
+from app.errors import InvalidInput
 from app.observability import pool_metrics, replica
 from app.settings import Settings, load_settings
 from app.web.deps import refuse_commit_after_answer
-from app.web.middleware import BodyLimitMiddleware, RequestMiddleware, SecurityHeadersMiddleware
+from app.web.middleware import BodyLimitMiddleware, ErrorMiddleware, RequestMiddleware, SecurityHeadersMiddleware
 from app.web.pagination import Cursors
-from app.web.problems import document_problems, install_problem_handlers, problem_responses
+from app.web.problems import DATABASE_ERRORS, document_problems, install_problem_handlers, problem_responses
 
 DISPOSE_SECONDS = 1.0
 
@@ -83,8 +83,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # to a host that the caller names
     )
+    # Each is put around those before it: a request passes through them from the last to the first.
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
-    app.add_middleware(SecurityHeadersMiddleware)
+    app.add_middleware(ErrorMiddleware)
     if settings.cors_allow_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -93,10 +94,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
             expose_headers=["Location", "Retry-After", "X-Request-ID"],
         )
-    app.add_middleware(RequestMiddleware)  # added last: outermost
+    app.add_middleware(SecurityHeadersMiddleware)
+    app.add_middleware(RequestMiddleware)
     install_problem_handlers(app)
     app.include_router(health.router)
-    every_route = problem_responses(InvalidInput, PoolExhausted, DatabaseUnavailable, StatementTimeout)
+    every_route = problem_responses(InvalidInput, *DATABASE_ERRORS)
     for router in registry.routers:
         app.include_router(router, responses=every_route)
     document_problems(app)

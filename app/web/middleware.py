@@ -20,11 +20,7 @@ _PROBES = frozenset({"/livez", "/readyz"})
 
 
 class RequestMiddleware:
-    """Gives a request its id, its line in the log, and an answer whatever happens.
-
-    Outermost of ours, so that the answer to an unhandled exception has the id too (FastAPI's own handler for those
-    sits outside of every middleware).
-    """
+    """Gives a request its id, and its line in the log."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -52,11 +48,6 @@ class RequestMiddleware:
         except asyncio.CancelledError:
             status = status or 499  # the server is stopping, and this took too long
             raise
-        except Exception:
-            logger.exception("unhandled exception in %s %r", scope["method"], scope["path"])
-            if status:  # half an answer is out; only breaking the connection can tell the client
-                raise
-            await internal_error(scope)(scope, receive, send_with_id)
         finally:
             self._log(scope, status, perf_counter() - started)
             request_id.reset(token)
@@ -106,6 +97,34 @@ class SecurityHeadersMiddleware:
             await send(message)
 
         await self.app(scope, receive, send_with_headers)
+
+
+class ErrorMiddleware:
+    """Gives an answer to an unhandled exception. FastAPI's own handler for those is outside of every middleware, so its
+    answer would have no id, and a browser would not let a page of another origin read it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        started = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_and_note)
+        except Exception:
+            logger.exception("unhandled exception in %s %r", scope["method"], scope["path"])
+            if started:  # half an answer is out; only breaking the connection can tell the client
+                raise
+            await internal_error(scope)(scope, receive, send)
 
 
 class BodyLimitMiddleware:

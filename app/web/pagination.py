@@ -78,7 +78,8 @@ class Cursors:
 
     def write(self, context: object, value: object, key: int) -> str:
         kind, value = ("time", value.isoformat()) if isinstance(value, datetime) else ("plain", value)
-        payload = json.dumps([kind, value, key], separators=(",", ":")).encode()
+        # Not escaped: a title of 200 characters outside the BMP would make a cursor that is longer than one may be.
+        payload = json.dumps([kind, value, key], separators=(",", ":"), ensure_ascii=False).encode()
         return base64.urlsafe_b64encode(self._sign(context, payload) + payload).decode().rstrip("=")
 
     def read(self, cursor: str, context: object) -> tuple[object, int]:

@@ -15,13 +15,16 @@ from starlette.types import Scope
 
 from app.errors import (
     Conflict,
+    DatabaseUnavailable,
     DomainError,
     Forbidden,
     InvalidInput,
     NotAuthenticated,
     NotFound,
+    PoolExhausted,
+    StatementTimeout,
+    TemporaryError,
     TooManyAttempts,
-    TransientDatabaseError,
 )
 from app.observability.logging import request_id
 
@@ -35,8 +38,10 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (Conflict, 409),
     (InvalidInput, 422),
     (TooManyAttempts, 429),
-    (TransientDatabaseError, 503),
+    (TemporaryError, 503),
 )
+# What every route that uses the database can answer with.
+DATABASE_ERRORS = (PoolExhausted, DatabaseUnavailable, StatementTimeout)
 # RFC 9110's name; Python 3.11 still has the one before it, and a slug must not depend on that.
 _RENAMED = {413: "Content Too Large"}
 
@@ -63,7 +68,7 @@ class Problem(BaseModel):
     errors: list[InvalidField] | None = Field(default=None, description="Of a validation-error: field by field.")
 
 
-def problem_responses(*errors: type[DomainError] | type[TransientDatabaseError]) -> dict[int | str, dict[str, Any]]:
+def problem_responses(*errors: type[DomainError] | type[TemporaryError]) -> dict[int | str, dict[str, Any]]:
     """OpenAPI's `responses` of a route that can answer with these errors."""
     titles: dict[int, list[str]] = {}
     for error in errors:
@@ -123,7 +128,7 @@ def internal_error(scope: Scope) -> JSONResponse:
 def install_problem_handlers(app: FastAPI) -> None:
     """Answer every expected error with a problem. `RequestMiddleware` answers the unexpected ones."""
     app.add_exception_handler(DomainError, _domain_error)
-    app.add_exception_handler(TransientDatabaseError, _transient_database_error)
+    app.add_exception_handler(TemporaryError, _temporary_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_exception)
 
@@ -163,8 +168,8 @@ async def _domain_error(request: Request, error: Exception) -> JSONResponse:
     )
 
 
-async def _transient_database_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, TransientDatabaseError)
+async def _temporary_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, TemporaryError)
     logger.warning("%s: %s", error.slug, error)
     return problem(
         request.scope,

@@ -161,6 +161,38 @@ def test_search_without_the_right_to_create_its_extension_is_not_indexed(
     assert "the extension pg_trgm is missing" in json_log()
 
 
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_an_index_revision_that_was_stopped_half_way_is_finished_by_running_it_again(
+    target: URL, alembic_config: Config, direction: str
+) -> None:
+    command.upgrade(alembic_config, "b3d81f6ac945" if direction == "down" else "7c2e91d05fa3")
+    with connect(target) as connection:
+        if direction == "up":
+            connection.execute("CREATE INDEX ix_users_created_at_id ON users (created_at, id)")
+            # What a CREATE INDEX CONCURRENTLY leaves that was killed: there, and not valid.
+            connection.execute("CREATE INDEX ix_users_name_id ON users (name, id)")
+            connection.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ix_users_name_id'::regclass")
+            command.upgrade(alembic_config, "b3d81f6ac945")
+        else:
+            connection.execute("DROP INDEX ix_users_created_at_id")
+            command.downgrade(alembic_config, "-1")
+            command.upgrade(alembic_config, "b3d81f6ac945")
+        invalid = connection.execute("SELECT indexrelid::regclass FROM pg_index WHERE NOT indisvalid").fetchall()
+
+    assert invalid == []
+    command.upgrade(alembic_config, "head")
+    command.check(alembic_config)
+
+
+def test_the_migrations_can_be_written_as_a_script(
+    target: URL, alembic_config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command.upgrade(alembic_config, "head", sql=True)
+
+    script = capsys.readouterr().out
+    assert "CREATE INDEX CONCURRENTLY IF NOT EXISTS ix_users_name_id" in script
+
+
 def test_a_revision_that_is_written_from_a_model_runs_and_is_one_file_of_its_own(target: URL, tmp_path: Path) -> None:
     scripts = tmp_path / "migrations"
     shutil.copytree(ROOT / "migrations", scripts, ignore=shutil.ignore_patterns("__pycache__"))

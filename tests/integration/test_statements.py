@@ -17,8 +17,8 @@ from tests.support.proxy import Proxy
 
 # What a request executes, BEGIN and COMMIT among it. Who is signed in is one of them.
 STATEMENTS = {
-    # Count the attempt, look the account up, forgive it: a transaction, a read, a transaction.
-    "POST /auth/token": 9,
+    # Count the attempt, for the address and for the account; forgive it: two transactions.
+    "POST /auth/token": 10,
     "POST /users": 3,
     "GET /users/{user}": 1,
     "GET /users/me": 2,
@@ -45,7 +45,7 @@ BODIES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def driver() -> str:
+def way() -> str:
     return "asyncpg"
 
 

@@ -29,14 +29,18 @@ class RolledBackDatabase(Database):
 
 
 class _AlreadyConnected:
-    """As much of an engine as the read road uses."""
+    """As much of an engine, and of its connections, as the read road uses."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
+        self.execute = connection.execute
 
     @asynccontextmanager
-    async def connect(self) -> AsyncIterator[AsyncConnection]:
-        yield self._connection
+    async def connect(self) -> AsyncIterator["_AlreadyConnected"]:
+        yield self
+
+    async def execution_options(self, **options: object) -> None:
+        """Nothing: there is a transaction already, which is the point."""
 
 
 @pytest.fixture(scope="session")

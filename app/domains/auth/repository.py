@@ -1,4 +1,3 @@
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -13,17 +12,17 @@ _SWEEP = 10
 
 
 class AttemptRepository:
+    """Who touches both an address and an account touches the address first: so two sign-ins cannot deadlock."""
+
     def __init__(self, session: WriteSession) -> None:
         self._session = session
 
-    async def count(self, subjects: Sequence[str], *, now: datetime, window: timedelta) -> dict[str, SignInAttempts]:
-        """Count an attempt for each subject; the counts with this one in them."""
+    async def count(self, subject: str, *, now: datetime, window: timedelta) -> SignInAttempts:
+        """Count an attempt; the count with this one in it."""
         insert: Any = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}[self._session.get_bind().dialect.name]
-        # In one order everywhere: two sign-ins that lock the same rows cannot deadlock.
-        rows = [{"subject": each, "attempts": 1, "expires_at": now + window} for each in sorted(subjects)]
         expired = SignInAttempts.expires_at <= now
-        statement = insert(SignInAttempts).values(rows)
-        counted = await self._session.scalars(
+        statement = insert(SignInAttempts).values(subject=subject, attempts=1, expires_at=now + window)
+        counted: SignInAttempts = await self._session.scalar(
             statement.on_conflict_do_update(
                 index_elements=[SignInAttempts.subject],
                 set_={
@@ -32,16 +31,16 @@ class AttemptRepository:
                 },
             ).returning(SignInAttempts)
         )
-        return {each.subject: each for each in counted}
+        return counted
 
     async def forgive(self, *, account: str, address: str) -> None:
         """After a success: the account starts anew, and the address is not charged for this one."""
-        await self._session.execute(delete(SignInAttempts).where(SignInAttempts.subject == account))
         await self._session.execute(
             update(SignInAttempts)
             .where(SignInAttempts.subject == address, SignInAttempts.attempts > 0)
             .values(attempts=SignInAttempts.attempts - 1)
         )
+        await self._session.execute(delete(SignInAttempts).where(SignInAttempts.subject == account))
 
     async def sweep(self, now: datetime) -> None:
         """Delete some of what has expired, passing over what another sign-in is deleting."""

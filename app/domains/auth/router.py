@@ -6,13 +6,13 @@ from fastapi.security import OAuth2PasswordRequestForm
 from app.domains.auth.errors import InvalidCredentials
 from app.domains.auth.schemas import Token
 from app.domains.auth.service import SignIn
-from app.errors import InvalidInput, TooManyAttempts
-from app.web.problems import problem_responses
+from app.errors import InvalidInput, ServerBusy, TooManyAttempts
+from app.web.problems import DATABASE_ERRORS, problem_responses
 
 router = APIRouter(prefix="/auth", tags=["auth"])
 
 
-@router.post("/token", responses=problem_responses(InvalidCredentials, TooManyAttempts))
+@router.post("/token", responses=problem_responses(InvalidCredentials, TooManyAttempts, ServerBusy, *DATABASE_ERRORS))
 async def create_token(
     form: Annotated[OAuth2PasswordRequestForm, Depends()], request: Request, response: Response
 ) -> Token:

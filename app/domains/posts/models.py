@@ -21,4 +21,5 @@ class Post(TimestampMixin, Base):
         Index(None, "created_at", "id"),
         Index(None, "title", "id"),
         Index(None, "author_id", "created_at", "id"),
+        {"sqlite_autoincrement": True},
     )

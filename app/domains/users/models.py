@@ -22,4 +22,6 @@ class User(TimestampMixin, Base):
         Index(None, "created_at", "id"),
         Index(None, "name", "id"),
         Index(None, "email", "id"),
+        # SQLite would give a deleted user's id, and with it their token, to the next one.
+        {"sqlite_autoincrement": True},
     )

@@ -5,36 +5,58 @@ by two threads at the most, so a wave of sign-ins takes 128 MiB of a worker and 
 """
 
 import os
-from functools import cache, partial
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 from pwdlib import PasswordHash
 from pwdlib.exceptions import UnknownHashError
 
+from app.errors import ServerBusy
+
+Result = TypeVar("Result")
+
 _argon2 = PasswordHash.recommended()
 _threads = CapacityLimiter(2)
+# A second of work for the two. Signing up is open to everyone: without an end to the queue, who signs in would wait for
+# as long as somebody keeps signing up.
+MAX_WAITING = 40
+# Made when the module is imported, before Gunicorn forks: the first unknown address must not take longer than the rest.
+_NOBODYS = _argon2.hash(os.urandom(16))
+
+
+class Verdict(NamedTuple):
+    """Whether the password has the hash, and whether that hash should be made anew, with today's parameters."""
+
+    correct: bool
+    outdated: bool = False
 
 
 async def hash_password(password: str) -> str:
-    return await to_thread.run_sync(_argon2.hash, password, limiter=_threads)
+    """Raises ServerBusy."""
+    return await _in_thread(partial(_argon2.hash, password))
 
 
-async def verify_password(password: str, known_hash: str | None) -> tuple[bool, str | None]:
-    """Whether the password has this hash, and a better hash of it where the parameters have moved on.
-
-    Takes as long without a hash: who asks must not learn from the clock whether there is one.
-    """
-    return await to_thread.run_sync(partial(_verify, password, known_hash), limiter=_threads)
+async def verify_password(password: str, known_hash: str | None) -> Verdict:
+    """Takes as long without a hash: who asks must not learn from the clock whether there is one. Raises ServerBusy."""
+    return await _in_thread(partial(_verify, password, known_hash))
 
 
-def _verify(password: str, known_hash: str | None) -> tuple[bool, str | None]:
+async def _in_thread(work: Callable[[], Result]) -> Result:
+    waiting = _threads.statistics().tasks_waiting
+    if waiting >= MAX_WAITING:
+        raise ServerBusy(f"{waiting} passwords wait to be hashed")
+    return await to_thread.run_sync(work, limiter=_threads)
+
+
+def _verify(password: str, known_hash: str | None) -> Verdict:
+    stored = known_hash or _NOBODYS
     try:
-        correct, better_hash = _argon2.verify_and_update(password, known_hash or _nobodys_hash())
-    except (UnknownHashError, UnicodeEncodeError):
-        return False, None
-    return correct and known_hash is not None, better_hash
-
-
-@cache
-def _nobodys_hash() -> str:
-    return _argon2.hash(os.urandom(16))
+        correct = _argon2.verify(password, stored) and known_hash is not None
+    except UnicodeEncodeError:  # half a surrogate pair: nobody's password, and it takes as long
+        _argon2.verify("", _NOBODYS)
+        return Verdict(correct=False)
+    except UnknownHashError:
+        return Verdict(correct=False, outdated=True)
+    return Verdict(correct, _argon2.current_hasher.check_needs_rehash(stored))

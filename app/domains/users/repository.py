@@ -8,6 +8,7 @@ from app.database.listing import Listing, contains
 from app.domains.users.errors import EmailTaken, UserNotFound
 from app.domains.users.models import User
 from app.domains.users.schemas import OwnUser, PublicUser, UserListParams
+from app.errors import Forbidden, NotAuthenticated
 from app.web.auth import Principal
 from app.web.pagination import Cursors, Page, read_page
 
@@ -16,8 +17,10 @@ _PUBLIC = select(User.id, User.name, User.created_at).where(User.id == _BY_ID)
 _OWN_COLUMNS = select(User.id, User.email, User.name, User.is_active, User.is_admin, User.created_at, User.updated_at)
 _OWN = _OWN_COLUMNS.where(User.id == _BY_ID)
 _PRINCIPAL = select(User.id, User.name, User.is_admin).where(User.id == _BY_ID, User.is_active)
-_CREDENTIALS = select(User.id, User.password_hash, User.is_active).where(
-    func.lower(User.email) == func.lower(bindparam("email", type_=User.email.type))
+# One row in any case. What counts as the same address is the database's decision: Python folds some letters otherwise.
+_ASKED = select(func.lower(bindparam("email", type_=User.email.type)).label("folded")).subquery()
+_CREDENTIALS = select(_ASKED.c.folded, User.id, User.password_hash, User.is_active).outerjoin_from(
+    _ASKED, User, func.lower(User.email) == _ASKED.c.folded
 )
 _LIST = Listing(
     "users",
@@ -32,9 +35,12 @@ _LIST = Listing(
 
 
 class Credentials(NamedTuple):
-    id: int
-    password_hash: str
-    is_active: bool
+    """What is known of an address: the form in which it counts and, if it is somebody's, whose."""
+
+    folded: str
+    id: int | None
+    password_hash: str | None
+    is_active: bool | None
 
 
 class UserReader:
@@ -66,10 +72,6 @@ class UserReader:
         row = await self._session.first(_PRINCIPAL, user_id=user_id)
         return Principal(id=row["id"], name=row["name"], is_admin=row["is_admin"]) if row else None
 
-    async def credentials(self, email: str) -> Credentials | None:
-        row = await self._session.first(_CREDENTIALS, email=email)
-        return Credentials(row["id"], row["password_hash"], row["is_active"]) if row else None
-
 
 class UserRepository:
     def __init__(self, session: WriteSession) -> None:
@@ -87,6 +89,14 @@ class UserRepository:
             raise UserNotFound(user_id)
         return user
 
+    async def require_still(self, principal: Principal) -> None:
+        """Raises NotAuthenticated, Forbidden if the principal has lost what it was when the request came in."""
+        now = await self._session.get(User, principal.id)
+        if now is None or not now.is_active:
+            raise NotAuthenticated("The user of this token does not exist any more, or is not active.")
+        if principal.is_admin and not now.is_admin:
+            raise Forbidden("You are not an administrator any more.")
+
     async def flush(self) -> None:
         """Write what has changed. Raises EmailTaken."""
         with violations({"uq_users_email": EmailTaken()}):
@@ -95,6 +105,10 @@ class UserRepository:
     async def delete(self, user: User) -> None:
         """Their posts go with them: the database's ON DELETE CASCADE."""
         await self._session.delete(user)
+
+    async def credentials(self, email: str) -> Credentials:
+        row = (await self._session.execute(_CREDENTIALS, {"email": email})).one()
+        return Credentials(row.folded, row.id, row.password_hash, row.is_active)
 
     async def replace_hash(self, user_id: int, *, old: str, new: str) -> None:
         """Unless the password was changed meanwhile."""

@@ -6,17 +6,17 @@ from app.domains.users.errors import EmailTaken, UserNotFound
 from app.domains.users.repository import UserReader
 from app.domains.users.schemas import OwnUser, PublicUser, SignUp, UserListParams, UserPatch
 from app.domains.users.service import change_user, delete_user, sign_up
-from app.errors import Forbidden, NotAuthenticated
+from app.errors import Forbidden, NotAuthenticated, ServerBusy
 from app.web.auth import SignedIn
 from app.web.deps import ReadDb, WriteDb
 from app.web.pagination import CursorCodec, Page
-from app.web.problems import problem_responses
+from app.web.problems import DATABASE_ERRORS, problem_responses
 from app.web.types import Id
 
 router = APIRouter(prefix="/users", tags=["users"])
 
 
-@router.post("", status_code=201, responses=problem_responses(EmailTaken))
+@router.post("", status_code=201, responses=problem_responses(EmailTaken, ServerBusy, *DATABASE_ERRORS))
 async def create_user(data: SignUp, db: WriteDb, response: Response) -> OwnUser:
     """Sign up."""
     user = await sign_up(db, data)
@@ -43,7 +43,10 @@ async def get_user(user_id: Id, db: ReadDb) -> PublicUser:
     return await UserReader(db).get(user_id)
 
 
-@router.patch("/{user_id:id}", responses=problem_responses(NotAuthenticated, Forbidden, UserNotFound, EmailTaken))
+@router.patch(
+    "/{user_id:id}",
+    responses=problem_responses(NotAuthenticated, Forbidden, UserNotFound, EmailTaken, ServerBusy, *DATABASE_ERRORS),
+)
 async def update_user(user_id: Id, patch: UserPatch, db: WriteDb, principal: SignedIn) -> OwnUser:
     """For the user, and administrators."""
     return OwnUser.model_validate(await change_user(db, user_id, patch, principal))

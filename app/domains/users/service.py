@@ -8,7 +8,7 @@ from app.web.auth import Principal
 
 
 async def sign_up(session: WriteSession, data: SignUp, *, is_admin: bool = False) -> User:
-    """Raises EmailTaken."""
+    """Raises EmailTaken, ServerBusy."""
     # Before the session's first statement: no connection is held while the password is hashed.
     password_hash = await hash_password(data.password)
     user = User(email=data.email, name=data.name, password_hash=password_hash, is_admin=is_admin)
@@ -23,7 +23,7 @@ async def create_admin(database: Database, data: SignUp) -> None:
 
 
 async def change_user(session: WriteSession, user_id: int, patch: UserPatch, principal: Principal) -> User:
-    """Raises Forbidden, UserNotFound, EmailTaken."""
+    """Raises Forbidden, NotAuthenticated, UserNotFound, EmailTaken, ServerBusy."""
     principal.require_self_or_admin(user_id)
     changes = patch.changes()
     if not principal.is_admin and changes.keys() & {"is_active", "is_admin"}:
@@ -32,6 +32,8 @@ async def change_user(session: WriteSession, user_id: int, patch: UserPatch, pri
         changes["password_hash"] = await hash_password(changes.pop("password"))
     users = UserRepository(session)
     user = await users.get(user_id)
+    if "password_hash" in changes:  # that took its time
+        await users.require_still(principal)
     for field, value in changes.items():
         setattr(user, field, value)
     await users.flush()

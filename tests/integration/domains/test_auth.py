@@ -1,8 +1,10 @@
 """Signing in, on a real PostgreSQL."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
+from threading import Event
 from time import time
 from typing import Any
 
@@ -17,9 +19,13 @@ from app.database.pool import pool_state
 from app.domains.auth import service
 from app.domains.auth.service import SignInLimits
 from app.domains.auth.tokens import AUDIENCE, ISSUER
+from app.domains.users import passwords
+from app.domains.users.passwords import Verdict
+from app.domains.users.repository import UserRepository
 from tests.integration.conftest import SECRET_KEY
 from tests.support.people import PASSWORD, person, sign_in
 from tests.support.postgres import connect
+from tests.support.waiting import eventually_async
 
 ANN = {"email": "ann@example.com", "name": "Ann", "password": PASSWORD}
 
@@ -219,10 +225,10 @@ async def test_no_connection_is_held_while_a_password_is_verified(
 ) -> None:
     verifying, go_on = asyncio.Event(), asyncio.Event()
 
-    async def slow(password: str, known_hash: str | None) -> tuple[bool, None]:
+    async def slow(password: str, known_hash: str | None) -> Verdict:
         verifying.set()
         await go_on.wait()
-        return False, None
+        return Verdict(correct=False)
 
     monkeypatch.setattr(service, "verify_password", slow)
     signing_in = asyncio.create_task(sign_in(client, "ann@example.com"))
@@ -235,24 +241,132 @@ async def test_no_connection_is_held_while_a_password_is_verified(
     assert (await signing_in).status_code == 401
 
 
-@pytest.mark.parametrize("known", [True, False])
-async def test_a_hash_is_verified_in_every_case(
-    client: AsyncClient, monkeypatch: pytest.MonkeyPatch, known: bool
+@pytest.mark.parametrize("address", ["İ@example.com", "ΑΣ@example.com", "ANN@example.com"])
+async def test_no_way_to_write_an_address_has_attempts_of_its_own(
+    app: FastAPI, client: AsyncClient, address: str
 ) -> None:
-    if known:
+    """PostgreSQL and Python fold some letters differently; what finds the account is what has to be counted."""
+    await client.post("/users", json=ANN)
+    set_limits(app, per_account=2)
+    spellings = [address, address.lower(), address.upper(), address.swapcase(), address.casefold()]
+    allowed: Counter[str] = Counter()
+    for each in spellings * 3:
+        if (await sign_in(client, each, "wrong horse")).status_code == 401:
+            async with app.state.database.write() as session:
+                allowed[(await UserRepository(session).credentials(each)).folded] += 1
+
+    assert set(allowed.values()) == {2}, "two for each account there can be, however it is written"
+
+
+async def test_an_address_without_attempts_left_cannot_use_up_those_of_an_account(
+    app: FastAPI, client: AsyncClient
+) -> None:
+    await client.post("/users", json=ANN)
+    set_limits(app, per_account=3, per_address=2)
+    for _ in range(10):
+        await sign_in(client, "ann@example.com", "wrong horse")
+
+    set_limits(app, per_account=3)
+    assert (await sign_in(client, "ann@example.com")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("192.0.2.1", "192.0.2.1", True),
+        ("192.0.2.1", "192.0.2.2", False),
+        ("2001:db8::1", "2001:db8::ffff:1", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("::ffff:192.0.2.1", "192.0.2.1", True),
+        ("testclient", "testclient", True),
+    ],
+)
+def test_addresses_count_by_whose_they_are(first: str, second: str, same: bool) -> None:
+    assert (service._network(first) == service._network(second)) is same
+
+
+class Spy:
+    """What is done with Argon2: it takes all the time that a sign-in takes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.done: list[str] = []
+        for name in ("verify", "hash"):
+            monkeypatch.setattr(passwords._argon2, name, self._spy(name, getattr(passwords._argon2, name)))
+
+    def _spy(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def spy(*arguments: Any, **options: Any) -> Any:
+            made: str = original(*arguments, **options)
+            its_hash = arguments[1] if name == "verify" else made
+            self.done.append(f"{name} {its_hash.split('$')[3]}")
+            return made
+
+        return spy
+
+
+FULL = "m=65536,t=3,p=4"
+CHEAP = "m=8192,t=1,p=1"
+
+
+@pytest.mark.parametrize(
+    ("stored", "password", "is_active", "done"),
+    [
+        (None, PASSWORD, True, [f"verify {FULL}"]),
+        (FULL, PASSWORD, True, [f"verify {FULL}"]),
+        (FULL, "wrong horse", True, [f"verify {FULL}"]),
+        (FULL, PASSWORD, False, [f"verify {FULL}"]),
+        (CHEAP, PASSWORD, True, [f"verify {CHEAP}", f"hash {FULL}"]),
+        (CHEAP, "wrong horse", True, [f"verify {CHEAP}", f"verify {FULL}"]),
+        (CHEAP, PASSWORD, False, [f"verify {CHEAP}", f"verify {FULL}"]),
+    ],
+    ids=[
+        "unknown",
+        "known",
+        "wrong",
+        "inactive",
+        "outdated",
+        "outdated and wrong",
+        "outdated and inactive",
+    ],
+)
+async def test_the_clock_does_not_tell_why_a_sign_in_fails(
+    client: AsyncClient,
+    database_url: URL,
+    monkeypatch: pytest.MonkeyPatch,
+    stored: str | None,
+    password: str,
+    is_active: bool,
+    done: list[str],
+) -> None:
+    if stored:
         await client.post("/users", json=ANN)
-    from app.domains.users import passwords
+        with connect(database_url) as connection:
+            connection.execute("UPDATE users SET is_active = %s", (is_active,))
+            if stored == CHEAP:
+                cheap = PasswordHasher(time_cost=1, memory_cost=8192, parallelism=1).hash(PASSWORD)
+                connection.execute("UPDATE users SET password_hash = %s", (cheap,))
+    spy = Spy(monkeypatch)
 
-    verified: list[str] = []
-    original = passwords._argon2.verify_and_update
+    await sign_in(client, "ann@example.com", password)
 
-    def spy(password: str, hash: str) -> tuple[bool, str | None]:
-        verified.append(hash)
-        return original(password, hash)
+    assert spy.done == done
 
-    monkeypatch.setattr(passwords._argon2, "verify_and_update", spy)
-    await sign_in(client, "ann@example.com", "wrong horse")
 
-    assert [stored.rpartition("$")[0].rpartition("$")[0] for stored in verified] == [
-        "$argon2id$v=19$m=65536,t=3,p=4"
-    ], "with the same parameters, so in the same time"
+async def test_passwords_wait_in_a_short_queue_and_the_rest_is_told_to_come_back(
+    app: FastAPI, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passwords, "MAX_WAITING", 1)
+    go_on = Event()
+    monkeypatch.setattr(passwords._argon2, "hash", lambda password: go_on.wait() and "hash")
+    hashing = [asyncio.create_task(passwords.hash_password(PASSWORD)) for _ in range(3)]
+
+    async def full() -> bool:
+        return passwords._threads.statistics().tasks_waiting == 1
+
+    await eventually_async(full, within=5)
+    try:
+        for answer in (await client.post("/users", json=ANN), await sign_in(client, "ann@example.com")):
+            assert problem(answer) == (503, "/problems/server-busy")
+            assert answer.headers["retry-after"] == "1"
+    finally:
+        go_on.set()
+    assert await asyncio.gather(*hashing) == ["hash"] * 3

@@ -17,13 +17,14 @@ from tests.support.postgres import connect
 
 # Few values, so that most rows tie.
 seconds = st.integers(0, 4)
-titles = st.sampled_from(["a", "B", "b", "ä", "_", "%"])
+unicode = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=200)
+titles = st.sampled_from(["a", "B", "b", "ä", "_", "%", "\U0001f600" * 200]) | unicode
 rows = st.lists(st.tuples(seconds, titles), min_size=0, max_size=40)
 writes = st.lists(st.tuples(st.booleans(), seconds, titles, st.integers(0, 60)), max_size=6)
 
 
 @pytest.fixture
-def driver() -> str:
+def way() -> str:
     return "asyncpg"
 
 

@@ -185,3 +185,29 @@ async def test_somebody_who_does_not_exist_is_404_for_an_administrator(client: A
     assert (await admin("PATCH", "/users/999", json={"name": "X"})).status_code == 404
     assert (await admin("DELETE", "/users/999")).status_code == 404
     assert (await admin("DELETE", "/posts/999")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "status"),
+    [
+        ("UPDATE users SET is_admin = false WHERE email = 'boss@example.com'", 403),
+        ("UPDATE users SET is_active = false WHERE email = 'boss@example.com'", 401),
+        ("DELETE FROM users WHERE email = 'boss@example.com'", 401),
+    ],
+)
+async def test_what_the_caller_lost_while_the_password_was_hashed_counts(
+    client: AsyncClient, database_url: URL, monkeypatch: pytest.MonkeyPatch, meanwhile: str, status: int
+) -> None:
+    ann = await person(client, "Ann", database_url)
+    boss = await person(client, "Boss", database_url, is_admin=True)
+
+    async def slow_hash(password: str) -> str:
+        with connect(database_url) as connection:
+            connection.execute(meanwhile.encode())
+        return "new hash"
+
+    monkeypatch.setattr(service, "hash_password", slow_hash)
+    answer = await boss("PATCH", f"/users/{ann.id}", json={"password": "another horse"})
+
+    assert answer.status_code == status
+    assert (await sign_in(client, "ann@example.com")).status_code == 200, "nothing was changed"

@@ -57,3 +57,26 @@ async def test_an_origin_that_is_configured_is_let_in_and_no_other(database: Dat
     assert "access-control-allow-origin" not in refused.headers
     assert preflight.status_code == 200
     assert "x-request-id" in preflight.headers
+
+
+async def test_an_unhandled_exception_can_be_read_by_a_page_too(database: Database) -> None:
+    async with client_of(database, cors_allow_origins=ORIGIN) as client:
+        app = client._transport.app  # type: ignore[attr-defined]
+
+        async def broken() -> None:
+            raise LookupError
+
+        app.add_api_route("/broken", broken)
+        answer = await client.get("/broken", headers={"origin": ORIGIN})
+
+    assert answer.status_code == 500
+    assert answer.headers["access-control-allow-origin"] == ORIGIN
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "x-request-id" in answer.headers
+
+
+async def test_a_preflight_has_the_security_headers(database: Database) -> None:
+    async with client_of(database, cors_allow_origins=ORIGIN) as client:
+        answer = await client.options("/posts", headers={"origin": ORIGIN, "access-control-request-method": "POST"})
+
+    assert answer.headers["x-content-type-options"] == "nosniff"

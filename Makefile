@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run up down seed migrate migration downgrade current history \
+.PHONY: help run up down secrets budget seed migrate migration downgrade current history \
         test test-unit test-integration test-stack bench-pages lint format types contracts check lock clean
 
 help: ## list the targets
@@ -28,6 +28,12 @@ up: ## run everything in containers, and wait until it is healthy
 
 down: ## stop the containers; the data stays (docker compose down -v deletes it)
 	docker compose down
+
+secrets: ## write the secrets of compose.prod.yml to .secrets/; keeps those that are there
+	@ops/make-secrets.sh .secrets
+
+budget: $(READY) ## show the connection budget: what may be opened, and what the server admits
+	@$(BIN)/headroom budget --suggest
 
 seed: $(READY) ## fill DATABASE_URL with plausible data: make seed users=1000 posts=5000
 	@$(BIN)/headroom seed $(if $(users),--users $(users)) $(if $(posts),--posts $(posts))

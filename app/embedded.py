@@ -8,16 +8,26 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
+from sqlalchemy import URL, make_url
 
 from app.errors import ConfigurationError, LocalStackFailed
 
+ROLES = Path(__file__).parent.parent / "ops/postgres/roles.sql"
+
+
+class Urls(NamedTuple):
+    """The same database for the API and for migrations: each has a role of its own, as in production."""
+
+    app: URL
+    owner: URL
+
 
 @contextmanager
-def postgres(data_dir: Path) -> Iterator[str]:
-    """The URL of a PostgreSQL that listens on a Unix socket only and keeps its data in `data_dir`/postgres.
+def postgres(data_dir: Path) -> Iterator[Urls]:
+    """A PostgreSQL that listens on a Unix socket only and keeps its data in `data_dir`/postgres.
 
     Raises ConfigurationError, LocalStackFailed.
     """
@@ -42,8 +52,8 @@ def postgres(data_dir: Path) -> Iterator[str]:
             # In a thread, whose end is waited for: a signal in the middle would leave initdb's children behind, and a
             # data directory that is half of one.
             with ThreadPoolExecutor(1) as starting:
-                url = starting.submit(_start, server).result()
-            yield url
+                urls = starting.submit(_start, server).result()
+            yield urls
         finally:
             _stop(server)
 
@@ -64,17 +74,20 @@ def _locked(data_dir: Path) -> Iterator[None]:
         yield
 
 
-def _start(server: Any) -> str:
-    """Start it, with a database of its own for us; that database's URL."""
+def _start(server: Any) -> Urls:
+    """Start it, with a database of its own for us and the roles for it."""
     try:
         with _search_permission_only(server.pgdata, server.bin_path):
             server.start()
         with psycopg.connect(server.get_uri(), autocommit=True) as connection:
             if not connection.execute("SELECT FROM pg_database WHERE datname = 'headroom'").fetchall():
                 connection.execute("CREATE DATABASE headroom")
+        with psycopg.connect(server.get_uri(database="headroom"), autocommit=True) as connection:
+            connection.execute(ROLES.read_bytes())
     except (OSError, subprocess.SubprocessError, psycopg.Error) as error:
         raise LocalStackFailed(f"PostgreSQL did not start: {error}; its log is {server.log}") from error
-    return str(server.get_uri(database="headroom", driver="asyncpg"))
+    url = make_url(server.get_uri(database="headroom", driver="asyncpg"))
+    return Urls(app=url.set(username="headroom_app"), owner=url.set(username="headroom_owner"))
 
 
 def _stop(server: Any) -> None:

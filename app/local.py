@@ -92,14 +92,20 @@ def _database(settings: Settings) -> Iterator[None]:
     if settings.database_url is None:
         if settings.migration_database_url is not None:
             raise ConfigurationError("MIGRATION_DATABASE_URL: is set, and DATABASE_URL is not")
-        with embedded.postgres(settings.data_dir.absolute()) as url:
-            os.environ["DATABASE_URL"] = url
-            # For `headroom seed`, `make migrate` and whoever else works beside us.
-            settings.local_database_url_file.write_text(url, encoding="utf-8")
+        with embedded.postgres(settings.data_dir.absolute()) as urls:
+            # The files are for `headroom seed`, `make migrate` and whoever else works beside us.
+            files = {
+                "DATABASE_URL": (settings.local_database_url_file, urls.app),
+                "MIGRATION_DATABASE_URL": (settings.local_migration_database_url_file, urls.owner),
+            }
+            for variable, (file, url) in files.items():
+                os.environ[variable] = url.render_as_string(hide_password=False)
+                file.write_text(os.environ[variable], encoding="utf-8")
             try:
                 yield
             finally:
-                settings.local_database_url_file.unlink(missing_ok=True)
+                for file, _ in files.values():
+                    file.unlink(missing_ok=True)
     elif settings.database_url.get_backend_name() != "postgresql":
         raise ConfigurationError("DATABASE_URL: must name a PostgreSQL here; SQLite is for unit tests")
     else:

@@ -7,9 +7,8 @@ from pathlib import Path
 from time import monotonic
 
 from alembic.config import Config
-from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection
+from sqlalchemy import URL, Connection, inspect, text
 
 from app.errors import BudgetExceeded, DatabaseUnavailable, SchemaMismatch
 from app.limits import RETRY_SECONDS, asked, brief_connection
@@ -82,7 +81,9 @@ async def before_start(settings: Settings) -> None:
 
 async def _revisions(url: URL) -> set[str]:
     def read(connection: Connection) -> set[str]:
-        return set(MigrationContext.configure(connection).get_current_heads())
+        if not inspect(connection).has_table("alembic_version"):
+            return set()
+        return set(connection.scalars(text("SELECT version_num FROM alembic_version")))
 
     async with brief_connection(url) as connection:
         return await connection.run_sync(read)

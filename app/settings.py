@@ -184,11 +184,14 @@ class Settings(BaseSettings):
         """Where `headroom up` says how to reach its PostgreSQL, for as long as that runs."""
         return self.data_dir / "database-url"
 
+    @property
+    def local_migration_database_url_file(self) -> Path:
+        """The same for migrations."""
+        return self.data_dir / "migration-database-url"
+
     def known_database_url(self) -> URL | None:
         """The database to use, if there is one."""
-        if self.database_url is None and self.local_database_url_file.exists():
-            return make_url(self.local_database_url_file.read_text(encoding="utf-8"))
-        return self.database_url
+        return self.database_url or _url_in(self.local_database_url_file)
 
     def require_database_url(self) -> URL:
         """The database to use. Raises ConfigurationError where there is none."""
@@ -205,7 +208,8 @@ class Settings(BaseSettings):
 
     def require_migration_database_url(self) -> URL:
         """The database to migrate. Raises ConfigurationError where there is none."""
-        return self.migration_database_url or self.require_database_url()
+        local = _url_in(self.local_migration_database_url_file) if self.database_url is None else None
+        return self.migration_database_url or local or self.require_database_url()
 
     @classmethod
     def settings_customise_sources(
@@ -217,6 +221,13 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, _SecretFiles(settings_cls), dotenv_settings
+
+
+def _url_in(file: Path) -> URL | None:
+    try:
+        return make_url(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
 
 
 class _SecretFiles(PydanticBaseSettingsSource):

@@ -26,7 +26,10 @@ class Stack(Protocol):
     api: str
     exporter: str
 
-    def database_url(self) -> URL: ...
+    def database_url(self) -> URL:
+        """The database, as its superuser."""
+        ...
+
     def seed(self, *, users: int, posts: int) -> None: ...
     def worker_pids(self) -> list[int]:
         """As the stack numbers its processes."""
@@ -106,7 +109,8 @@ class LocalStack:
                 self.stop()
 
     def database_url(self) -> URL:
-        return make_url(Settings(data_dir=self.directory).local_database_url_file.read_text())
+        url = make_url(Settings(data_dir=self.directory).local_database_url_file.read_text())
+        return url.set(username="postgres")
 
     def seed(self, *, users: int, posts: int) -> None:
         command = [sys.executable, "-m", "app.cli", "seed", "--users", str(users), "--posts", str(posts)]

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.database import make_engine
 from app.database.budget import ApiPools, Budget, Pooler, Server
+from app.database.libpq import parameters
 from app.errors import DatabaseUnavailable
 from app.settings import Settings
 
@@ -131,11 +132,7 @@ def _set(settings: Settings, prefix: str, names: Iterable[str]) -> dict[str, int
 async def _console_limits(url: URL) -> dict[str, int]:
     """PgBouncer's limits, for our database where it has its own. The console speaks the simple protocol only."""
     connection = await psycopg.AsyncConnection.connect(
-        host=str(url.query.get("host") or url.host or ""),
-        port=url.port,
-        user=url.username,
-        password=url.password,
-        dbname="pgbouncer",
+        **parameters(url.set(database="pgbouncer")),
         application_name="headroom:preflight",
         connect_timeout=CONSOLE_TIMEOUT_SECONDS,
         autocommit=True,

@@ -11,6 +11,7 @@ from psycopg import sql
 from sqlalchemy import URL
 from tqdm import tqdm
 
+from app.database.libpq import parameters
 from app.domains.users.passwords import hash_password
 from app.errors import ConfigurationError, DatabaseUnavailable, HeadroomError
 
@@ -46,13 +47,10 @@ def seed(*, url: URL, users: int, posts: int) -> str:
     password_hash = asyncio.run(hash_password(password))
     random = Random()  # noqa: S311 - plausible, not secret
     start = datetime.now(UTC) - HISTORY
-    # psycopg whichever the driver of the URL: one way to COPY is enough.
-    options = {name: value for name, value in url.query.items() if name in ("host", "sslmode")}
-    if "ssl" in url.query:  # asyncpg's name for it
-        options["sslmode"] = url.query["ssl"]
-    conninfo = url.set(drivername="postgresql", query=options).render_as_string(hide_password=False)
+    # psycopg, whichever the driver of the URL: one way to COPY is enough.
+    address = parameters(url) | {"application_name": "headroom:seed"}
     try:
-        with psycopg.connect(conninfo, application_name="headroom:seed") as connection:
+        with psycopg.connect(**address) as connection:
             user_ids = _reserve_ids(connection, "users", users)
             rows = _user_rows(random, user_ids, start, password_hash)
             _copy(
@@ -64,7 +62,7 @@ def seed(*, url: URL, users: int, posts: int) -> str:
             post_ids = _reserve_ids(connection, "posts", posts)
             rows = _post_rows(random, post_ids, authors, start)
             _copy(connection, "posts", ("id", "author_id", "title", "content", "created_at", "updated_at"), rows, posts)
-        with psycopg.connect(conninfo, application_name="headroom:seed", autocommit=True) as connection:
+        with psycopg.connect(**address, autocommit=True) as connection:
             # The planner should know at once; autovacuum would tell it within a minute.
             connection.execute("VACUUM (ANALYZE) users, posts")
     except psycopg.errors.UndefinedTable:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from app.errors import DatabaseUnavailable, DomainError, HeadroomError, InvalidInput, StatementTimeout
+from app.errors import DatabaseUnavailable, DomainError, HeadroomError, InvalidInput, PoolExhausted, StatementTimeout
 
 _STATEMENT_GIVEN_UP = {
     "57014",  # query_canceled: statement_timeout
@@ -54,6 +54,9 @@ def translate(error: Exception) -> HeadroomError | None:
     # asyncpg notices by itself that a number is too large for its column.
     if sqlstate in _NOT_STORABLE or isinstance(driver_error and driver_error.__cause__, OverflowError):
         return InvalidInput("A value in this request cannot be stored.")
+    # PgBouncer's, and it hangs up: no server connection became free. It has a SQLSTATE that means anything (08P01).
+    if "query_wait_timeout" in summary:
+        return PoolExhausted(f"the pooler had no server connection: {summary}")
     lost = isinstance(error, OSError) or (isinstance(error, DBAPIError) and error.connection_invalidated)
     if lost or sqlstate in _SERVER_GONE or sqlstate.startswith("08"):
         return DatabaseUnavailable(summary)

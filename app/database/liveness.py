@@ -12,6 +12,7 @@ from sqlalchemy import URL
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.util import await_only
 
+from app.database.libpq import conninfo
 from app.errors import DatabaseUnavailable
 
 
@@ -74,9 +75,7 @@ async def knock(url: URL) -> None:
 
     Raises DatabaseUnavailable.
     """
-    host, port = url.query.get("host") or url.host or "", url.port or 5432
-    # 2 is the least that libpq takes.
-    address = psycopg.conninfo.make_conninfo(host=str(host), port=port, dbname=url.database, connect_timeout=2)
+    address = conninfo(url, connect_timeout=2)  # the least that libpq takes
     answer = await asyncio.to_thread(psycopg.pq.PGconn.ping, address.encode())
     if answer != psycopg.pq.Ping.OK:
         raise DatabaseUnavailable(f"the server does not take connections: {psycopg.pq.Ping(answer).name}")

@@ -1,9 +1,5 @@
 """What only Compose promises."""
 
-import json
-import subprocess
-from typing import Any
-
 import httpx
 import pytest
 
@@ -19,14 +15,8 @@ def compose(stack: Stack) -> ComposeStack:
     return stack
 
 
-def inspect(stack: ComposeStack, service: str) -> dict[str, Any]:
-    container = stack.compose("ps", "--all", "--quiet", service).strip()
-    output = subprocess.run(["docker", "inspect", container], capture_output=True, text=True, check=True).stdout
-    return dict(json.loads(output)[0])
-
-
 def test_the_api_starts_after_the_migration_has_succeeded(compose: ComposeStack) -> None:
-    migrate, api = inspect(compose, "migrate")["State"], inspect(compose, "api")["State"]
+    migrate, api = compose.inspect("migrate")["State"], compose.inspect("api")["State"]
 
     assert (migrate["Status"], migrate["ExitCode"]) == ("exited", 0)
     assert migrate["FinishedAt"] <= api["StartedAt"]
@@ -34,12 +24,12 @@ def test_the_api_starts_after_the_migration_has_succeeded(compose: ComposeStack)
 
 def test_every_port_is_published_on_the_loopback_address_only(compose: ComposeStack) -> None:
     for service in ("api", "exporter", "postgres", "prometheus"):
-        bindings = inspect(compose, service)["HostConfig"]["PortBindings"]
+        bindings = compose.inspect(service)["HostConfig"]["PortBindings"]
         assert {binding["HostIp"] for published in bindings.values() for binding in published} == {"127.0.0.1"}
 
 
 def test_our_image_runs_as_a_numeric_user_that_is_not_root_and_cannot_change_its_code(compose: ComposeStack) -> None:
-    assert inspect(compose, "api")["Config"]["User"] == "10001:10001"
+    assert compose.inspect("api")["Config"]["User"] == "10001:10001"
     writable = compose.compose(
         "exec", "-T", "api", "find", "/srv/headroom", "/opt/venv", "-writable", "-not", "-type", "l"
     )

@@ -16,12 +16,13 @@ import psycopg
 from psycopg import sql
 from sqlalchemy import URL, make_url
 
+from app.database.libpq import parameters
 from tests.support.docker import engine_answers, require_engine
 
 ROOT = Path(__file__).parent.parent.parent
 IMAGE = "postgres:17-trixie"
 ROLES = (ROOT / "ops/postgres/roles.sql").read_bytes()
-PASSWORD = "for tests only"
+PASSWORD = "for tests: @/?%+#&"
 _numbers = count(1)
 _superusers: list[URL] = []
 
@@ -109,8 +110,7 @@ def connect(url: URL, **options: Any) -> psycopg.Connection:
     for superuser in _superusers:
         if (url.database or "").startswith("test_"):
             url = superuser.set(database=url.database)
-    conninfo = url.set(drivername="postgresql").render_as_string(hide_password=False)
-    return psycopg.connect(conninfo, autocommit=True, **options)
+    return psycopg.connect(**parameters(url), autocommit=True, **options)
 
 
 @contextmanager

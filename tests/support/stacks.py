@@ -1,14 +1,16 @@
 """The whole stack, as a user starts it: in containers, or as local processes. Only HTTP and signals go in."""
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
@@ -44,6 +46,17 @@ class Stack(Protocol):
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
+
+
+def free_ports(number: int) -> list[int]:
+    """So many in a row."""
+    while True:
+        first = free_port()
+        ports = list(range(first, first + number))
+        with suppress(OSError), ExitStack() as listeners:
+            for port in ports:
+                listeners.enter_context(socket.create_server(("127.0.0.1", port)))
+            return ports
 
 
 def scrape(stack: Stack) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -169,21 +182,20 @@ def _parent(pid: int) -> int:
     return int(stat.rpartition(b")")[2].split()[1]) if stat else 0
 
 
-class ComposeStack:
-    """`docker compose up`, as a project of its own on free ports."""
+class Compose:
+    """A Compose file, as a project of its own."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, file: str, **environment: str) -> None:
         self.name = name
-        self.ports = {f"{service}_PORT": str(free_port()) for service in ("API", "EXPORTER", "POSTGRES", "PROMETHEUS")}
-        self.api = f"http://127.0.0.1:{self.ports['API_PORT']}"
-        self.exporter = f"http://127.0.0.1:{self.ports['EXPORTER_PORT']}"
-        self.prometheus = f"http://127.0.0.1:{self.ports['PROMETHEUS_PORT']}"
+        self.file = file
+        self.environment = environment
 
     def compose(self, *arguments: str, check: bool = True) -> str:
+        options = ["--env-file", os.devnull, "--project-name", self.name, "--file", self.file]
         finished = subprocess.run(
-            ["docker", "compose", "--env-file", os.devnull, "--project-name", self.name, *arguments],
+            ["docker", "compose", *options, *arguments],
             cwd=ROOT,
-            env=os.environ | self.ports,
+            env=os.environ | self.environment,
             capture_output=True,
             text=True,
             check=False,
@@ -191,16 +203,72 @@ class ComposeStack:
         assert not check or finished.returncode == 0, finished.stderr
         return finished.stdout
 
+    def inspect(self, service: str) -> dict[str, Any]:
+        """What Docker says of the service's first container."""
+        container = self.compose("ps", "--all", "--quiet", service).split()[0]
+        output = subprocess.run(["docker", "inspect", container], capture_output=True, text=True, check=True).stdout
+        return dict(json.loads(output)[0])
+
+    def up(self) -> None:
+        """Start it; with the logs in the failure if it does not come up."""
+        raise NotImplementedError
+
     @contextmanager
-    def running(self) -> Iterator["ComposeStack"]:
+    def running(self) -> Iterator[Self]:
         try:
             try:
-                self.compose("up", "--build", "--detach", "--wait", "--wait-timeout", "120")
+                self.up()
             except AssertionError as error:
                 raise AssertionError(f"{error}\n{self.compose('logs', check=False)}") from None
             yield self
         finally:
             self.compose("down", "--volumes", check=False)
+
+
+class ProdStack(Compose):
+    """`docker compose -f compose.prod.yml up`, two replicas on free ports, with secrets of its own."""
+
+    def __init__(self, name: str, secrets: Path, **environment: str) -> None:
+        ports = free_ports(2)
+        self.apis = [f"http://127.0.0.1:{port}" for port in ports]
+        super().__init__(
+            name, "compose.prod.yml", SECRETS_DIR=str(secrets), API_PORTS=f"{ports[0]}-{ports[-1]}", **environment
+        )
+        subprocess.run([ROOT / "ops/make-secrets.sh", secrets], check=True, capture_output=True)
+
+    def up(self) -> None:
+        self.compose("up", "--build", "--detach")
+        for api in self.apis:
+            eventually(partial(self._ready, api), within=120)
+
+    @staticmethod
+    def _ready(api: str) -> bool:
+        return httpx.get(f"{api}/readyz").status_code == 200
+
+    def sql(self, query: str) -> list[list[str]]:
+        """Rows, as the superuser, from inside: the database is not published."""
+        output = self.compose("exec", "-T", "postgres", "psql", "-U", "postgres", "-d", "headroom", "-Atc", query)
+        return [line.split("|") for line in output.splitlines()]
+
+
+class ComposeStack(Compose):
+    """`docker compose up`, on free ports; the API has `replicas` of them."""
+
+    def __init__(self, name: str, replicas: int = 1, **environment: str) -> None:
+        ports = {f"{service}_PORT": str(free_port()) for service in ("EXPORTER", "POSTGRES", "PROMETHEUS")}
+        apis = free_ports(replicas)
+        ports["API_PORT"] = str(apis[0]) if replicas == 1 else f"{apis[0]}-{apis[-1]}"
+        super().__init__(name, "docker-compose.yml", API_REPLICAS=str(replicas), **ports, **environment)
+        self.replicas = replicas
+        self.ports = ports
+        self.apis = [f"http://127.0.0.1:{port}" for port in apis]
+        self.api = self.apis[0]
+        self.exporter = f"http://127.0.0.1:{ports['EXPORTER_PORT']}"
+        self.prometheus = f"http://127.0.0.1:{ports['PROMETHEUS_PORT']}"
+
+    def up(self) -> None:
+        scale = ("--scale", f"api={self.replicas}")
+        self.compose("up", "--build", "--detach", *scale, "--wait", "--wait-timeout", "120")
 
     def database_url(self) -> URL:
         return make_url(f"postgresql+asyncpg://headroom:headroom@127.0.0.1:{self.ports['POSTGRES_PORT']}/headroom")

@@ -1,0 +1,140 @@
+"""compose.prod.yml, from its secrets to its first answer, black box but for what Docker says of the containers."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.docker import require_engine
+from tests.support.stacks import ROOT, ProdStack
+from tests.support.waiting import eventually
+
+SERVICES = ["postgres", "migrate", "pgbouncer", "api", "exporter"]
+
+
+@pytest.fixture(scope="module")
+def prod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProdStack]:
+    require_engine()
+    secrets = tmp_path_factory.mktemp("secrets") / "prod"
+    with ProdStack(f"headroom-prod-{os.getpid()}", secrets).running() as prod:
+        yield prod
+
+
+def test_what_is_written_through_one_replica_is_read_through_the_other(prod: ProdStack) -> None:
+    first, second = prod.apis
+    ann = {"email": "ann@example.com", "name": "Ann", "password": "correct horse"}
+    location = httpx.post(f"{first}/users", json=ann).headers["location"]
+
+    assert httpx.get(f"{second}{location}").json()["name"] == "Ann"
+    token = httpx.post(f"{second}/auth/token", data={"username": ann["email"], "password": ann["password"]}).json()
+    me = httpx.get(f"{first}/users/me", headers={"authorization": f"Bearer {token['access_token']}"})
+    assert me.json()["email"] == ann["email"]
+
+
+def test_the_api_reaches_the_database_through_pgbouncer_and_as_its_own_role(prod: ProdStack) -> None:
+    for _ in range(20):
+        for api in prod.apis:
+            assert httpx.get(f"{api}/posts").status_code == 200
+
+    [pgbouncer] = prod.inspect("pgbouncer")["NetworkSettings"]["Networks"].values()
+    clients = prod.sql(
+        "SELECT DISTINCT usename, host(client_addr) FROM pg_stat_activity WHERE application_name LIKE 'headroom:api:%'"
+    )
+    assert clients == [["headroom_app", pgbouncer["IPAddress"]]]
+
+
+def test_the_budget_was_checked_against_the_server_and_the_console(prod: ProdStack) -> None:
+    shown = prod.compose("exec", "-T", "api", "headroom", "budget")
+
+    assert "limits of the server: from the server" in shown
+    assert "limits of the pooler: from its console" in shown
+    for service in ("migrate", "api"):
+        assert "connection budget: 34 of 92 server connections, 58 left" in prod.compose("logs", service)
+
+
+def test_the_migration_ran_once_and_ended(prod: ProdStack) -> None:
+    state = prod.inspect("migrate")["State"]
+
+    assert (state["Status"], state["ExitCode"]) == ("exited", 0)
+
+
+def test_nothing_but_the_api_is_published_and_that_on_the_loopback_address(prod: ProdStack) -> None:
+    for service in SERVICES:
+        bindings = prod.inspect(service)["HostConfig"]["PortBindings"] or {}
+        hosts = {binding["HostIp"] for published in bindings.values() for binding in published}
+        assert hosts == ({"127.0.0.1"} if service == "api" else set()), service
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_container_can_do_what_it_must_and_no_more(prod: ProdStack, service: str) -> None:
+    container = prod.inspect(service)
+    host = container["HostConfig"]
+
+    assert container["Config"]["User"].split(":")[0] not in ("", "0", "root")
+    assert host["ReadonlyRootfs"]
+    assert host["CapDrop"] == ["ALL"]
+    assert host["SecurityOpt"] == ["no-new-privileges:true"]
+    assert host["Memory"] > 0
+    assert host["PidsLimit"] > 0
+    assert host["LogConfig"]["Config"] == {"max-size": "10m", "max-file": "5"}
+
+
+def test_no_secret_is_in_the_environment_or_in_the_log(prod: ProdStack) -> None:
+    folder = Path(prod.environment["SECRETS_DIR"])
+    secrets = [file.read_text() for file in folder.iterdir()]
+    assert len(secrets) == 8
+    seen = "".join(str(prod.inspect(service)["Config"]) for service in SERVICES) + prod.compose("logs")
+
+    assert not [secret for secret in secrets if secret in seen]
+
+
+def test_the_services_that_are_asked_for_their_health_are_well(prod: ProdStack) -> None:
+    def healthy(service: str) -> bool:
+        return bool(prod.inspect(service)["State"]["Health"]["Status"] == "healthy")
+
+    for service in ("postgres", "pgbouncer", "api", "exporter"):
+        eventually(partial(healthy, service), within=60)
+
+
+def test_pause_and_resume_are_for_the_container_itself(prod: ProdStack) -> None:
+    console = ["psql", "-h", "/run/headroom-pgbouncer", "-p", "6432", "-U", "pgbouncer", "pgbouncer", "-Atc"]
+    assert prod.compose("exec", "-T", "pgbouncer", *console, "PAUSE") == "PAUSE\n"
+    assert prod.compose("exec", "-T", "pgbouncer", *console, "RESUME") == "RESUME\n"
+    assert httpx.get(f"{prod.apis[0]}/posts").status_code == 200
+
+
+def test_swarm_can_read_the_file(tmp_path: Path) -> None:
+    require_engine()
+    secrets = tmp_path / "secrets"
+    subprocess.run([ROOT / "ops/make-secrets.sh", secrets], check=True, capture_output=True)
+
+    read = subprocess.run(
+        ["docker", "stack", "config", "--compose-file", "compose.prod.yml"],
+        cwd=ROOT,
+        env=os.environ | {"SECRETS_DIR": str(secrets), "API_PORTS": "8000"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert read.returncode == 0, read.stderr
+
+
+def test_secrets_are_made_once_and_no_two_are_the_same(tmp_path: Path) -> None:
+    folder = tmp_path / "secrets"
+    made = subprocess.run([ROOT / "ops/make-secrets.sh", folder], check=True, capture_output=True, text=True).stdout
+    before = {file.name: file.read_text() for file in folder.iterdir()}
+    (folder / "app_password").unlink()
+    again = subprocess.run([ROOT / "ops/make-secrets.sh", folder], check=True, capture_output=True, text=True).stdout
+    after = {file.name: file.read_text() for file in folder.iterdir()}
+
+    assert len(made.splitlines()) == len(before) == len(set(before.values()))
+    assert again == f"{folder}/app_password\n"
+    assert {name: value for name, value in after.items() if name != "app_password"} == {
+        name: value for name, value in before.items() if name != "app_password"
+    }
+    assert folder.stat().st_mode & 0o077 == 0

@@ -113,7 +113,7 @@ class Settings(BaseSettings):
         description="Seconds a request may spend on getting a connection, a test or a connect included; then 503.",
     )
     db_pool_max_waiters: int = Field(
-        default=50, ge=0, description="Requests of a worker that may wait for a connection; one more gets 503 at once."
+        default=100, ge=0, description="Requests of a worker that may wait for a connection; one more gets 503 at once."
     )
     db_pool_recycle: int = Field(default=3600, ge=1, description="Seconds after which a connection is replaced.")
     db_pool_pre_ping: bool = Field(default=True, description="Test a connection that was idle before it is handed out.")

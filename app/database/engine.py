@@ -19,7 +19,7 @@ def make_engine(
     pool_size: int = 5,
     max_overflow: int = 10,
     pool_timeout: float = 3.0,
-    pool_max_waiters: int = 50,
+    pool_max_waiters: int = 100,
     pool_recycle: int = 3600,
     pool_ping_after: float | None = 0.5,
     one_per_task: bool = False,

@@ -73,7 +73,7 @@ class HeadroomPool(Pool):
         pool_size: int = 5,
         max_overflow: int = 10,
         timeout: float = 3.0,
-        max_waiters: int = 50,
+        max_waiters: int = 100,
         ping_after: float | None = 0.5,
         one_per_task: bool = False,
         **kwargs: Any,
@@ -188,7 +188,7 @@ class HeadroomPool(Pool):
         try:
             return await_only(waiter)
         except TimeoutError:
-            del self._waiters[waiter]
+            self._waiters.pop(waiter, None)  # it may have been passed over already
             raise PoolExhausted(f"no connection after {self._timeout:.1f} s ({self.state})") from None
         except asyncio.CancelledError:
             # Served and cancelled in the same turn of the loop: the next in line gets it.

@@ -98,6 +98,22 @@ async def test_whoever_waits_in_vain_is_refused_at_the_deadline(new_database: Ne
         assert 0.4 < monotonic() - started < 2
 
 
+async def test_a_connection_that_comes_back_as_time_runs_out_is_not_an_error_of_ours(
+    new_database: NewDatabase,
+) -> None:
+    async with new_database(pool_timeout=0.2) as database:
+        connection = await database.engine.raw_connection()
+        late = asyncio.create_task(database.read.first(PID))
+        await waiting(database, 1)
+        [waiter] = database.engine.pool._waiters  # type: ignore[attr-defined]
+        waiter.set_exception(TimeoutError())  # the deadline
+        await greenlet_spawn(connection.close)  # with asyncpg, before the loser has run
+
+        with pytest.raises(PoolExhausted):
+            await late
+        assert await database.read.first(PID) is not None
+
+
 async def test_connections_go_to_those_who_wait_in_the_order_of_their_arrival(new_database: NewDatabase) -> None:
     served: list[int] = []
 

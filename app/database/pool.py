@@ -146,8 +146,10 @@ class HeadroomPool(Pool):
         try:
             self._make_sure(record)
         except BaseException as error:
-            record.invalidate(error)
-            self._do_return_conn(record)
+            try:
+                record.invalidate(error)
+            finally:
+                self._do_return_conn(record)
             raise
         return record
 

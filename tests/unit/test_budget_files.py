@@ -122,6 +122,15 @@ def test_a_lock_is_given_up_before_the_pool_gives_up_on_those_who_wait() -> None
     assert int(seconds) < Settings().db_pool_timeout
 
 
+def test_the_readme_shows_the_table_of_the_development_stack() -> None:
+    budget = Budget(ApiPools(), server())
+    suggestion = budget.suggest()
+
+    assert budget.table() in README
+    assert suggestion is not None
+    assert " ".join(f"{name}={value}" for name, value in suggestion.variables.items()) in README
+
+
 def test_the_readmes_arithmetic_is_right() -> None:
     api = ApiPools()
     total = api.workers * (api.pool_size + api.max_overflow)

@@ -156,6 +156,9 @@ class HeadroomPool(Pool):
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         if self._one_per_task:
             self._holders.discard(self._facts(record).pop(_HOLDER, None))
+        if record.dbapi_connection is not None and hung_up(record.driver_connection):
+            # psycopg closes a connection whose cancelled statement does not end, and tells nobody.
+            record.invalidate()
         if record.dbapi_connection is None:  # it broke, or the garbage collector brought it
             self._free_place()
             return

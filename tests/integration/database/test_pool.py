@@ -7,11 +7,14 @@ from random import Random
 from time import monotonic
 from typing import Any
 
+import psycopg
 import pytest
+from psycopg.rows import dict_row
 from sqlalchemy import URL, Float, bindparam, func, select
 from sqlalchemy.util import greenlet_spawn
 
 from app.database import Database, make_engine
+from app.database.libpq import parameters
 from app.database.pool import PoolState, pool_state
 from app.errors import DatabaseUnavailable, HeadroomError, PoolExhausted
 from tests.support.postgres import connect
@@ -61,16 +64,28 @@ async def waiting(database: Database, number: int) -> None:
     await eventually_async(look, within=5)
 
 
-def on_server(url: URL) -> int:
-    """The connections that these pools have open, as the server counts them."""
-    with connect(url) as beside:
-        query = (
-            "SELECT count(*) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND application_name = 'headroom:pool'"
-        )
-        row = beside.execute(query).fetchone()
-        assert row is not None
-        return int(row[0])
+@pytest.fixture
+def opened(database_url: URL, way: str) -> Callable[[], int]:
+    """How many connections these pools have open, as the other side counts them: the server, or the pooler."""
+
+    def on_server() -> int:
+        with connect(database_url) as beside:
+            query = (
+                "SELECT count(*) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND application_name = 'headroom:pool'"
+            )
+            row = beside.execute(query).fetchone()
+            assert row is not None
+            return int(row[0])
+
+    def on_pooler() -> int:
+        console = database_url.set(database="pgbouncer")
+        with psycopg.connect(**parameters(console), autocommit=True, row_factory=dict_row) as beside:
+            clients = beside.execute("SHOW CLIENTS").fetchall()
+        ours = [each for each in clients if each["database"] == database_url.database]
+        return len([each for each in ours if each["application_name"] == "headroom:pool"])
+
+    return on_pooler if way.endswith("pgbouncer") else on_server
 
 
 async def test_whoever_finds_no_room_in_the_queue_is_refused_at_once(new_database: NewDatabase) -> None:
@@ -244,36 +259,36 @@ async def test_a_request_never_holds_two_connections(new_database: NewDatabase) 
         assert all(both), "and so are two requests"
 
 
-async def test_overflow_goes_when_nobody_needs_it(new_database: NewDatabase, database_url: URL) -> None:
+async def test_overflow_goes_when_nobody_needs_it(new_database: NewDatabase, opened: Callable[[], int]) -> None:
     async with new_database(pool_size=1, max_overflow=2) as database:
         async with held(database), held(database), held(database):
             assert state(database) == PoolState(size=1, max_overflow=2, idle=0, used=3, waiting=0)
         assert state(database) == PoolState(size=1, max_overflow=2, idle=1, used=0, waiting=0)
-        await eventually_async(lambda: _is(on_server(database_url) == 1), within=5)
+        await eventually_async(lambda: _is(opened() == 1), within=5)
 
 
 async def test_what_comes_back_after_the_pool_was_disposed_of_is_closed(
-    new_database: NewDatabase, database_url: URL
+    new_database: NewDatabase, opened: Callable[[], int]
 ) -> None:
     async with new_database(pool_size=3) as database:
         async with held(database):
             await database.engine.dispose()
-            assert on_server(database_url) == 1
-        await eventually_async(lambda: _is(on_server(database_url) == 0), within=5)
+            assert opened() == 1
+        await eventually_async(lambda: _is(opened() == 0), within=5)
 
 
 async def test_opening_and_closing_fifty_pools_leaves_no_connection(
-    new_database: NewDatabase, database_url: URL
+    new_database: NewDatabase, opened: Callable[[], int]
 ) -> None:
     for _ in range(50):
         async with new_database() as database:
             await database.read.first(PID)
 
-    await eventually_async(lambda: _is(on_server(database_url) == 0), within=5)
+    await eventually_async(lambda: _is(opened() == 0), within=5)
 
 
 async def test_a_thousand_cancelled_requests_leave_nothing_and_never_exceed_the_bounds(
-    new_database: NewDatabase, database_url: URL
+    new_database: NewDatabase, opened: Callable[[], int]
 ) -> None:
     """Cancelled at every stage: waiting, connecting, executing, giving back. Some finish first, some are refused."""
     random = Random(4)
@@ -300,10 +315,10 @@ async def test_a_thousand_cancelled_requests_leave_nothing_and_never_exceed_the_
                 assert state(database).used + state(database).idle <= 6
                 await asyncio.sleep(0.002)
             await storm
-            most = max(most, await asyncio.to_thread(on_server, database_url))
+            most = max(most, await asyncio.to_thread(opened))
 
         await eventually_async(lambda: _is(state(database).used == 0), within=10)
-        await eventually_async(lambda: _is(on_server(database_url) == state(database).idle), within=10)
+        await eventually_async(lambda: _is(opened() == state(database).idle), within=10)
         assert state(database).waiting == 0
         assert all(await asyncio.gather(*(database.read.first(PID) for _ in range(6)))), "every place can be had again"
     print("most connections seen by the server", most)

@@ -15,7 +15,7 @@ HeadroomError
 │   └── InvalidInput          well-formed, but the database cannot store it
 └── TemporaryError            the request could not be done now; the same request may work later
     ├── ServerBusy            too many passwords wait to be hashed
-    └── TransientDatabaseError
+    └── TransientDatabaseError    it is the database, or the way to it
         ├── PoolExhausted         no connection became free before the deadline
         ├── DatabaseUnavailable   the server cannot be reached, or hung up
         └── StatementTimeout      the server gave up on a statement, or on a lock it waited for

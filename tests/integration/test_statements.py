@@ -100,3 +100,20 @@ async def test_an_endpoint_sends_the_same_statements_however_many_rows_there_are
 
     assert answer.status_code < 300, answer.text
     assert proxy.executed - before == expected
+
+
+async def test_a_sign_in_that_fails_sends_the_same_statements_whatever_the_reason(
+    client: AsyncClient, proxy: Proxy, database_url: URL
+) -> None:
+    await person(client, "Ann", database_url)
+    await person(client, "Bob", database_url)
+    with connect(database_url) as connection:
+        connection.execute("UPDATE users SET is_active = false WHERE name = 'Bob'")
+    sent: list[int] = []
+    for name, password in (("ann", "wrong horse"), ("bob", PASSWORD), ("cy", PASSWORD)):
+        before = proxy.executed
+        answer = await client.post("/auth/token", data={"username": f"{name}@example.com", "password": password})
+        assert answer.status_code == 401
+        sent.append(proxy.executed - before)
+
+    assert len(set(sent)) == 1

@@ -8,7 +8,7 @@ from app.database import Database
 from app.domains.auth.errors import InvalidCredentials
 from app.domains.auth.repository import AttemptRepository
 from app.domains.auth.tokens import Tokens
-from app.domains.users.passwords import hash_password, verify_password
+from app.domains.users.passwords import SIGNING_IN, hash_password, verify_password
 from app.domains.users.repository import Credentials, UserReader, UserRepository
 from app.errors import NotAuthenticated, TooManyAttempts
 from app.web.auth import Principal
@@ -41,14 +41,15 @@ class SignIn:
         An unknown address, a wrong password and an inactive user take the same steps: a hash is verified in each.
         """
         address_subject = f"address:{_network(address)}"
-        known = await self._count(address_subject, email)
-
-        correct, outdated = await verify_password(password, known.password_hash)
-        if known.id is None or known.password_hash is None or not correct or not known.is_active:
-            if outdated:  # it was cheaper to verify: spend what a success spends on the new one
-                await verify_password(password, None)
-            raise InvalidCredentials
-        better_hash = await hash_password(password) if outdated else None
+        # Before the attempt is counted: being turned away for want of a place is no failed sign-in.
+        with SIGNING_IN.place():
+            known = await self._count(address_subject, email)
+            correct, outdated = await verify_password(password, known.password_hash)
+            if known.id is None or known.password_hash is None or not correct or not known.is_active:
+                if outdated:  # it was cheaper to verify: spend what a success spends on the new one
+                    await verify_password(password, None)
+                raise InvalidCredentials
+            better_hash = await hash_password(password) if outdated else None
 
         async with self._database.write() as session:
             await AttemptRepository(session).forgive(account=_account(known), address=address_subject)

@@ -1,13 +1,14 @@
 """Password hashes: Argon2id with pwdlib's recommended parameters.
 
 A hash takes tens of milliseconds and 64 MiB by design. It is made in a thread, so the event loop goes on serving, and
-by two threads at the most, so a wave of sign-ins takes 128 MiB of a worker and not all there is.
+by two threads at the most, so a wave of sign-ins takes 128 MiB of a worker and not all there is. Who wants one takes a
+place in a queue first, `SIGNING_IN` or `NEW_PASSWORDS`, before anything else that would have to be undone.
 """
 
 import os
-from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 from anyio import CapacityLimiter, to_thread
 from pwdlib import PasswordHash
@@ -15,15 +16,35 @@ from pwdlib.exceptions import UnknownHashError
 
 from app.errors import ServerBusy
 
-Result = TypeVar("Result")
-
 _argon2 = PasswordHash.recommended()
 _threads = CapacityLimiter(2)
-# A second of work for the two. Signing up is open to everyone: without an end to the queue, who signs in would wait for
-# as long as somebody keeps signing up.
-MAX_WAITING = 40
 # Made when the module is imported, before Gunicorn forks: the first unknown address must not take longer than the rest.
 _NOBODYS = _argon2.hash(os.urandom(16))
+
+
+class Queue:
+    """A worker's requests that hash a password, or are about to; `places` of them at the most."""
+
+    def __init__(self, places: int) -> None:
+        self.places = places
+        self.taken = 0
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Raises ServerBusy."""
+        if self.taken >= self.places:
+            raise ServerBusy(f"{self.taken} requests wait for a password to be hashed")
+        self.taken += 1
+        try:
+            yield
+        finally:
+            self.taken -= 1
+
+
+# The last of 40 waits a second on two cores of its own, and three where they are slow and shared. Two queues: signing
+# up is open to everyone, and whoever keeps signing up takes none of the places of those who sign in.
+SIGNING_IN = Queue(20)
+NEW_PASSWORDS = Queue(20)
 
 
 class Verdict(NamedTuple):
@@ -34,20 +55,12 @@ class Verdict(NamedTuple):
 
 
 async def hash_password(password: str) -> str:
-    """Raises ServerBusy."""
-    return await _in_thread(partial(_argon2.hash, password))
+    return await to_thread.run_sync(_argon2.hash, password, limiter=_threads)
 
 
 async def verify_password(password: str, known_hash: str | None) -> Verdict:
-    """Takes as long without a hash: who asks must not learn from the clock whether there is one. Raises ServerBusy."""
-    return await _in_thread(partial(_verify, password, known_hash))
-
-
-async def _in_thread(work: Callable[[], Result]) -> Result:
-    waiting = _threads.statistics().tasks_waiting
-    if waiting >= MAX_WAITING:
-        raise ServerBusy(f"{waiting} passwords wait to be hashed")
-    return await to_thread.run_sync(work, limiter=_threads)
+    """Takes as long without a hash: who asks must not learn from the clock whether there is one."""
+    return await to_thread.run_sync(_verify, password, known_hash, limiter=_threads)
 
 
 def _verify(password: str, known_hash: str | None) -> Verdict:

@@ -1,6 +1,6 @@
 from app.database import Database, WriteSession
 from app.domains.users.models import User
-from app.domains.users.passwords import hash_password
+from app.domains.users.passwords import NEW_PASSWORDS, hash_password
 from app.domains.users.repository import UserRepository
 from app.domains.users.schemas import SignUp, UserPatch
 from app.errors import Forbidden
@@ -10,7 +10,8 @@ from app.web.auth import Principal
 async def sign_up(session: WriteSession, data: SignUp, *, is_admin: bool = False) -> User:
     """Raises EmailTaken, ServerBusy."""
     # Before the session's first statement: no connection is held while the password is hashed.
-    password_hash = await hash_password(data.password)
+    with NEW_PASSWORDS.place():
+        password_hash = await hash_password(data.password)
     user = User(email=data.email, name=data.name, password_hash=password_hash, is_admin=is_admin)
     await UserRepository(session).add(user)
     return user
@@ -29,7 +30,8 @@ async def change_user(session: WriteSession, user_id: int, patch: UserPatch, pri
     if not principal.is_admin and changes.keys() & {"is_active", "is_admin"}:
         raise Forbidden("Only an administrator may change is_active and is_admin.")
     if "password" in changes:
-        changes["password_hash"] = await hash_password(changes.pop("password"))
+        with NEW_PASSWORDS.place():
+            changes["password_hash"] = await hash_password(changes.pop("password"))
     users = UserRepository(session)
     user = await users.get(user_id)
     if "password_hash" in changes:  # that took its time

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from threading import Event
 from time import time
@@ -12,11 +12,11 @@ import jwt
 import pytest
 from argon2 import PasswordHasher
 from fastapi import FastAPI
-from httpx import AsyncClient, Response
+from httpx import ASGITransport, AsyncClient, Response
 from sqlalchemy import URL
 
 from app.database.pool import pool_state
-from app.domains.auth import service
+from app.domains.auth import router, service
 from app.domains.auth.service import SignInLimits
 from app.domains.auth.tokens import AUDIENCE, ISSUER
 from app.domains.users import passwords
@@ -285,6 +285,19 @@ def test_addresses_count_by_whose_they_are(first: str, second: str, same: bool) 
     assert (service._network(first) == service._network(second)) is same
 
 
+async def test_clients_without_an_address_count_as_one_and_the_log_says_so_once(
+    app: FastAPI, json_log: Callable[[], str]
+) -> None:
+    router.unknown_address.cache_clear()
+    set_limits(app, per_address=2)
+    nowhere = ASGITransport(app, client=None)  # type: ignore[arg-type]  # as Uvicorn has it on a Unix socket
+    async with AsyncClient(transport=nowhere, base_url="http://test") as client:
+        answers = [await sign_in(client, f"user{n}@example.com") for n in range(3)]
+
+    assert [answer.status_code for answer in answers] == [401, 401, 429]
+    assert json_log().count("clients have no address") == 1
+
+
 class Spy:
     """What is done with Argon2: it takes all the time that a sign-in takes."""
 
@@ -351,22 +364,53 @@ async def test_the_clock_does_not_tell_why_a_sign_in_fails(
     assert spy.done == done
 
 
-async def test_passwords_wait_in_a_short_queue_and_the_rest_is_told_to_come_back(
-    app: FastAPI, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(passwords, "MAX_WAITING", 1)
+@pytest.fixture
+async def hashing(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Event]:
+    """Argon2 waits for the event. Each queue has one place."""
     go_on = Event()
     monkeypatch.setattr(passwords._argon2, "hash", lambda password: go_on.wait() and "hash")
-    hashing = [asyncio.create_task(passwords.hash_password(PASSWORD)) for _ in range(3)]
+    monkeypatch.setattr(passwords._argon2, "verify", lambda password, its_hash: go_on.wait() and False)
+    for queue in (passwords.SIGNING_IN, passwords.NEW_PASSWORDS):
+        monkeypatch.setattr(queue, "places", 1)
+    yield go_on
+    go_on.set()
 
-    async def full() -> bool:
-        return passwords._threads.statistics().tasks_waiting == 1
 
-    await eventually_async(full, within=5)
-    try:
-        for answer in (await client.post("/users", json=ANN), await sign_in(client, "ann@example.com")):
-            assert problem(answer) == (503, "/problems/server-busy")
-            assert answer.headers["retry-after"] == "1"
-    finally:
-        go_on.set()
-    assert await asyncio.gather(*hashing) == ["hash"] * 3
+async def taken(queue: passwords.Queue) -> None:
+    async def look() -> bool:
+        return queue.taken == queue.places
+
+    await eventually_async(look, within=5)
+
+
+async def test_whoever_finds_no_place_is_told_to_come_back_and_that_is_no_failed_sign_in(
+    client: AsyncClient, database_url: URL, hashing: Event
+) -> None:
+    first = asyncio.create_task(sign_in(client, "bob@example.com"))
+    await taken(passwords.SIGNING_IN)
+
+    answer = await sign_in(client, "ann@example.com")
+
+    assert problem(answer) == (503, "/problems/server-busy")
+    assert answer.headers["retry-after"] == "1"
+    hashing.set()
+    assert (await first).status_code == 401
+    assert passwords.SIGNING_IN.taken == 0
+    with connect(database_url) as connection:
+        counted = connection.execute("SELECT subject, attempts FROM sign_in_attempts ORDER BY 1 DESC").fetchall()
+    assert [(subject.partition(":")[0], attempts) for subject, attempts in counted] == [("address", 1), ("account", 1)]
+
+
+async def test_whoever_signs_up_takes_no_place_from_those_who_sign_in(
+    client: AsyncClient, database_url: URL, hashing: Event
+) -> None:
+    signing_up = asyncio.create_task(client.post("/users", json=ANN))
+    await taken(passwords.NEW_PASSWORDS)
+    assert problem(await client.post("/users", json=ANN)) == (503, "/problems/server-busy")
+
+    signing_in = asyncio.create_task(sign_in(client, "bob@example.com"))
+    await taken(passwords.SIGNING_IN)
+
+    hashing.set()
+    assert (await signing_up).status_code == 201
+    assert (await signing_in).status_code == 401

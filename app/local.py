@@ -64,6 +64,8 @@ def up() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    for each in STOP_SIGNALS:
+        signal.signal(each, signal.SIG_IGN)  # one is enough, and a second would interrupt the stopping
     raise KeyboardInterrupt
 
 

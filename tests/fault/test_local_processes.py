@@ -44,6 +44,25 @@ def test_a_signal_during_the_start_leaves_no_process(local: LocalStack) -> None:
     assert local.descendants() == []
 
 
+@pytest.mark.parametrize("who", ["headroom alone", "the whole group"])
+@pytest.mark.parametrize("program", ["initdb", "pg_ctl"])
+def test_an_impatient_ctrl_c_during_the_start_leaves_no_process_and_the_next_start_works(
+    local: LocalStack, program: str, who: str
+) -> None:
+    def ended() -> bool:
+        local.press_ctrl_c() if who == "the whole group" else local.process.send_signal(signal.SIGINT)
+        return local.process.poll() is not None
+
+    local.start()
+    eventually(lambda: local.runs(program), within=20, every=0.002)
+    eventually(ended, within=10)
+
+    assert local.descendants() == []
+    assert local.process.returncode == 0, local.log.read_text()
+    with local.running():
+        assert httpx.get(f"{local.api}/readyz").status_code == 200
+
+
 def test_a_second_start_finds_the_data_again(local: LocalStack) -> None:
     ann = {"email": "ann@example.com", "name": "Ann", "password": "correct horse"}
     with local.running():

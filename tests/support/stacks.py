@@ -98,7 +98,14 @@ class LocalStack:
                 env=self.environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,  # as a terminal does: Ctrl-C reaches the whole group
             )
+
+    def press_ctrl_c(self) -> None:
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def runs(self, program: str) -> bool:
+        return any(program.encode() in _cmdline(pid) for pid in self.descendants())
 
     def wait_until_ready(self) -> None:
         def ready() -> bool:

@@ -407,6 +407,7 @@ async def test_whoever_signs_up_takes_no_place_from_those_who_sign_in(
     signing_up = asyncio.create_task(client.post("/users", json=ANN))
     await taken(passwords.NEW_PASSWORDS)
     assert problem(await client.post("/users", json=ANN)) == (503, "/problems/server-busy")
+    assert passwords.SIGNING_IN.taken == 0
 
     signing_in = asyncio.create_task(sign_in(client, "bob@example.com"))
     await taken(passwords.SIGNING_IN)

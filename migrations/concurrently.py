@@ -11,15 +11,18 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
-_INVALID = sa.text("SELECT EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass(:name) AND NOT indisvalid)")
+_INVALID = sa.text(
+    "SELECT EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass(quote_ident(:name)) AND NOT indisvalid)"
+)
 
 
 def create_index(name: str, table: str, columns: Sequence[str], **options: Any) -> None:
     """Build the index while the table is read and written, unless it is there."""
     with _autocommit():
-        # Stopped half way, the server leaves an index that costs like one and serves no query.
-        if not op.get_context().as_sql and op.get_bind().scalar(_INVALID, {"name": name}):
-            op.drop_index(name, table, postgresql_concurrently=True)
+        # Stopped half way, the server leaves an index that costs like one and serves no query. A script cannot ask
+        # whether this is one, so it begins anew.
+        if op.get_context().as_sql or op.get_bind().scalar(_INVALID, {"name": name}):
+            op.drop_index(name, table, postgresql_concurrently=True, if_exists=True)
         op.create_index(name, table, list(columns), postgresql_concurrently=True, if_not_exists=True, **options)
 
 
@@ -35,7 +38,5 @@ def _autocommit() -> Iterator[None]:
         # It waits for every transaction that is older, and nobody waits for it: the owner's lock_timeout, which is for
         # migrations that others wait for, would only make it fail on a busy day.
         op.execute("SET lock_timeout = 0")
-        try:
-            yield
-        finally:
-            op.execute("RESET lock_timeout")
+        yield
+        op.execute("RESET lock_timeout")  # a failure ends the session

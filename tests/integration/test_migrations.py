@@ -1,21 +1,25 @@
 """Migrations: both ways, against drift, and by two jobs at once."""
 
+import io
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
 import pytest
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import URL
+from sqlalchemy.exc import DBAPIError
 
 from app.observability import logging as logging_module
-from tests.support.postgres import connect
+from tests.support.postgres import Server, connect
 from tests.support.stacks import ROOT
 from tests.support.waiting import eventually
 
@@ -143,14 +147,24 @@ def test_search_is_indexed_where_the_server_can_and_the_migration_says_so_where_
     assert ("the extension pg_trgm is missing" in json_log()) == (not available)
 
 
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+@pytest.mark.parametrize("extension", ["trusted", "not trusted"])
 def test_search_without_the_right_to_create_its_extension_is_not_indexed(
-    target: URL, alembic_config: Config, json_log: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+    target: URL,
+    alembic_config: Config,
+    json_log: Callable[[], str],
+    monkeypatch: pytest.MonkeyPatch,
+    driver: str,
+    extension: str,
 ) -> None:
     role = f"owner_{target.database}"
     with connect(target) as connection:
         connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'x'")
         connection.execute(f"GRANT ALL ON SCHEMA public TO {role}")
-        owner = target.set(username=role, password="x")
+        if extension == "not trusted":
+            connection.execute(f"GRANT CREATE ON DATABASE {target.database} TO {role}")
+            refuse_extensions(connection)
+        owner = target.set(drivername=f"postgresql+{driver}", username=role, password="x")
         monkeypatch.setenv("MIGRATION_DATABASE_URL", owner.render_as_string(hide_password=False))
         monkeypatch.setattr(logging_module, "configure_logging", lambda **_: None)
         command.upgrade(alembic_config, "head")
@@ -161,36 +175,101 @@ def test_search_without_the_right_to_create_its_extension_is_not_indexed(
     assert "the extension pg_trgm is missing" in json_log()
 
 
-@pytest.mark.parametrize("direction", ["up", "down"])
+def refuse_extensions(connection: psycopg.Connection) -> None:
+    """As a server does whose pg_trgm is not marked as trusted."""
+    connection.execute(
+        "CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE insufficient_privilege; END $$;"
+        "CREATE EVENT TRIGGER refuse ON ddl_command_start WHEN TAG IN ('CREATE EXTENSION') EXECUTE FUNCTION refuse()"
+    )
+
+
+INDEXES = "b3d81f6ac945"  # the revision that builds them concurrently
+
+
+def invalid_indexes(url: URL) -> list[str]:
+    """What a build or a drop leaves that was stopped half way: an index that is written to and never read."""
+    with connect(url) as connection:
+        rows = connection.execute("SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid").fetchall()
+    return [str(name) for (name,) in rows]
+
+
+@contextmanager
+def busy(url: URL, table: str) -> Iterator[None]:
+    """Somebody writes to the table and does not commit, and nobody waits for that for long."""
+    with connect(url) as connection:
+        connection.execute(f"ALTER DATABASE {url.database} SET statement_timeout = '1s'".encode())
+        with connection.transaction():
+            connection.execute(f"LOCK TABLE {table} IN ROW EXCLUSIVE MODE".encode())
+            yield
+        connection.execute(f"ALTER DATABASE {url.database} RESET statement_timeout".encode())
+
+
+@pytest.mark.parametrize("table", ["users", "posts"])
 def test_an_index_revision_that_was_stopped_half_way_is_finished_by_running_it_again(
-    target: URL, alembic_config: Config, direction: str
+    target: URL, alembic_config: Config, table: str
 ) -> None:
-    command.upgrade(alembic_config, "b3d81f6ac945" if direction == "down" else "7c2e91d05fa3")
+    command.upgrade(alembic_config, f"{INDEXES}-1")
+    without = schema(target)
+    command.upgrade(alembic_config, INDEXES)
+    complete = schema(target)
+    command.downgrade(alembic_config, "-1")
+
+    with busy(target, table), pytest.raises(DBAPIError, match="statement timeout"):
+        command.upgrade(alembic_config, INDEXES)
+    assert invalid_indexes(target)
+    command.upgrade(alembic_config, INDEXES)
+    assert (schema(target), invalid_indexes(target)) == (complete, [])
+
+    with busy(target, table), pytest.raises(DBAPIError, match="statement timeout"):
+        command.downgrade(alembic_config, "-1")
+    assert invalid_indexes(target)
+    command.downgrade(alembic_config, "-1")
+    assert schema(target) == without
+
+
+def test_an_index_revision_that_ended_before_it_was_recorded_keeps_what_it_has_built(
+    target: URL, alembic_config: Config
+) -> None:
+    command.upgrade(alembic_config, INDEXES)
+    built = "SELECT relname, relfilenode FROM pg_class WHERE relkind = 'i' AND relname LIKE 'ix%%' ORDER BY 1"
     with connect(target) as connection:
-        if direction == "up":
-            connection.execute("CREATE INDEX ix_users_created_at_id ON users (created_at, id)")
-            # What a CREATE INDEX CONCURRENTLY leaves that was killed: there, and not valid.
-            connection.execute("CREATE INDEX ix_users_name_id ON users (name, id)")
-            connection.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ix_users_name_id'::regclass")
-            command.upgrade(alembic_config, "b3d81f6ac945")
-        else:
-            connection.execute("DROP INDEX ix_users_created_at_id")
-            command.downgrade(alembic_config, "-1")
-            command.upgrade(alembic_config, "b3d81f6ac945")
-        invalid = connection.execute("SELECT indexrelid::regclass FROM pg_index WHERE NOT indisvalid").fetchall()
+        before = connection.execute(built).fetchall()
+        connection.execute("UPDATE alembic_version SET version_num = %s", (revision_before(INDEXES),))
 
-    assert invalid == []
-    command.upgrade(alembic_config, "head")
-    command.check(alembic_config)
+        command.upgrade(alembic_config, INDEXES)
+
+        assert connection.execute(built).fetchall() == before
 
 
-def test_the_migrations_can_be_written_as_a_script(
-    target: URL, alembic_config: Config, capsys: pytest.CaptureFixture[str]
+def test_the_script_does_what_the_migrations_do_and_can_be_run_again(
+    target: URL, postgres: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command.upgrade(alembic_config, "head", sql=True)
+    with connect(target) as connection:
+        if not connection.execute("SELECT FROM pg_available_extensions WHERE name = 'pg_trgm'").fetchall():
+            pytest.skip("a script cannot ask whether the server has pg_trgm, and takes it for granted")
+        run_script(connection, "head")
+        scripted = schema(target)
+        connection.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ix_posts_title_id'::regclass")
+        run_script(connection, f"{revision_before(INDEXES)}:{INDEXES}")
+    assert (schema(target), invalid_indexes(target)) == (scripted, [])
 
-    script = capsys.readouterr().out
-    assert "CREATE INDEX CONCURRENTLY IF NOT EXISTS ix_users_name_id" in script
+    with postgres.database() as other:
+        monkeypatch.setenv("MIGRATION_DATABASE_URL", other.render_as_string(hide_password=False))
+        command.upgrade(Config(toml_file=PYPROJECT), "head")
+        assert schema(other) == scripted
+
+
+def revision_before(revision: str) -> str:
+    return revisions()[revisions().index(revision) - 1]
+
+
+def run_script(connection: psycopg.Connection, what: str) -> None:
+    """`alembic upgrade ... --sql`, statement by statement, as psql does."""
+    script = io.StringIO()
+    command.upgrade(Config(toml_file=PYPROJECT, output_buffer=script), what, sql=True)
+    for statement in script.getvalue().split(";\n"):
+        connection.execute(statement.encode())
 
 
 def test_a_revision_that_is_written_from_a_model_runs_and_is_one_file_of_its_own(target: URL, tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def internal_error(scope: Scope) -> JSONResponse:
 
 
 def install_problem_handlers(app: FastAPI) -> None:
-    """Answer every expected error with a problem. `RequestMiddleware` answers the unexpected ones."""
+    """Answer every expected error with a problem. `ErrorMiddleware` answers the unexpected ones."""
     app.add_exception_handler(DomainError, _domain_error)
     app.add_exception_handler(TemporaryError, _temporary_error)
     app.add_exception_handler(RequestValidationError, _validation_error)

@@ -1,5 +1,7 @@
 """What browsers and proxies are told and believed."""
 
+import logging
+
 import pytest
 from httpx import ASGITransport, AsyncClient
 
@@ -75,8 +77,13 @@ async def test_an_unhandled_exception_can_be_read_by_a_page_too(database: Databa
     assert "x-request-id" in answer.headers
 
 
-async def test_a_preflight_has_the_security_headers(database: Database) -> None:
+async def test_a_preflight_has_the_security_headers_and_its_line_in_the_log(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "headroom.request")
     async with client_of(database, cors_allow_origins=ORIGIN) as client:
         answer = await client.options("/posts", headers={"origin": ORIGIN, "access-control-request-method": "POST"})
 
     assert answer.headers["x-content-type-options"] == "nosniff"
+    [record] = [record for record in caplog.records if record.name == "headroom.request"]
+    assert record.getMessage().startswith("OPTIONS /posts 200 ")

@@ -85,3 +85,16 @@ async def test_the_documentation_is_a_page(app: FastAPI, client: AsyncClient) ->
 
     assert answer.status_code == 200
     assert "Headroom" in answer.text
+
+
+async def test_the_operations_that_hash_a_password_say_that_the_server_can_be_busy(document: dict[str, Any]) -> None:
+    unavailable = {
+        name: operation["responses"]["503"]["description"]
+        for name, operation in operations(document)
+        if operation["tags"] != ["health"]
+    }
+
+    assert {name for name, description in unavailable.items() if "/problems/server-busy" in description} == {
+        "POST /auth/token", "POST /users", "PATCH /users/{user_id}"
+    }  # fmt: skip
+    assert all("/problems/pool-exhausted" in description for description in unavailable.values())

@@ -49,7 +49,7 @@ class SignIn:
                 if outdated:  # it was cheaper to verify: spend what a success spends on the new one
                     await verify_password(password, None)
                 raise InvalidCredentials
-            better_hash = await hash_password(password) if outdated else None
+            better_hash = await hash_password(password, SIGNING_IN) if outdated else None
 
         async with self._database.write() as session:
             await AttemptRepository(session).forgive(account=_account(known), address=address_subject)

@@ -1,8 +1,8 @@
 """Password hashes: Argon2id with pwdlib's recommended parameters.
 
 A hash takes tens of milliseconds and 64 MiB by design. It is made in a thread, so the event loop goes on serving, and
-by two threads at the most, so a wave of sign-ins takes 128 MiB of a worker and not all there is. Who wants one takes a
-place in a queue first, `SIGNING_IN` or `NEW_PASSWORDS`, before anything else that would have to be undone.
+by two threads at the most, so a wave of sign-ins takes 128 MiB of a worker and not all there is. One of them is for
+sign-ins alone: signing up is open to everyone, and nobody who signs in waits behind somebody who keeps signing up.
 """
 
 import os
@@ -17,21 +17,21 @@ from pwdlib.exceptions import UnknownHashError
 from app.errors import ServerBusy
 
 _argon2 = PasswordHash.recommended()
-_threads = CapacityLimiter(2)
 # Made when the module is imported, before Gunicorn forks: the first unknown address must not take longer than the rest.
 _NOBODYS = _argon2.hash(os.urandom(16))
 
 
 class Queue:
-    """A worker's requests that hash a password, or are about to; `places` of them at the most."""
+    """A worker's requests that hash a password, or are about to: `places` of them at the most, one at a time."""
 
     def __init__(self, places: int) -> None:
         self.places = places
         self.taken = 0
+        self.thread = CapacityLimiter(1)
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """Raises ServerBusy."""
+        """To be taken before anything that would have to be undone. Raises ServerBusy."""
         if self.taken >= self.places:
             raise ServerBusy(f"{self.taken} requests wait for a password to be hashed")
         self.taken += 1
@@ -41,10 +41,10 @@ class Queue:
             self.taken -= 1
 
 
-# The last of 40 waits a second on two cores of its own, and three where they are slow and shared. Two queues: signing
-# up is open to everyone, and whoever keeps signing up takes none of the places of those who sign in.
-SIGNING_IN = Queue(20)
-NEW_PASSWORDS = Queue(20)
+# With 50 ms a hash, the last one to sign in waits 2.5 s, about as long as one for a connection does. A wave of new
+# users is rather served in 10 s than told to come back.
+SIGNING_IN = Queue(50)
+NEW_PASSWORDS = Queue(200)
 
 
 class Verdict(NamedTuple):
@@ -54,13 +54,13 @@ class Verdict(NamedTuple):
     outdated: bool = False
 
 
-async def hash_password(password: str) -> str:
-    return await to_thread.run_sync(_argon2.hash, password, limiter=_threads)
+async def hash_password(password: str, queue: Queue = NEW_PASSWORDS) -> str:
+    return await to_thread.run_sync(_argon2.hash, password, limiter=queue.thread)
 
 
 async def verify_password(password: str, known_hash: str | None) -> Verdict:
     """Takes as long without a hash: who asks must not learn from the clock whether there is one."""
-    return await to_thread.run_sync(_verify, password, known_hash, limiter=_threads)
+    return await to_thread.run_sync(_verify, password, known_hash, limiter=SIGNING_IN.thread)
 
 
 def _verify(password: str, known_hash: str | None) -> Verdict:

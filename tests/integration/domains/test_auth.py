@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import timedelta
 from threading import Event
 from time import time
@@ -364,18 +364,6 @@ async def test_the_clock_does_not_tell_why_a_sign_in_fails(
     assert spy.done == done
 
 
-@pytest.fixture
-async def hashing(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Event]:
-    """Argon2 waits for the event. Each queue has one place."""
-    go_on = Event()
-    monkeypatch.setattr(passwords._argon2, "hash", lambda password: go_on.wait() and "hash")
-    monkeypatch.setattr(passwords._argon2, "verify", lambda password, its_hash: go_on.wait() and False)
-    for queue in (passwords.SIGNING_IN, passwords.NEW_PASSWORDS):
-        monkeypatch.setattr(queue, "places", 1)
-    yield go_on
-    go_on.set()
-
-
 async def taken(queue: passwords.Queue) -> None:
     async def look() -> bool:
         return queue.taken == queue.places
@@ -384,34 +372,39 @@ async def taken(queue: passwords.Queue) -> None:
 
 
 async def test_whoever_finds_no_place_is_told_to_come_back_and_that_is_no_failed_sign_in(
-    client: AsyncClient, database_url: URL, hashing: Event
+    client: AsyncClient, database_url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    go_on = Event()
+    monkeypatch.setattr(passwords._argon2, "verify", lambda password, its_hash: go_on.wait() and False)
+    monkeypatch.setattr(passwords.SIGNING_IN, "places", 1)
     first = asyncio.create_task(sign_in(client, "bob@example.com"))
-    await taken(passwords.SIGNING_IN)
+    try:
+        await taken(passwords.SIGNING_IN)
 
-    answer = await sign_in(client, "ann@example.com")
+        answer = await sign_in(client, "ann@example.com")
+    finally:
+        go_on.set()
 
     assert problem(answer) == (503, "/problems/server-busy")
     assert answer.headers["retry-after"] == "1"
-    hashing.set()
     assert (await first).status_code == 401
-    assert passwords.SIGNING_IN.taken == 0
     with connect(database_url) as connection:
         counted = connection.execute("SELECT subject, attempts FROM sign_in_attempts ORDER BY 1 DESC").fetchall()
     assert [(subject.partition(":")[0], attempts) for subject, attempts in counted] == [("address", 1), ("account", 1)]
 
 
-async def test_whoever_signs_up_takes_no_place_from_those_who_sign_in(
-    client: AsyncClient, database_url: URL, hashing: Event
+async def test_whoever_signs_in_does_not_wait_behind_whoever_signs_up(
+    client: AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    signing_up = asyncio.create_task(client.post("/users", json=ANN))
-    await taken(passwords.NEW_PASSWORDS)
-    assert problem(await client.post("/users", json=ANN)) == (503, "/problems/server-busy")
-    assert passwords.SIGNING_IN.taken == 0
+    go_on = Event()
+    monkeypatch.setattr(passwords._argon2, "hash", lambda password: go_on.wait() and "hash")
+    monkeypatch.setattr(passwords.NEW_PASSWORDS, "places", 3)
+    signing_up = [asyncio.create_task(client.post("/users", json=ANN)) for _ in range(3)]
+    try:
+        await taken(passwords.NEW_PASSWORDS)
 
-    signing_in = asyncio.create_task(sign_in(client, "bob@example.com"))
-    await taken(passwords.SIGNING_IN)
-
-    hashing.set()
-    assert (await signing_up).status_code == 201
-    assert (await signing_in).status_code == 401
+        assert (await sign_in(client, "bob@example.com")).status_code == 401
+        assert problem(await client.post("/users", json=ANN)) == (503, "/problems/server-busy")
+    finally:
+        go_on.set()
+    assert sorted(answer.status_code for answer in await asyncio.gather(*signing_up)) == [201, 409, 409]

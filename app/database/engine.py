@@ -1,6 +1,8 @@
 """One factory for every engine of the project. Takes plain values; reading settings is the programs' business."""
 
+import asyncio
 import math
+import traceback
 from typing import Any
 
 from sqlalchemy import URL, Connection, StaticPool, event
@@ -66,9 +68,23 @@ def _connect(dialect: Dialect, record: ConnectionPoolEntry, args: list[Any], kwa
         # asyncpg and libpq have a timeout of their own, which knows nothing of the checkout's deadline.
         return within(seconds_left(), lambda: dialect.connect(*args, **kwargs))
     except TimeoutError as error:
-        raise DatabaseUnavailable("cannot connect: no answer in time") from error
+        if error.__cause__ is not None:
+            _let_go(error.__cause__)
+        raise DatabaseUnavailable("cannot connect: no answer in time") from None
     except (OSError, dialect.loaded_dbapi.Error) as error:
         raise DatabaseUnavailable(f"cannot connect: {error or type(error).__name__}") from error
+    except asyncio.CancelledError as error:
+        _let_go(error)
+        raise
+
+
+def _let_go(error: BaseException) -> None:
+    """Close what a connect that was cancelled had opened.
+
+    psycopg has it in a generator, which lives as long as the error's traceback does: until the garbage collector finds
+    it. Meanwhile the server counts a connection that no pool knows of.
+    """
+    traceback.clear_frames(error.__traceback__)
 
 
 def _make_sqlite_engine(url: URL) -> AsyncEngine:

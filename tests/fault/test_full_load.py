@@ -14,7 +14,7 @@ from sqlalchemy import URL
 from tests.support.docker import require_engine
 from tests.support.load import Answers, load
 from tests.support.postgres import connect
-from tests.support.stacks import ComposeStack, ProdStack, Stack
+from tests.support.stacks import ROOT, ComposeStack, ProdStack, Stack
 from tests.support.waiting import eventually
 
 SECONDS = 6
@@ -62,7 +62,9 @@ def attack(apis: list[str]) -> Answers:
 
 def assert_honest(answers: Answers) -> None:
     assert set(answers.statuses) == {503}, "nothing can be read, and nobody is left hanging or gets a 500"
-    assert answers.seconds(503)[-1] < 8
+    # 3 s for a connection, 2 s in PgBouncer's queue where there is one, 2 s for the lock; and hundreds of clients, the
+    # stack and its database on perhaps two cores.
+    assert answers.seconds(503)[-1] < 3 + 2 + 2 + 3
 
 
 def test_at_full_load_the_server_sees_what_the_budget_says_and_never_more(stack: Stack) -> None:
@@ -103,11 +105,11 @@ def test_behind_pgbouncer_the_server_sees_the_poolers_connections_however_many_c
     with ProdStack(f"headroom-full-{os.getpid()}", tmp_path / "secrets").running() as prod:
         lock = f"BEGIN; LOCK TABLE posts IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep({SECONDS + 8}); COMMIT"
         query = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'headroom_app'"
-        locking = psql(prod, "-c", lock)
+        locking = psql(prod, lock)
         eventually(
             lambda: prod.sql("SELECT count(*) FROM pg_locks WHERE mode = 'AccessExclusiveLock'") != [["0"]], within=5
         )
-        watching = psql(prod, "-c", f"{query} \\watch i=0.05 c={SECONDS * 20}")
+        watching = psql(prod, f"{query} \\watch i=0.05 c={SECONDS * 20}")
         answers = attack(prod.apis)
         seen = [int(line) for line in watching.communicate(timeout=60)[0].split() if line.isdigit()]
         locking.communicate(timeout=60)
@@ -123,13 +125,19 @@ def test_behind_pgbouncer_the_server_sees_the_poolers_connections_however_many_c
     assert int(clients[2]) <= 2 * 4 * (5 + 10)
 
 
-def psql(prod: ProdStack, *arguments: str) -> subprocess.Popen[str]:
+def psql(prod: ProdStack, script: str) -> subprocess.Popen[str]:
     """One that goes on beside us."""
-    options = ["--project-name", prod.name, "--file", prod.file, "exec", "-T", "postgres"]
-    return subprocess.Popen(
-        ["docker", "compose", *options, "psql", "-U", "postgres", "-d", "headroom", "-At", *arguments],
+    options = ["--env-file", os.devnull, "--project-name", prod.name, "--file", prod.file, "exec", "-T", "postgres"]
+    process = subprocess.Popen(
+        ["docker", "compose", *options, "psql", "-U", "postgres", "-d", "headroom", "-At"],
+        cwd=ROOT,
         env=os.environ | prod.environment,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+    assert process.stdin is not None
+    process.stdin.write(f"{script}\n")
+    process.stdin.flush()
+    return process

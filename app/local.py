@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app import embedded
 from app.embedded import say
-from app.errors import ConfigurationError, LocalStackFailed
+from app.errors import BudgetExceeded, ConfigurationError, LocalStackFailed
 from app.settings import Settings, load_settings
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +40,7 @@ STOP_WITHIN_SECONDS = 9.0
 def up() -> None:
     """Run until a stop signal arrives; leave no process behind.
 
-    Raises ConfigurationError, LocalStackFailed.
+    Raises ConfigurationError, BudgetExceeded, LocalStackFailed.
     """
     settings = load_settings()
     if "log_format" not in settings.model_fields_set:
@@ -119,6 +119,8 @@ def _migrate() -> None:
     try:
         command.upgrade(Config(toml_file=ROOT / "pyproject.toml"), "head")
     except (CommandError, SQLAlchemyError) as error:
+        if isinstance(error.__cause__, BudgetExceeded):
+            raise error.__cause__ from None
         raise LocalStackFailed(f"the migration failed: {error}") from error
 
 

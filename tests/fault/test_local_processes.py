@@ -103,6 +103,17 @@ def test_a_database_that_cannot_be_reached_is_one_line_and_leaves_no_process(tmp
     assert local.descendants() == []
 
 
+def test_over_budget_is_the_table_and_a_line_and_leaves_no_process(tmp_path: Path) -> None:
+    local = LocalStack(tmp_path, API_REPLICAS="2")
+    local.start()
+
+    assert local.process.wait(timeout=30) == 1
+    *_, last = local.log.read_text().splitlines()
+    assert last.startswith("headroom up: over budget: server connections: 124 demanded, 97 available (api 120 + ")
+    assert "OVER BUDGET" in local.log.read_text()
+    assert local.descendants() == []
+
+
 def test_a_broken_data_directory_is_a_line_and_leaves_no_process(local: LocalStack) -> None:
     (local.directory / "postgres").mkdir()
     (local.directory / "postgres" / "PG_VERSION").write_text("9\n")

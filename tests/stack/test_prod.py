@@ -1,6 +1,7 @@
 """compose.prod.yml, from its secrets to its first answer, black box but for what Docker says of the containers."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from functools import partial
@@ -138,3 +139,34 @@ def test_secrets_are_made_once_and_no_two_are_the_same(tmp_path: Path) -> None:
         name: value for name, value in before.items() if name != "app_password"
     }
     assert folder.stat().st_mode & 0o077 == 0
+
+
+def test_without_openssl_no_secret_is_made_rather_than_an_empty_one(tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for program in ("bash", "chmod", "env", "mkdir", "mv"):
+        found = shutil.which(program)
+        assert found
+        (programs / program).symlink_to(found)
+    command = [ROOT / "ops/make-secrets.sh", tmp_path / "secrets"]
+
+    failed = subprocess.run(command, env={"PATH": str(programs)}, capture_output=True, text=True, check=False)
+
+    assert failed.returncode != 0
+    assert "openssl" in failed.stderr
+    assert list((tmp_path / "secrets").iterdir()) == []
+
+
+def test_an_empty_secret_is_made_anew_and_a_url_of_another_password_is_mentioned(tmp_path: Path) -> None:
+    folder = tmp_path / "secrets"
+    subprocess.run([ROOT / "ops/make-secrets.sh", folder], check=True, capture_output=True)
+    for name in ("secret_key", "app_password"):
+        (folder / name).unlink()
+        (folder / name).touch()
+
+    again = subprocess.run([ROOT / "ops/make-secrets.sh", folder], check=True, capture_output=True, text=True)
+
+    assert again.stdout == f"{folder}/app_password\n{folder}/secret_key\n"
+    assert len((folder / "secret_key").read_text()) == 64
+    assert f"{folder}/database_url has another password than app_password" in again.stderr
+    assert "migration_database_url" not in again.stderr

@@ -8,6 +8,8 @@ fi
 : "${HEADROOM_PGBOUNCER_PASSWORD:?must be set, or HEADROOM_PGBOUNCER_PASSWORD_FILE}"
 
 umask 077
-printf '"headroom_pgbouncer" "%s"\n' "$HEADROOM_PGBOUNCER_PASSWORD" >/run/headroom-pgbouncer/userlist.txt
-unset HEADROOM_PGBOUNCER_PASSWORD
+# The file's own way to write a quote is to double it; nothing else in it needs escaping.
+quoted=$(printf '%s' "$HEADROOM_PGBOUNCER_PASSWORD" | sed 's/"/""/g')
+printf '"headroom_pgbouncer" "%s"\n' "$quoted" >/run/headroom-pgbouncer/userlist.txt
+unset HEADROOM_PGBOUNCER_PASSWORD quoted
 exec "$@"

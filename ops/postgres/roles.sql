@@ -68,6 +68,9 @@ AS $$
     SELECT rolname::text, rolpassword
     FROM pg_authid
     WHERE rolname = i_username AND rolname IN ('headroom_app', 'headroom_monitor')
+        -- PgBouncer lets in by the hash alone, also on connections it has open: what the server would check besides
+        -- when it is connected to is checked here.
+        AND rolcanlogin AND coalesce(rolvaliduntil > now(), true)
 $$;
 REVOKE ALL ON FUNCTION pgbouncer.user_lookup(text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION pgbouncer.user_lookup(text) TO headroom_pgbouncer;

@@ -89,6 +89,15 @@ def test_pgbouncer_learns_the_passwords_of_its_clients_and_no_others(migrated: U
             connection.execute("SELECT * FROM pg_authid")
 
 
+@pytest.mark.parametrize("locked_out", ["NOLOGIN", "VALID UNTIL '2020-01-01'"])
+def test_pgbouncer_gets_no_password_of_who_may_not_log_in(migrated: URL, locked_out: str) -> None:
+    # Roles are the server's, which other tests use: taken back at the end.
+    with connect(migrated) as superuser, superuser.transaction(force_rollback=True):
+        superuser.execute(f"ALTER ROLE headroom_app {locked_out}".encode())
+
+        assert superuser.execute("SELECT phash FROM pgbouncer.user_lookup('headroom_app')").fetchall() == [(None,)]
+
+
 @pytest.mark.parametrize(
     ("role", "setting", "value"),
     [

@@ -60,7 +60,11 @@ def hang_up(driver_connection: Any) -> None:
 
 def _knows_it_is_closed(driver_connection: Any) -> bool:
     closed = getattr(driver_connection, "is_closed", None)  # asyncpg's; psycopg has a property
-    return bool(closed()) if closed else bool(driver_connection.closed)
+    if closed is None:
+        return bool(driver_connection.closed)
+    # A transport that is closing has given its descriptor back, and somebody else may have it by now; asyncpg is told
+    # in the next turn of the loop.
+    return bool(closed()) or bool(driver_connection._transport.is_closing())
 
 
 def _descriptor(driver_connection: Any) -> int:

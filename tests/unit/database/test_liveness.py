@@ -1,0 +1,58 @@
+"""What is known of a connection without asking, on a pair of sockets instead of a server."""
+
+import socket
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from app.database.liveness import hang_up, hung_up
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+def asyncpg_like(ours: socket.socket, *, closing: bool = False) -> Any:
+    transport = SimpleNamespace(get_extra_info=lambda _: ours, is_closing=lambda: closing)
+    return SimpleNamespace(is_closed=lambda: False, _transport=transport)
+
+
+def psycopg_like(ours: socket.socket) -> Any:
+    return SimpleNamespace(closed=False, pgconn=SimpleNamespace(socket=ours.fileno()))
+
+
+@pytest.mark.parametrize("like", [asyncpg_like, psycopg_like])
+def test_the_end_of_the_stream_is_noticed_and_silence_is_not_mistaken_for_it(
+    pair: tuple[socket.socket, socket.socket], like: Any
+) -> None:
+    ours, theirs = pair
+    connection = like(ours)
+    assert not hung_up(connection)
+
+    theirs.close()
+    assert hung_up(connection)
+
+
+@pytest.mark.parametrize("like", [asyncpg_like, psycopg_like])
+def test_hanging_up_wakes_whoever_waits_for_an_answer(pair: tuple[socket.socket, socket.socket], like: Any) -> None:
+    ours, theirs = pair
+    hang_up(like(ours))
+
+    assert ours.recv(1) == theirs.recv(1) == b""
+
+
+def test_a_descriptor_that_may_be_somebody_elses_by_now_is_left_alone(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    closing = asyncpg_like(ours, closing=True)
+
+    assert hung_up(closing)
+    hang_up(closing)
+    theirs.sendall(b"x")
+    assert ours.recv(1) == b"x"

@@ -16,8 +16,9 @@ import psycopg
 from psycopg import sql
 from sqlalchemy import URL, make_url
 
-from app.database.libpq import parameters
+from app.database.libpq import conninfo, parameters
 from tests.support.docker import engine_answers, require_engine
+from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parent.parent.parent
 IMAGE = "postgres:17-trixie"
@@ -95,7 +96,11 @@ def run_pgbouncer(server: Server, directory: Path, **limits: int) -> Iterator[Pg
             (directory / name).chmod(0o644)
             container.with_volume_mapping(directory / name, f"/etc/pgbouncer/{name}", "ro")
         with container:
-            yield PgBouncer(int(container.get_exposed_port(6432)))
+            pgbouncer = PgBouncer(int(container.get_exposed_port(6432)))
+            # Docker's proxy accepts connections before there is anybody to pass them on to.
+            address = conninfo(pgbouncer.url(server.superuser), connect_timeout=2).encode()
+            eventually(lambda: psycopg.pq.PGconn.ping(address) == psycopg.pq.Ping.OK, within=30)
+            yield pgbouncer
 
 
 def as_role(url: URL, role: str) -> URL:

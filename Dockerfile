@@ -37,4 +37,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     METRICS_DIR=/var/lib/headroom/metrics
 USER 10001:10001
 EXPOSE 8000 9464
+# The default, but it has to be said: without it Docker takes any signal (`docker compose kill --signal HUP api`, which
+# makes Gunicorn replace its workers) for the wish that the container end, and does not restart it when it crashes later.
+STOPSIGNAL SIGTERM
 CMD ["headroom", "api"]

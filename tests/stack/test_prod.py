@@ -1,5 +1,6 @@
 """compose.prod.yml, from its secrets to its first answer, black box but for what Docker says of the containers."""
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -106,6 +107,41 @@ def test_pause_and_resume_are_for_the_container_itself(prod: ProdStack) -> None:
     assert prod.compose("exec", "-T", "pgbouncer", *console, "PAUSE") == "PAUSE\n"
     assert prod.compose("exec", "-T", "pgbouncer", *console, "RESUME") == "RESUME\n"
     assert httpx.get(f"{prod.apis[0]}/posts").status_code == 200
+
+
+async def test_a_wave_of_sign_ins_gets_no_500_for_a_thread_that_could_not_be_made(prod: ProdStack) -> None:
+    limits = httpx.Limits(max_connections=700)
+    async with httpx.AsyncClient(base_url=prod.apis[0], limits=limits, timeout=60) as client:
+
+        async def sign_in(number: int) -> int:
+            form = {"username": f"{number}@example.com", "password": "correct horse"}
+            return (await client.post("/auth/token", data=form)).status_code
+
+        statuses = set(await asyncio.gather(*(sign_in(number) for number in range(700))))
+
+    assert statuses <= {401, 429, 503}
+
+
+def test_a_replica_that_was_told_to_reload_is_still_restarted_when_it_crashes(prod: ProdStack) -> None:
+    crash = (
+        "import os, pathlib\n"
+        "stats = [p.read_text() for p in pathlib.Path('/proc').glob('[0-9]*/stat')]\n"
+        "[master] = [int(s.split()[0]) for s in stats if '(gunicorn' in s and s.rpartition(')')[2].split()[1] == '1']\n"
+        "os.kill(master, 9)"
+    )
+    prod.compose("kill", "--signal", "HUP", "api")
+    for replica in ("1", "2"):
+        prod.compose(
+            "exec", "-T", "--index", replica, "api", "python", "-c", crash, check=False
+        )  # ends with its container
+
+    eventually(lambda: prod.inspect("api")["RestartCount"] == 1, within=10)
+    for api in prod.apis:
+        eventually(partial(answers, f"{api}/readyz"), within=30)
+
+
+def answers(url: str) -> bool:
+    return httpx.get(url).status_code == 200
 
 
 def test_swarm_can_read_the_file(tmp_path: Path) -> None:

@@ -266,7 +266,6 @@ class ComposeStack(Compose):
         apis = free_ports(replicas)
         ports["API_PORT"] = str(apis[0]) if replicas == 1 else f"{apis[0]}-{apis[-1]}"
         super().__init__(name, "docker-compose.yml", API_REPLICAS=str(replicas), **ports, **environment)
-        self.replicas = replicas
         self.ports = ports
         self.apis = [f"http://127.0.0.1:{port}" for port in apis]
         self.api = self.apis[0]
@@ -274,8 +273,7 @@ class ComposeStack(Compose):
         self.prometheus = f"http://127.0.0.1:{ports['PROMETHEUS_PORT']}"
 
     def up(self) -> None:
-        scale = ("--scale", f"api={self.replicas}")
-        self.compose("up", "--build", "--detach", *scale, "--wait", "--wait-timeout", "120")
+        self.compose("up", "--build", "--detach", "--wait", "--wait-timeout", "120")
 
     def database_url(self) -> URL:
         return make_url(f"postgresql+asyncpg://headroom:headroom@127.0.0.1:{self.ports['POSTGRES_PORT']}/headroom")

@@ -14,8 +14,12 @@ from app.database.pool import pool_state
 from app.domains.auth.service import Authenticator, SignIn, SignInLimits
 from app.domains.auth.tokens import Tokens
 from app.errors import InvalidInput
-from app.observability import pool_metrics, replica
+from app.observability import replica
+from app.observability.http_metrics import HttpMetrics
+from app.observability.pool_metrics import PoolMetrics
+from app.observability.process_metrics import ProcessMetrics
 from app.settings import Settings, load_settings
+from app.web import leaks
 from app.web.deps import refuse_commit_after_answer
 from app.web.middleware import BodyLimitMiddleware, ErrorMiddleware, RequestMiddleware, SecurityHeadersMiddleware
 from app.web.pagination import Cursors
@@ -46,10 +50,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or load_settings()
     database_url = settings.require_database_url()
     settings.require_secret_key()
+    http_metrics = HttpMetrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         refuse_commit_after_answer(app)
+        pool_metrics = PoolMetrics("api")
+        process_metrics = ProcessMetrics(app.version)
         engine = make_engine(
             url=database_url,
             application_name=f"headroom:api:{settings.api_replica}:{replica.current_worker()}",
@@ -60,11 +67,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             pool_recycle=settings.db_pool_recycle,
             pool_ping_after=settings.db_pool_ping_after if settings.db_pool_pre_ping else None,
             one_per_task=True,
+            meter=pool_metrics,
         )
 
         def publish() -> None:
             if state := pool_state(engine):
-                pool_metrics.publish("api", state)
+                pool_metrics.publish(state)
+            http_metrics.publish()
+            process_metrics.publish()
+            leaks.report(engine, settings.db_pool_leak_after)
 
         introduce(app, Database(engine), settings)
         try:
@@ -95,7 +106,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             expose_headers=["Location", "Retry-After", "X-Request-ID"],
         )
     app.add_middleware(SecurityHeadersMiddleware)
-    app.add_middleware(RequestMiddleware)
+    app.add_middleware(RequestMiddleware, metrics=http_metrics)
     install_problem_handlers(app)
     app.include_router(health.router)
     every_route = problem_responses(InvalidInput, *DATABASE_ERRORS)

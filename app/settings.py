@@ -120,6 +120,11 @@ class Settings(BaseSettings):
     db_pool_ping_after: float = Field(
         default=0.5, ge=0, description="Seconds of idleness after which a connection is tested."
     )
+    db_pool_leak_after: float = Field(
+        default=30.0,
+        gt=0,
+        description="Seconds after which a connection that a request still holds is a leak suspect: logged, counted.",
+    )
     db_budget: Literal["enforce", "warn", "off"] = Field(
         default="enforce",
         description="Over the connection budget, the API and the migration job do not start (`enforce`), say so "

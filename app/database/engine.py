@@ -2,7 +2,9 @@
 
 import asyncio
 import math
+import time
 import traceback
+from functools import partial
 from typing import Any
 
 from sqlalchemy import URL, Connection, StaticPool, event
@@ -10,7 +12,8 @@ from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from app.database.pool import HeadroomPool, seconds_left, within
+from app.database.meter import NoMeter, PoolMeter
+from app.database.pool import HeadroomPool, report_endings, seconds_left, within
 from app.errors import DatabaseUnavailable
 
 
@@ -26,15 +29,17 @@ def make_engine(
     pool_ping_after: float | None = 0.5,
     one_per_task: bool = False,
     connect_timeout: float = 5.0,
+    meter: PoolMeter | None = None,
 ) -> AsyncEngine:
     """An engine for postgresql+asyncpg, postgresql+psycopg or sqlite+aiosqlite. It opens no connection yet.
 
     What the arguments of the pool mean, HeadroomPool says; times are seconds. `application_name` is what a person reads
     in `pg_stat_activity`. A connection that cannot be opened raises DatabaseUnavailable, whichever the driver; a pool
-    with no connection to give raises PoolExhausted.
+    with no connection to give raises PoolExhausted. The `meter` hears of all that.
     """
     if url.get_backend_name() == "sqlite":
         return _make_sqlite_engine(url)
+    meter = meter or NoMeter()
     engine = create_async_engine(
         url,
         poolclass=HeadroomPool,
@@ -45,10 +50,12 @@ def make_engine(
         pool_recycle=pool_recycle,
         ping_after=pool_ping_after,
         one_per_task=one_per_task,
+        meter=meter,
         hide_parameters=True,  # they are in the text of every error, and passwords' hashes are among them
         connect_args=_connect_args(url, application_name, connect_timeout),
     )
-    event.listen(engine.sync_engine, "do_connect", _connect)
+    event.listen(engine.sync_engine, "do_connect", partial(_connect, meter))
+    report_endings(engine, meter)
     return engine
 
 
@@ -59,7 +66,20 @@ def _connect_args(url: URL, application_name: str, connect_timeout: float) -> di
     return {"application_name": application_name, "connect_timeout": max(2, math.ceil(connect_timeout))}
 
 
-def _connect(dialect: Dialect, record: ConnectionPoolEntry, args: list[Any], kwargs: dict[str, Any]) -> DBAPIConnection:
+def _connect(
+    meter: PoolMeter, dialect: Dialect, record: ConnectionPoolEntry, args: list[Any], kwargs: dict[str, Any]
+) -> DBAPIConnection:
+    started = time.monotonic()
+    try:
+        connection = _bounded_connect(dialect, args, kwargs)
+    except DatabaseUnavailable:
+        meter.not_opened()
+        raise
+    meter.opened(time.monotonic() - started)
+    return connection
+
+
+def _bounded_connect(dialect: Dialect, args: list[Any], kwargs: dict[str, Any]) -> DBAPIConnection:
     """Open a connection; every way to fail becomes DatabaseUnavailable.
 
     asyncpg lets OSError and TimeoutError through as they are, where psycopg raises its own OperationalError.

@@ -9,20 +9,25 @@ waits is told that there is room again.
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import Any, NamedTuple, Self, TypeVar
 
+from sqlalchemy import event
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from app.database.liveness import answers, hang_up, hung_up
+from app.database.meter import Checkout, CloseReason, InvalidationCause, InvalidationKind, NoMeter, PoolMeter
 from app.errors import PoolExhausted
 
 Result = TypeVar("Result")
 
 _IDLE_SINCE = "headroom.idle_since"
 _HOLDER = "headroom.holder"
+_CLOSE_REASON = "headroom.close_reason"
+_INVALIDATION = "headroom.invalidation"
 # When the checkout under way has to be done, in the time of time.monotonic().
 _deadline: ContextVar[float] = ContextVar("checkout deadline")
 
@@ -63,6 +68,8 @@ class HeadroomPool(Pool):
 
     With `one_per_task`, a task that holds a connection and wants a second one gets a RuntimeError: under load, requests
     that each hold one and wait for another would wait for each other.
+
+    `meter` is told of everything that a gauge, pulled now and then, would miss.
     """
 
     _is_asyncio = True
@@ -76,6 +83,7 @@ class HeadroomPool(Pool):
         max_waiters: int = 100,
         ping_after: float | None = 0.5,
         one_per_task: bool = False,
+        meter: PoolMeter | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(creator, **kwargs)
@@ -85,12 +93,14 @@ class HeadroomPool(Pool):
         self._max_waiters = max_waiters
         self._ping_after = ping_after
         self._one_per_task = one_per_task
+        self._meter = meter or NoMeter()
         # Places taken: by a connection that is idle or in use, and by one that is just being opened or closed.
         self._taken = 0
         self._idle: list[ConnectionPoolEntry] = []
         # In order of arrival. The result is a connection, or None for a place in which to open one.
         self._waiters: dict[asyncio.Future[ConnectionPoolEntry | None], None] = {}
         self._holders: set[asyncio.Task[Any]] = set()
+        self._checkouts: dict[ConnectionPoolEntry, Checkout] = {}
         self._disposed = False
 
     @property
@@ -110,6 +120,7 @@ class HeadroomPool(Pool):
             max_waiters=self._max_waiters,
             ping_after=self._ping_after,
             one_per_task=self._one_per_task,
+            meter=self._meter,
             recycle=self._recycle,
             echo=self.echo,
             logging_name=self._orig_logging_name,
@@ -122,14 +133,33 @@ class HeadroomPool(Pool):
         """Close what is idle, and from now on whatever comes back."""
         self._disposed = True
         while self._idle:
-            self._close(self._idle.pop())
+            self._close(self._idle.pop(), "disposed")
+
+    def overdue(self, after: float) -> list[tuple[float, Checkout]]:
+        """The checkouts of more than `after` seconds, and how long they last; each is told of once.
+
+        May be called from another thread: a stuck event loop is when it matters.
+        """
+        now = time.monotonic()
+        found = []
+        for checkout in tuple(self._checkouts.values()):
+            if not checkout.reported and (seconds := now - checkout.since) > after:
+                checkout.reported = True
+                self._meter.leaked()
+                found.append((seconds, checkout))
+        return found
 
     def connect(self) -> PoolProxiedConnection:
-        token = _deadline.set(time.monotonic() + self._timeout)
+        asked = time.monotonic()
+        token = _deadline.set(asked + self._timeout)
         try:
-            return super().connect()
+            connection = super().connect()
         finally:
             _deadline.reset(token)
+        now = time.monotonic()
+        self._checkouts[connection._connection_record] = Checkout(now, copy_context())
+        self._meter.handed_out(now - asked)
+        return connection
 
     # SQLAlchemy calls the two below in a greenlet: what would be an `await` elsewhere is `await_only` here.
 
@@ -154,19 +184,23 @@ class HeadroomPool(Pool):
         return record
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        if (checkout := self._checkouts.pop(record, None)) is not None:
+            self._meter.given_back(time.monotonic() - checkout.since)
         if self._one_per_task:
             self._holders.discard(self._facts(record).pop(_HOLDER, None))
         if record.dbapi_connection is not None and hung_up(record.driver_connection):
             # psycopg closes a connection whose cancelled statement does not end, and tells nobody.
-            record.invalidate()
+            self._give_up(record, "hard", "hung_up")
         if record.dbapi_connection is None:  # it broke, or the garbage collector brought it
             self._free_place()
             return
         record.info[_IDLE_SINCE] = time.monotonic()
         if self._hand_over(record):
             return
-        if self._disposed or len(self._idle) >= self._size:
-            self._close(record)
+        if self._disposed:
+            self._close(record, "disposed")
+        elif len(self._idle) >= self._size:
+            self._close(record, "surplus")
         else:
             self._idle.append(record)
 
@@ -186,14 +220,18 @@ class HeadroomPool(Pool):
     def _wait(self) -> ConnectionPoolEntry | None:
         """A connection that somebody gave back, or None for a place in which to open one. Raises PoolExhausted."""
         if len(self._waiters) >= self._max_waiters:
+            self._meter.rejected()
             raise PoolExhausted(f"no connection, and no room in the queue ({self.state})")
         waiter: asyncio.Future[ConnectionPoolEntry | None] = asyncio.get_running_loop().create_future()
         self._waiters[waiter] = None
+        self._meter.queued()
+        since = time.monotonic()
         expiry = waiter.get_loop().call_later(seconds_left(), _expire, waiter)
         try:
             return await_only(waiter)
         except TimeoutError:
             self._waiters.pop(waiter, None)  # it may have been passed over already
+            self._meter.timed_out()
             raise PoolExhausted(f"no connection after {self._timeout:.1f} s ({self.state})") from None
         except asyncio.CancelledError:
             # Served and cancelled in the same turn of the loop: the next in line gets it.
@@ -203,6 +241,7 @@ class HeadroomPool(Pool):
         finally:
             expiry.cancel()
             self._waiters.pop(waiter, None)
+            self._meter.left_queue(time.monotonic() - since)
 
     def _hand_over(self, record: ConnectionPoolEntry | None) -> bool:
         """Give it to who has waited longest; False where nobody does."""
@@ -224,7 +263,8 @@ class HeadroomPool(Pool):
         if not self._hand_over(None):
             self._taken -= 1
 
-    def _close(self, record: ConnectionPoolEntry) -> None:
+    def _close(self, record: ConnectionPoolEntry, reason: CloseReason) -> None:
+        self._facts(record)[_CLOSE_REASON] = reason
         # The place is free only when the connection is gone: opening the next one before would be one too many.
         try:
             record.close()
@@ -237,10 +277,14 @@ class HeadroomPool(Pool):
         idle_since = record.info.get(_IDLE_SINCE)
         if connection is None or idle_since is None:  # just opened
             return
+        kind: InvalidationKind = "soft"
+        cause: InvalidationCause = "pool"
         if self._invalidate_time <= record.starttime:  # type: ignore[attr-defined]
             silent = not hung_up(record.driver_connection)
             if silent and (self._ping_after is None or time.monotonic() - idle_since < self._ping_after):
                 return
+            kind, cause = "hard", "unanswered" if silent else "hung_up"
+            asked = time.monotonic()
             try:
                 # Half of the time that is left: the rest is for opening another one if there is no answer.
                 if answers(self._dialect, connection, within=seconds_left() / 2):
@@ -248,7 +292,13 @@ class HeadroomPool(Pool):
             except TimeoutError:
                 # Whatever swallowed this one (a peer that vanished, a firewall) has probably swallowed the others, too.
                 self._invalidate_time = time.time()
+            finally:
+                self._meter.pinged(time.monotonic() - asked)
         hang_up(record.driver_connection)  # a goodbye could take as long again
+        self._give_up(record, kind, cause)
+
+    def _give_up(self, record: ConnectionPoolEntry, kind: InvalidationKind, cause: InvalidationCause) -> None:
+        self._facts(record)[_INVALIDATION] = (kind, cause)
         record.invalidate()
 
     @staticmethod
@@ -259,6 +309,40 @@ class HeadroomPool(Pool):
         return facts
 
 
+def report_endings(engine: AsyncEngine, meter: PoolMeter) -> None:
+    """Tell the meter of every connection that the engine's pool, or one that takes its place, gives up or closes."""
+
+    def invalidated(connection: DBAPIConnection, record: ConnectionPoolEntry, error: BaseException | None) -> None:
+        facts = HeadroomPool._facts(record)
+        meter.invalidated(*facts.pop(_INVALIDATION, ("hard", _cause(record, error))))
+        facts[_CLOSE_REASON] = "invalidated"
+
+    def soft_invalidated(connection: DBAPIConnection, record: ConnectionPoolEntry, error: BaseException | None) -> None:
+        meter.invalidated("soft", _cause(record, error))
+
+    def closed(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+        meter.closed(HeadroomPool._facts(record).pop(_CLOSE_REASON, "recycled"))
+
+    def detached(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+        # The server has a connection that no pool counts: the garbage collector found it, or somebody detached it.
+        meter.closed("lost")
+        meter.leaked()
+
+    for name, listener in (
+        ("invalidate", invalidated),
+        ("soft_invalidate", soft_invalidated),
+        ("close", closed),
+        ("detach", detached),
+    ):
+        event.listen(engine.sync_engine, name, listener)
+
+
+def _cause(record: ConnectionPoolEntry, error: BaseException | None) -> InvalidationCause:
+    if isinstance(error, asyncio.CancelledError):
+        return "cancelled"
+    return "disconnect" if hung_up(record.driver_connection) else "error"
+
+
 def pool_state(engine: AsyncEngine) -> PoolState | None:
     """The state of the engine's pool now, or None where it has no bounded pool (SQLite in memory).
 
@@ -266,6 +350,12 @@ def pool_state(engine: AsyncEngine) -> PoolState | None:
     """
     pool: Pool = engine.pool
     return pool.state if isinstance(pool, HeadroomPool) else None
+
+
+def overdue(engine: AsyncEngine, after: float) -> list[tuple[float, Checkout]]:
+    """What HeadroomPool.overdue() says of the engine's pool now."""
+    pool: Pool = engine.pool
+    return pool.overdue(after) if isinstance(pool, HeadroomPool) else []
 
 
 def seconds_left() -> float:

@@ -17,6 +17,11 @@ class Described(NamedTuple):
     labels: tuple[str, ...] = ()
 
 
+CLOSE_REASONS = ("surplus", "recycled", "invalidated", "disposed", "lost")
+INVALIDATION_KINDS = ("hard", "soft")
+INVALIDATION_CAUSES = ("hung_up", "unanswered", "pool", "cancelled", "disconnect", "error")
+
+
 # The pools. A worker writes them (pool_metrics.py).
 POOL_CONNECTIONS = Described(
     "db_pool_connections", "gauge", "Connections of the pool, idle (open and free) or used.", ("pool", "state")
@@ -60,13 +65,13 @@ POOL_CONNECT_ERRORS = Described(
 POOL_CLOSED = Described(
     "db_pool_closed_total",
     "counter",
-    "Connections closed: surplus, recycled, invalidated, disposed or lost.",
+    f"Connections that are no longer the pool's: {', '.join(CLOSE_REASONS)}.",
     ("pool", "reason"),
 )
 POOL_INVALIDATIONS = Described(
     "db_pool_invalidations_total",
     "counter",
-    "Connections given up, at once (hard) or at their next use (soft), and why.",
+    f"Connections given up, at once (hard) or at their next use (soft): {', '.join(INVALIDATION_CAUSES)}.",
     ("pool", "kind", "cause"),
 )
 POOL_LEAKS = Described(

@@ -4,13 +4,17 @@ import logging
 import logging.config
 import re
 import sys
+from collections.abc import Mapping
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter
 
 # "-" outside a request.
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
+# The request as its server sees it (its ASGI scope), for who has to tell afterwards which one it was; empty outside.
+request_scope: ContextVar[Mapping[str, Any]] = ContextVar("request_scope", default=MappingProxyType({}))
 
 
 class _RequestIdFilter(logging.Filter):

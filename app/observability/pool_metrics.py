@@ -1,8 +1,11 @@
-"""The pool's gauges. Names, labels and meaning are the contract with every dashboard; the README lists them."""
+"""The pool's metrics, as this process has them: durations and events pushed by the pool, gauges pulled from it."""
 
+from itertools import product
 from typing import Protocol
 
-from prometheus_client import Gauge
+from app.observability import catalogue
+from app.observability.catalogue import CLOSE_REASONS, INVALIDATION_CAUSES, INVALIDATION_KINDS
+from app.observability.metrics import counter, gauge, histogram
 
 
 class PoolState(Protocol):
@@ -22,29 +25,97 @@ class PoolState(Protocol):
     def waiting(self) -> int: ...
 
 
-# liveall: a sample for each worker, gone when the worker is. The exporter adds `replica` and `worker`.
-CONNECTIONS = Gauge(
-    "db_pool_connections", "Open connections of the pool.", ["pool", "state"], multiprocess_mode="liveall"
-)
-CONNECTIONS_MAX = Gauge(
-    "db_pool_connections_max", "Most connections the pool may open.", ["pool"], multiprocess_mode="liveall"
-)
-CONNECTIONS_IDLE_MAX = Gauge(
-    "db_pool_connections_idle_max", "Most idle connections the pool keeps.", ["pool"], multiprocess_mode="liveall"
-)
-CONNECTIONS_OVERFLOW = Gauge(
-    "db_pool_connections_overflow", "Open connections beyond the pool's size.", ["pool"], multiprocess_mode="liveall"
-)
-PENDING_REQUESTS = Gauge(
-    "db_pool_pending_requests", "Requests waiting for a connection.", ["pool"], multiprocess_mode="liveall"
-)
+CONNECTIONS = gauge(catalogue.POOL_CONNECTIONS)
+CONNECTIONS_MAX = gauge(catalogue.POOL_CONNECTIONS_MAX)
+CONNECTIONS_IDLE_MAX = gauge(catalogue.POOL_CONNECTIONS_IDLE_MAX)
+CONNECTIONS_IDLE_MIN = gauge(catalogue.POOL_CONNECTIONS_IDLE_MIN)
+CONNECTIONS_OVERFLOW = gauge(catalogue.POOL_CONNECTIONS_OVERFLOW)
+PENDING_REQUESTS = gauge(catalogue.POOL_PENDING_REQUESTS)
+WAIT = histogram(catalogue.POOL_WAIT)
+USE = histogram(catalogue.POOL_USE)
+CREATE = histogram(catalogue.POOL_CREATE)
+PING = histogram(catalogue.POOL_PING)
+CHECKOUTS = counter(catalogue.POOL_CHECKOUTS)
+WAITS = counter(catalogue.POOL_WAITS)
+WAIT_BLOCKED = counter(catalogue.POOL_WAIT_BLOCKED)
+TIMEOUTS = counter(catalogue.POOL_TIMEOUTS)
+REJECTIONS = counter(catalogue.POOL_REJECTIONS)
+CONNECT_ERRORS = counter(catalogue.POOL_CONNECT_ERRORS)
+CLOSED = counter(catalogue.POOL_CLOSED)
+INVALIDATIONS = counter(catalogue.POOL_INVALIDATIONS)
+LEAKS = counter(catalogue.POOL_LEAKS)
 
 
-def publish(pool: str, state: PoolState) -> None:
-    """Set the gauges of this process's pool."""
-    CONNECTIONS.labels(pool, "idle").set(state.idle)
-    CONNECTIONS.labels(pool, "used").set(state.used)
-    CONNECTIONS_MAX.labels(pool).set(state.size + state.max_overflow)
-    CONNECTIONS_IDLE_MAX.labels(pool).set(state.size)
-    CONNECTIONS_OVERFLOW.labels(pool).set(state.overflow)
-    PENDING_REQUESTS.labels(pool).set(state.waiting)
+class PoolMetrics:
+    """Counts what the pool of this name reports: the meter of `app.database`. Made in the worker, after the fork.
+
+    Every label set that can occur exists from the start, at zero: a series that began with its first event would hide
+    that event from `increase()`.
+    """
+
+    def __init__(self, pool: str) -> None:
+        self._pool = pool
+        self._wait = WAIT.labels(pool)
+        self._use = USE.labels(pool)
+        self._create = CREATE.labels(pool)
+        self._ping = PING.labels(pool)
+        self._checkouts = CHECKOUTS.labels(pool)
+        self._waits = WAITS.labels(pool)
+        self._wait_blocked = WAIT_BLOCKED.labels(pool)
+        self._timeouts = TIMEOUTS.labels(pool)
+        self._rejections = REJECTIONS.labels(pool)
+        self._connect_errors = CONNECT_ERRORS.labels(pool)
+        self._leaks = LEAKS.labels(pool)
+        for reason in CLOSE_REASONS:
+            CLOSED.labels(pool, reason)
+        for kind, cause in product(INVALIDATION_KINDS, INVALIDATION_CAUSES):
+            INVALIDATIONS.labels(pool, kind, cause)
+
+    def publish(self, state: PoolState) -> None:
+        """Set the gauges."""
+        CONNECTIONS.labels(self._pool, "idle").set(state.idle)
+        CONNECTIONS.labels(self._pool, "used").set(state.used)
+        CONNECTIONS_MAX.labels(self._pool).set(state.size + state.max_overflow)
+        CONNECTIONS_IDLE_MAX.labels(self._pool).set(state.size)
+        CONNECTIONS_IDLE_MIN.labels(self._pool).set(0)  # it opens none before it is asked for one
+        CONNECTIONS_OVERFLOW.labels(self._pool).set(state.overflow)
+        PENDING_REQUESTS.labels(self._pool).set(state.waiting)
+
+    # What follows is PoolMeter, which says what each of them means.
+
+    def handed_out(self, seconds: float) -> None:
+        self._checkouts.inc()
+        self._wait.observe(seconds)
+
+    def given_back(self, seconds: float) -> None:
+        self._use.observe(seconds)
+
+    def queued(self) -> None:
+        self._waits.inc()
+
+    def left_queue(self, seconds: float) -> None:
+        self._wait_blocked.inc(seconds)
+
+    def timed_out(self) -> None:
+        self._timeouts.inc()
+
+    def rejected(self) -> None:
+        self._rejections.inc()
+
+    def opened(self, seconds: float) -> None:
+        self._create.observe(seconds)
+
+    def not_opened(self) -> None:
+        self._connect_errors.inc()
+
+    def pinged(self, seconds: float) -> None:
+        self._ping.observe(seconds)
+
+    def closed(self, reason: str) -> None:
+        CLOSED.labels(self._pool, reason).inc()
+
+    def invalidated(self, kind: str, cause: str) -> None:
+        INVALIDATIONS.labels(self._pool, kind, cause).inc()
+
+    def leaked(self) -> None:
+        self._leaks.inc()

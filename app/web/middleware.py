@@ -3,14 +3,17 @@
 import asyncio
 import logging
 import re
+from collections.abc import Mapping
 from time import perf_counter
+from typing import Any
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.observability.logging import request_id
+from app.observability.http_metrics import HttpMetrics
+from app.observability.logging import request_id, request_scope
 from app.web.problems import http_problem, internal_error
 
 logger = logging.getLogger("headroom.request")
@@ -19,11 +22,20 @@ _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=-]{0,127}", re.ASCII)
 _PROBES = frozenset({"/livez", "/readyz"})
 
 
-class RequestMiddleware:
-    """Gives a request its id, and its line in the log."""
+def route_of(scope: Mapping[str, Any]) -> str:
+    """The template of the route that a request has taken. What no route has, everything unknown shares."""
+    if (route := scope.get("route")) is not None:  # FastAPI's
+        return str(route.path_format)
+    # Starlette's plain routes, /docs among them, leave no trace but what they call; they have no parameters.
+    return str(scope["path"]) if "endpoint" in scope else "unmatched"
 
-    def __init__(self, app: ASGIApp) -> None:
+
+class RequestMiddleware:
+    """Gives a request its id, its place in the metrics, and its line in the log."""
+
+    def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
         self.app = app
+        self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -33,7 +45,8 @@ class RequestMiddleware:
         started = perf_counter()
         callers = Headers(scope=scope).get("x-request-id", "")
         identity = callers if _SANE_REQUEST_ID.fullmatch(callers) else uuid4().hex
-        token = request_id.set(identity)
+        id_token, scope_token = request_id.set(identity), request_scope.set(scope)
+        self.metrics.started()
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -49,8 +62,11 @@ class RequestMiddleware:
             status = status or 499  # the server is stopping, and this took too long
             raise
         finally:
-            self._log(scope, status, perf_counter() - started)
-            request_id.reset(token)
+            seconds = perf_counter() - started
+            self.metrics.finished(scope["method"], route_of(scope), status, seconds)
+            self._log(scope, status, seconds)
+            request_scope.reset(scope_token)
+            request_id.reset(id_token)
 
     @staticmethod
     def _log(scope: Scope, status: int, seconds: float) -> None:

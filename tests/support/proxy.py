@@ -70,6 +70,10 @@ class Proxy:
     async def close(self) -> None:
         """Refuse new connections and cut the open ones."""
         self._server.close()
+        await self.cut()
+
+    async def cut(self) -> None:
+        """Close the connections that are open; new ones work."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

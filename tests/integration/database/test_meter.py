@@ -1,0 +1,202 @@
+"""What a pool reports, on a real PostgreSQL: each event once, with the seconds that it took."""
+
+import asyncio
+import gc
+import warnings
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from time import monotonic
+from typing import Any
+
+import pytest
+from sqlalchemy import URL, Float, bindparam, func, select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.util import greenlet_spawn
+
+from app.database import Database, make_engine
+from app.database.meter import NoMeter
+from app.database.pool import overdue, pool_state
+from app.errors import DatabaseUnavailable, HeadroomError, PoolExhausted
+from tests.support.proxy import Proxy
+from tests.support.waiting import eventually_async
+
+PID = select(func.pg_backend_pid().label("pid"))
+SLEEP = select(func.pg_sleep(bindparam("seconds", type_=Float())).label("slept"))
+
+
+class Recorder:
+    """A meter that remembers: every event by name and arguments, every duration by name."""
+
+    def __init__(self) -> None:
+        self.events: Counter[tuple[str, ...]] = Counter()
+        self.seconds: dict[str, list[float]] = {}
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        assert hasattr(NoMeter, name)
+
+        def record(*arguments: Any) -> None:
+            labels = [each for each in arguments if isinstance(each, str)]
+            self.events[name, *labels] += 1
+            self.seconds.setdefault(name, []).extend(each for each in arguments if isinstance(each, float))
+
+        return record
+
+
+NewDatabase = Callable[..., AbstractAsyncContextManager[tuple[Database, Recorder]]]
+
+
+@pytest.fixture
+def new_database(database_url: URL) -> NewDatabase:
+    @asynccontextmanager
+    async def new(url: URL = database_url, **pool: Any) -> AsyncIterator[tuple[Database, Recorder]]:
+        recorder: Any = Recorder()
+        settings = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.5, "pool_ping_after": None} | pool
+        engine = make_engine(url=url, application_name="headroom:meter", meter=recorder, **settings)
+        yield Database(engine), recorder
+        await engine.dispose()
+
+    return new
+
+
+async def test_every_checkout_counts_once_and_is_as_long_as_it_was(new_database: NewDatabase) -> None:
+    async with new_database() as (database, recorder):
+        for _ in range(3):
+            await database.read.first(SLEEP, seconds=0.1)
+        async with database.write() as session:
+            await session.execute(SLEEP, {"seconds": 0.1})
+
+        assert recorder.events == {("opened",): 1, ("handed_out",): 4, ("given_back",): 4}
+        assert sum(recorder.seconds["given_back"]) == pytest.approx(0.4, rel=0.25)
+        assert sum(recorder.seconds["handed_out"]) < 0.4, "what opening a connection took is the wait of the first"
+        assert recorder.seconds["handed_out"][0] >= recorder.seconds["opened"][0]
+
+
+async def test_whoever_queues_counts_and_so_does_the_time_in_the_queue(new_database: NewDatabase) -> None:
+    async with new_database(pool_timeout=5) as (database, recorder):
+        await database.read.first(PID)
+        started = monotonic()
+        await asyncio.gather(*(database.read.first(SLEEP, seconds=0.2) for _ in range(3)))
+        took = monotonic() - started
+
+        assert recorder.events["handed_out",] == 4
+        assert recorder.events["queued",] == recorder.events["left_queue",] == 2
+        # The second waited for the first, the third for both.
+        assert sum(recorder.seconds["left_queue"]) == pytest.approx(took, rel=0.1)
+
+
+async def test_refusals_are_told_apart_and_are_no_checkouts(new_database: NewDatabase) -> None:
+    async with new_database(pool_max_waiters=1, pool_timeout=0.2) as (database, recorder):
+        holder = await database.engine.raw_connection()
+        outcomes = await asyncio.gather(*(database.read.first(PID) for _ in range(3)), return_exceptions=True)
+        await greenlet_spawn(holder.close)
+
+        assert all(isinstance(each, PoolExhausted) for each in outcomes)
+        assert recorder.events["rejected",] == 2
+        assert recorder.events["timed_out",] == recorder.events["queued",] == recorder.events["left_queue",] == 1
+        assert recorder.events["handed_out",] == 1
+
+
+async def test_a_connection_that_cannot_be_opened_counts(new_database: NewDatabase, proxy: Proxy) -> None:
+    await proxy.close()
+    async with new_database(proxy.url) as (database, recorder):
+        with pytest.raises(DatabaseUnavailable):
+            await database.read.first(PID)
+
+        assert recorder.events == {("not_opened",): 1}
+
+
+async def test_connections_that_are_closed_say_why(new_database: NewDatabase) -> None:
+    async with new_database(max_overflow=1, pool_timeout=5) as (database, recorder):
+        await asyncio.gather(*(database.read.first(SLEEP, seconds=0.1) for _ in range(2)))
+        assert recorder.events["closed", "surplus"] == 1
+        await database.engine.dispose()
+        assert recorder.events["closed", "disposed"] == 1
+
+        await database.read.first(PID)
+        assert recorder.events["opened",] == 3, "the pool that takes the place of a closed one reports, too"
+
+
+async def test_a_connection_that_is_too_old_is_recycled(new_database: NewDatabase) -> None:
+    async with new_database(pool_recycle=0) as (database, recorder):
+        await database.read.first(PID)
+        await database.read.first(PID)
+
+        # With 0 it is too old as soon as it is there.
+        assert recorder.events["closed", "recycled"] == recorder.events["opened",] - 1 > 0
+
+
+async def test_an_idle_connection_that_the_other_side_closed_is_given_up(
+    new_database: NewDatabase, proxy: Proxy
+) -> None:
+    async with new_database(proxy.url) as (database, recorder):
+        await database.read.first(PID)
+        await proxy.cut()
+        await database.read.first(PID)
+
+        assert recorder.events["invalidated", "hard", "hung_up"] == 1
+        assert recorder.events["closed", "invalidated"] == 1
+        assert recorder.events["pinged",] == 1
+
+
+async def test_a_cancelled_statement_gives_its_connection_up(new_database: NewDatabase) -> None:
+    async with new_database() as (database, recorder):
+        task = asyncio.create_task(database.read.first(SLEEP, seconds=30))
+
+        async def taken() -> bool:
+            return recorder.events["handed_out",] == 1
+
+        await eventually_async(taken, within=5)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+        async def given_back() -> bool:
+            return recorder.events["given_back",] == 1
+
+        await eventually_async(given_back, within=10)
+        assert recorder.events["leaked",] == 0
+
+
+async def test_a_connection_that_is_lost_under_a_statement_is_given_up(new_database: NewDatabase, proxy: Proxy) -> None:
+    async with new_database(proxy.url) as (database, recorder):
+        task = asyncio.create_task(database.read.first(SLEEP, seconds=30))
+
+        async def taken() -> bool:
+            return recorder.events["handed_out",] == 1
+
+        await eventually_async(taken, within=5)
+        await proxy.cut()
+        with pytest.raises((HeadroomError, DBAPIError)):
+            await task
+
+        assert recorder.events["invalidated", "hard", "disconnect"] == 1
+
+
+async def test_a_connection_held_for_too_long_is_told_of_once(new_database: NewDatabase) -> None:
+    async with new_database() as (database, recorder):
+        holder = await database.engine.raw_connection()
+        assert overdue(database.engine, 60) == []
+
+        [(seconds, _)] = overdue(database.engine, 0)
+        assert 0 < seconds < 5
+        assert overdue(database.engine, 0) == [], "once"
+        assert recorder.events["leaked",] == 1
+        await greenlet_spawn(holder.close)
+
+
+async def test_a_connection_that_is_never_given_back_is_a_leak_and_its_place_is_free_again(
+    new_database: NewDatabase,
+) -> None:
+    async with new_database() as (database, recorder):
+        holder: Any = await database.engine.raw_connection()
+        dropped = holder.driver_connection
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # SQLAlchemy's own, about just that
+            del holder
+            gc.collect()
+
+        assert recorder.events["leaked",] == recorder.events["closed", "lost"] == 1
+        state = pool_state(database.engine)
+        assert state is not None
+        assert state.used == 0
+        await dropped.close()  # SQLAlchemy cannot, where the driver is psycopg

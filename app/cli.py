@@ -55,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
 
     settings = commands.add_parser("settings", help="print the table of settings")
     settings.set_defaults(run=_settings)
+
+    metrics = commands.add_parser("metrics", help="print the table of metrics")
+    metrics.set_defaults(run=_metrics)
     return parser
 
 
@@ -94,7 +97,7 @@ def _exporter(options: argparse.Namespace) -> None:
 
     settings = load_settings()
     configure_logging(format=settings.log_format, level=settings.log_level)
-    exporter.serve(metrics_dir=settings.metrics_dir, host=settings.exporter_host, port=settings.exporter_port)
+    exporter.serve(settings)
 
 
 def _budget(options: argparse.Namespace) -> None:
@@ -166,6 +169,12 @@ def _settings(options: argparse.Namespace) -> None:
     from app.settings import settings_table
 
     print(settings_table())
+
+
+def _metrics(options: argparse.Namespace) -> None:
+    from app.observability.catalogue import metrics_table
+
+    print(metrics_table())
 
 
 if __name__ == "__main__":

@@ -20,10 +20,11 @@ ROLES = Path(__file__).parent.parent / "ops/postgres/roles.sql"
 
 
 class Urls(NamedTuple):
-    """The same database for the API and for migrations: each has a role of its own, as in production."""
+    """The same database for the API, migrations and the exporter: each has a role of its own, as in production."""
 
     app: URL
     owner: URL
+    monitor: URL
 
 
 @contextmanager
@@ -91,7 +92,7 @@ def _start(server: Any) -> Urls:
     except (OSError, subprocess.SubprocessError, psycopg.Error) as error:
         raise LocalStackFailed(f"PostgreSQL did not start: {error}; its log is {server.log}") from error
     url = make_url(server.get_uri(database="headroom", driver="asyncpg"))
-    return Urls(app=url.set(username="headroom_app"), owner=url.set(username="headroom_owner"))
+    return Urls(*(url.set(username=f"headroom_{role}") for role in Urls._fields))
 
 
 def _stop(server: Any) -> None:

@@ -99,6 +99,7 @@ def _database(settings: Settings) -> Iterator[None]:
             files = {
                 "DATABASE_URL": (settings.local_database_url_file, urls.app),
                 "MIGRATION_DATABASE_URL": (settings.local_migration_database_url_file, urls.owner),
+                "EXPORTER_DATABASE_URL": (settings.local_monitor_database_url_file, urls.monitor),
             }
             for variable, (file, url) in files.items():
                 os.environ[variable] = url.render_as_string(hide_password=False)
@@ -143,7 +144,7 @@ def _run_programs(settings: Settings) -> None:
                 if program.poll() is not None:
                     raise LocalStackFailed(f"the {name} ended by itself with status {program.returncode}")
             if not ready and (ready := _answers(f"{api}/readyz")):
-                say(f"ready\n\n    API       {api}/docs\n    metrics   {exporter}/metrics\n")
+                say(f"ready\n\n    API       {api}/docs\n    pools     {exporter}/\n    metrics   {exporter}/metrics\n")
             elif not ready and monotonic() > deadline:
                 raise LocalStackFailed(f"{api}/readyz was not ready within {READY_WITHIN_SECONDS:g} s")
         say("stopping")

@@ -8,6 +8,7 @@ from time import monotonic
 
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from alembic.script.revision import RevisionError
 from sqlalchemy import URL, Connection, inspect, text
 
 from app.errors import BudgetExceeded, DatabaseUnavailable, SchemaMismatch
@@ -58,7 +59,7 @@ async def check_schema(settings: Settings) -> None:
     A database that does not answer is left for /readyz to report: the API may start while it is away.
     """
     url = settings.require_database_url()
-    wanted = set(ScriptDirectory.from_config(Config(toml_file=ROOT / "pyproject.toml")).get_heads())
+    wanted = set(_scripts().get_heads())
     deadline = monotonic() + settings.startup_timeout
     try:
         await wait_for(url, settings.startup_timeout)
@@ -71,6 +72,20 @@ async def check_schema(settings: Settings) -> None:
             await asyncio.sleep(RETRY_SECONDS)
     except DatabaseUnavailable as error:
         logger.warning("the schema was not checked: %s", error)
+
+
+def pending(revisions: set[str]) -> int:
+    """How many revisions of this code a database at these revisions does not have; 0 if it is ahead of the code."""
+    scripts = _scripts()
+    try:
+        missing = list(scripts.iterate_revisions("heads", tuple(revisions) or "base"))
+    except RevisionError:  # it has one that this code does not know: a newer release has migrated it
+        return 0
+    return len(missing)
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(Config(toml_file=ROOT / "pyproject.toml"))
 
 
 async def before_start(settings: Settings) -> None:

@@ -171,6 +171,21 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=1_048_576, ge=1, description="Largest request body, in bytes.")
     exporter_host: str = Field(default="127.0.0.1", description="IPv4 address the exporter listens on.")
     exporter_port: Port = Field(default=9464, description="Port the exporter listens on.")
+    exporter_database_url: DatabaseURL | None = Field(
+        default=None,
+        description="What the exporter asks for the server's view: directly, as a role with `pg_monitor`. Default: the "
+        "database of `make run`, or `DATABASE_URL`.",
+        json_schema_extra={"secret": True},
+    )
+    pgbouncer_admin_url: DatabaseURL | None = Field(
+        default=None,
+        description="PgBouncer's console, for the exporter, as one of its `stats_users`. Default: `DATABASE_URL` with "
+        "the database `pgbouncer`, where `DB_POOLER=pgbouncer`.",
+        json_schema_extra={"secret": True},
+    )
+    exporter_deadline: float = Field(
+        default=0.75, gt=0, description="Seconds after which a scrape is answered without what is not there yet."
+    )
     metrics_dir: Path = Field(
         default=Path(".data/metrics"),
         description="Directory that workers write and the exporter reads, a folder a replica.",
@@ -194,9 +209,26 @@ class Settings(BaseSettings):
         """The same for migrations."""
         return self.data_dir / "migration-database-url"
 
+    @property
+    def local_monitor_database_url_file(self) -> Path:
+        """The same for the exporter."""
+        return self.data_dir / "monitor-database-url"
+
     def known_database_url(self) -> URL | None:
         """The database to use, if there is one."""
         return self.database_url or _url_in(self.local_database_url_file)
+
+    def known_exporter_database_url(self) -> URL | None:
+        """What the exporter asks for the server's view, if there is one."""
+        local = _url_in(self.local_monitor_database_url_file) if self.database_url is None else None
+        return self.exporter_database_url or local or self.known_database_url()
+
+    def known_pgbouncer_admin_url(self) -> URL | None:
+        """PgBouncer's console, if there is one."""
+        if self.db_pooler != "pgbouncer":
+            return None
+        url = self.known_database_url()
+        return self.pgbouncer_admin_url or (url and url.set(database="pgbouncer"))
 
     def require_database_url(self) -> URL:
         """The database to use. Raises ConfigurationError where there is none."""

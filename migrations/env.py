@@ -24,6 +24,16 @@ assert registry  # importing it has put the tables of every domain into the meta
 
 LOCK = crc32(b"headroom migrations")
 LOCK_POLL_SECONDS = 0.2
+GRANT = """
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'headroom_monitor') AND to_regclass('alembic_version') IS NOT NULL
+    THEN
+        GRANT SELECT ON alembic_version TO headroom_monitor;
+    END IF;
+END
+$$
+"""
 # They change nothing, and are what an operator wants to run while a migration is stuck.
 READ_ONLY_COMMANDS = {"check", "current", "history", "show"}
 
@@ -90,8 +100,16 @@ async def run(settings: Settings) -> None:
                 await take_lock(connection, settings.migration_lock_timeout)
             async with engine.connect() as migration:
                 await migration.run_sync(migrate)
+                if command() not in READ_ONLY_COMMANDS and engine.dialect.name == "postgresql":
+                    await let_the_exporter_see(migration)
     finally:
         await engine.dispose()
+
+
+async def let_the_exporter_see(connection: AsyncConnection) -> None:
+    """Which revisions there are, and nothing else of ours. The table is Alembic's: no revision makes it."""
+    async with connection.begin():
+        await connection.execute(text(GRANT))
 
 
 def command() -> str | None:

@@ -39,3 +39,5 @@ done
 random secret_key 32
 url database_url postgresql+psycopg://headroom_app app_password pgbouncer:6432/headroom
 url migration_database_url postgresql+psycopg://headroom_owner owner_password postgres:5432/headroom
+url monitor_database_url postgresql+psycopg://headroom_monitor monitor_password postgres:5432/headroom
+url pgbouncer_admin_url postgresql+psycopg://headroom_monitor monitor_password pgbouncer:6432/pgbouncer

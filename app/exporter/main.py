@@ -1,37 +1,97 @@
-"""The exporter's HTTP side: `/metrics` for Prometheus, `/healthz` for whoever started it."""
+"""The exporter's HTTP side: `/metrics` for Prometheus, `/` for people, `/healthz` for whoever started it."""
 
+import asyncio
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import uvicorn
-from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
+from sqlalchemy import URL
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 
-from app.exporter.replicas import ReplicaCollector
+from app.exporter.asker import Asker
+from app.exporter.budget import BudgetCollector
+from app.exporter.live import Live
+from app.exporter.pgbouncer import PgBouncerCollector
+from app.exporter.replicas import ReplicasCollector
+from app.exporter.scrape import Collector, Scraper
+from app.exporter.server import MigrationsCollector, ServerCollector
+from app.settings import Settings
+
+PAGE = Path(__file__).parent / "page"
+# The page is the exporter's own files and nothing else, appears in no frame, and tells nobody where it was.
+PAGE_HEADERS = {
+    "content-security-policy": "default-src 'self'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
 
 
-def create_exporter(metrics_dir: Path) -> Starlette:
-    registry = CollectorRegistry()
-    registry.register(ReplicaCollector(metrics_dir))
+def create_exporter(settings: Settings) -> Starlette:
+    """The application. It looks at everything by itself, once it has started; `app.state.live` is what it saw."""
+    server, console = _asker(settings.known_exporter_database_url()), _asker(settings.known_pgbouncer_admin_url())
+    budget = BudgetCollector(settings, server, console)
+    collectors: list[Collector] = [ReplicasCollector(settings.metrics_dir)]
+    if server:
+        collectors += [ServerCollector(server), MigrationsCollector(server)]
+    if console:
+        collectors.append(PgBouncerCollector(console))
+    scraper = Scraper([*collectors, budget], settings.exporter_deadline)
+    live = Live(scraper, budget)
 
-    def metrics(request: Request) -> Response:  # not async: it reads files, so it runs in a thread
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        looking = asyncio.create_task(live.run(), name="live view")
+        try:
+            yield
+        finally:
+            looking.cancel()
+            with suppress(asyncio.CancelledError):
+                await looking
+            await scraper.close()
+            for asker in (server, console):
+                if asker:
+                    await asker.close()
+
+    async def metrics(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(registry), headers={"content-type": content_type})
+        return Response(encode(await scraper.scrape()), headers={"content-type": content_type})
+
+    async def document(request: Request) -> Response:
+        return JSONResponse(live.document, headers={"cache-control": "no-store"})
+
+    async def page(request: Request) -> Response:
+        return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
 
     async def healthz(request: Request) -> Response:
         return PlainTextResponse("ok\n")
 
-    return Starlette(routes=[Route("/metrics", metrics), Route("/healthz", healthz)])
+    return Starlette(
+        routes=[
+            Route("/", page),
+            Route("/live.json", document),
+            Route("/metrics", metrics),
+            Route("/healthz", healthz),
+            Mount("/page", StaticFiles(directory=PAGE)),
+        ],
+        lifespan=lifespan,
+    )
 
 
-def serve(*, metrics_dir: Path, host: str, port: int) -> None:
+def _asker(url: URL | None) -> Asker | None:
+    return Asker(url) if url is not None and url.get_backend_name() == "postgresql" else None
+
+
+def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises OSError where the address cannot be had."""
-    with socket.create_server((host, port)) as listener:
+    with socket.create_server((settings.exporter_host, settings.exporter_port)) as listener:
         config = uvicorn.Config(
-            create_exporter(metrics_dir), log_config=None, access_log=False, timeout_graceful_shutdown=2
+            create_exporter(settings), log_config=None, access_log=False, timeout_graceful_shutdown=2
         )
         uvicorn.Server(config).run(sockets=[listener])

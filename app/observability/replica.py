@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
 
@@ -21,7 +22,8 @@ logger = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 0.25
 # Long enough for a machine that swaps or a process that was paused; short enough for a dashboard.
 STALE_AFTER_SECONDS = 10.0
-LONG_DEAD_SECONDS = 86_400.0
+# Long enough for everyone's last scrape of what a dead replica has counted.
+LONG_DEAD_SECONDS = 600.0
 
 _directory: Path | None = None
 _worker = "0"  # the master, or a process that has no siblings
@@ -52,9 +54,17 @@ def open_directory(directory: Path) -> None:
 def _remove_long_dead(directory: Path) -> None:
     """Remove the folders of replicas that are no more: a container's name is used once."""
     for folder in directory.iterdir():
-        beats = [file.stat().st_mtime for file in folder.glob("*.alive")] or [folder.stat().st_mtime]
-        if time.time() - max(beats) > LONG_DEAD_SECONDS:
+        if time.time() - last_beat(folder) > LONG_DEAD_SECONDS:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def last_beat(directory: Path) -> float:
+    """When a replica's directory last heard of a worker, in Unix time; when it was made, if it never has."""
+    beats = []
+    for path in (*directory.glob("*.alive"), directory):
+        with suppress(FileNotFoundError):
+            beats.append(path.stat().st_mtime)
+    return max(beats, default=0.0)
 
 
 def enter_worker(slot: int) -> None:

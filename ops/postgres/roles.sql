@@ -46,8 +46,10 @@ ALTER ROLE headroom_app SET idle_in_transaction_session_timeout = '10s';
 -- that no pool counts.
 ALTER ROLE headroom_app SET client_connection_check_interval = '1s';
 
--- The exporter: what the server knows of itself, and none of the data.
+-- The exporter: what the server knows of itself, and none of the data. (The migration job lets it read which revisions
+-- there are: migrations/env.py.)
 GRANT pg_monitor TO headroom_monitor;
+GRANT USAGE ON SCHEMA public TO headroom_monitor;
 ALTER ROLE headroom_monitor SET statement_timeout = '2s';
 DO $$
 BEGIN

@@ -6,30 +6,14 @@ from collections.abc import Iterator
 import httpx
 import pytest
 import uvloop
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import URL
 
 from tests.support.holding import holding_api
 from tests.support.load import Answers, load, percentile
-from tests.support.postgres import ROLES, as_role, connect, run_postgres
-from tests.support.stacks import ROOT
+from tests.support.postgres import as_role, connect
 from tests.support.waiting import eventually
 
 SECONDS = 5
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
-    """As its superuser."""
-    with run_postgres(tmp_path_factory.mktemp("postgres")) as server, server.database() as url:
-        with connect(url) as connection:
-            connection.execute(ROLES)
-        with pytest.MonkeyPatch.context() as environment:
-            owner = as_role(url, "headroom_owner").render_as_string(hide_password=False)
-            environment.setenv("MIGRATION_DATABASE_URL", owner)
-            command.upgrade(Config(toml_file=ROOT / "pyproject.toml"), "head")
-        yield url
 
 
 @pytest.fixture(scope="module", params=["asyncpg", "psycopg"])

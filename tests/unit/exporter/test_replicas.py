@@ -5,11 +5,11 @@ import time
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import Metric
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
-from prometheus_client.parser import text_string_to_metric_families
 
-from app.exporter.replicas import ReplicaCollector
+from app.exporter.replicas import ReplicasCollector
+from app.exporter.scrape import Incomplete
 from app.observability import replica
 
 Samples = dict[tuple[str, str, str], float]
@@ -30,11 +30,13 @@ def write(directory: Path, worker: int, *, used: float, requests: float = 0, bea
 
 
 def scrape(directory: Path) -> Samples:
-    registry = CollectorRegistry()
-    registry.register(ReplicaCollector(directory))
+    return samples(ReplicasCollector(directory).read())
+
+
+def samples(metrics: list[Metric]) -> Samples:
     return {
         (sample.name, sample.labels["replica"], sample.labels.get("worker", "")): sample.value
-        for family in text_string_to_metric_families(generate_latest(registry).decode())
+        for family in metrics
         for sample in family.samples
     }
 
@@ -96,3 +98,26 @@ def test_a_file_that_vanishes_during_the_scrape_costs_its_replica_one_scrape(
 def test_there_may_be_no_replica_yet(tmp_path: Path) -> None:
     assert scrape(tmp_path / "missing") == {}
     assert scrape(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "content", [b"abc", b"\x7f" * 64, b"\x40\x00\x00\x00" + b"\x00" * 60], ids=["short", "noise", "torn"]
+)
+def test_a_file_that_makes_no_sense_is_named_and_the_others_count(tmp_path: Path, content: bytes) -> None:
+    write(tmp_path / "a", 1, used=2, requests=10)
+    (tmp_path / "a" / "counter_2.db").write_bytes(content)
+
+    with pytest.raises(Incomplete, match=r"a/counter_2.db") as incomplete:
+        ReplicasCollector(tmp_path).read()
+
+    assert samples(incomplete.value.metrics) == {("connections", "a", "1"): 2, ("requests_total", "a", ""): 10}
+
+
+def test_a_replica_that_is_long_dead_is_left_out(tmp_path: Path) -> None:
+    write(tmp_path / "a", 1, used=2, requests=10)
+    write(tmp_path / "b", 1, used=3, requests=20)
+    long_ago = time.time() - replica.LONG_DEAD_SECONDS - 1
+    for path in (*(tmp_path / "a").iterdir(), tmp_path / "a"):
+        os.utime(path, (long_ago, long_ago))
+
+    assert {labels for _, labels, _ in scrape(tmp_path)} == {"b"}

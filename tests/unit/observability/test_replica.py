@@ -36,8 +36,8 @@ work(1, 10); work(2, 20)
 replica.leave_worker(1)
 work(1, 5)
 replica.leave_worker(2)
-from app.exporter.replicas import ReplicaCollector
-families = ReplicaCollector(directory.parent).collect()
+from app.exporter.replicas import ReplicasCollector
+families = ReplicasCollector(directory.parent).read()
 print(json.dumps({f"{s.name}/{s.labels.get('worker', '')}": s.value for f in families for s in f.samples}))
 print(json.dumps(sorted(path.name for path in directory.iterdir())))
 """
@@ -77,11 +77,12 @@ def test_a_replacement_adds_no_files(outcome: tuple[dict[str, float], list[str]]
 
 
 def test_folders_of_replicas_that_are_long_dead_are_removed(tmp_path: Path) -> None:
-    for name, age in (("alive", 0), ("resting", 3600), ("dead", 2 * 86_400)):
+    for name, age in (("alive", 0), ("resting", 60), ("dead", replica.LONG_DEAD_SECONDS + 1)):
         folder = tmp_path / name
         folder.mkdir()
         (folder / "1.alive").touch()
-        os.utime(folder / "1.alive", (time.time() - age,) * 2)
+        for path in (folder / "1.alive", folder):
+            os.utime(path, (time.time() - age,) * 2)
     program = "import sys; from pathlib import Path; from app.observability import replica\n"
     program += "for _ in range(2): replica.open_directory(Path(sys.argv[1]))"
 

@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help run up down secrets budget seed migrate migration downgrade current history \
-        test test-unit test-integration test-stack bench-pages bench-overload lint format types contracts check lock clean
+        test test-unit test-integration test-stack bench-pages bench-overload bench-metrics lint format types contracts check lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ test-stack: $(READY) ## run the tests of the whole stack, in containers and as l
 
 bench-pages: $(READY) ## measure pages at depth, search and sign-in on a million posts (needs Docker)
 	@$(BIN)/python -m tests.load.pages
+
+bench-metrics: $(READY) ## measure what the metrics cost: a request with and without, a scrape after 2,000 worker deaths
+	@$(BIN)/python -m tests.load.metrics
 
 bench-overload: $(READY) ## measure goodput and refusals with 300 and 1,000 clients, beside the textbook's settings
 	@$(BIN)/python -m tests.load.overload

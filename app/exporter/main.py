@@ -12,7 +12,7 @@ from sqlalchemy import URL
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from app.exporter.asker import Asker
@@ -66,22 +66,27 @@ def create_exporter(settings: Settings) -> Starlette:
     async def document(request: Request) -> Response:
         return JSONResponse(live.document, headers={"cache-control": "no-store"})
 
-    async def page(request: Request) -> Response:
-        return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
-
     async def healthz(request: Request) -> Response:
         return PlainTextResponse("ok\n")
 
     return Starlette(
         routes=[
-            Route("/", page),
+            *page_routes(),
             Route("/live.json", document),
             Route("/metrics", metrics),
             Route("/healthz", healthz),
-            Mount("/page", StaticFiles(directory=PAGE)),
         ],
         lifespan=lifespan,
     )
+
+
+def page_routes() -> list[BaseRoute]:
+    """The live page, and the files that it consists of."""
+
+    async def page(request: Request) -> Response:
+        return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
+
+    return [Route("/", page), Mount("/page", StaticFiles(directory=PAGE))]
 
 
 def _asker(url: URL | None) -> Asker | None:

@@ -107,9 +107,12 @@ async def run(settings: Settings) -> None:
 
 
 async def let_the_exporter_see(connection: AsyncConnection) -> None:
-    """Which revisions there are, and nothing else of ours. The table is Alembic's: no revision makes it."""
-    async with connection.begin():
-        await connection.execute(text(GRANT))
+    """Which revisions there are, and nothing else of ours. The table is Alembic's: no revision makes it.
+
+    No `connection.begin()`: where there was nothing to migrate, Alembic leaves the transaction open that it read in.
+    """
+    await connection.execute(text(GRANT))
+    await connection.commit()
 
 
 def command() -> str | None:

@@ -73,6 +73,15 @@ def test_a_revision_goes_up_down_and_up_again(revision: str, target: URL, alembi
     assert schema(target) == after
 
 
+def test_migrating_what_is_migrated_changes_nothing(target: URL, alembic_config: Config) -> None:
+    command.upgrade(alembic_config, "head")
+    before = schema(target)
+
+    command.upgrade(alembic_config, "head")
+
+    assert schema(target) == before
+
+
 def test_the_models_and_the_migrations_describe_the_same_schema(target: URL, alembic_config: Config) -> None:
     command.upgrade(alembic_config, "head")
     command.check(alembic_config)

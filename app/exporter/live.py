@@ -131,7 +131,6 @@ class Live:
 
     def _limit(self, now: View, limit: Inequality) -> dict[str, Any]:
         observed = self._budget.observed.get(limit.name)
-        reserved = -sum(term.connections for term in limit.supplied if term.connections < 0)
         return {
             "name": limit.name,
             "ok": limit.headroom >= 0,
@@ -139,8 +138,8 @@ class Live:
             "supply": limit.supply,
             "headroom": limit.headroom,
             "observed": observed,
-            "total": limit.supply + reserved,
-            "segments": _segments(now, limit, observed, reserved),
+            "total": limit.supply + _reserved(limit),
+            "segments": segments(now, limit, observed),
             "terms": [
                 {"name": term.name, "connections": term.connections} for term in (*limit.demanded, *limit.supplied)
             ],
@@ -148,8 +147,12 @@ class Live:
         }
 
 
-def _segments(now: View, limit: Inequality, observed: int | None, reserved: int) -> list[dict[str, Any]]:
-    """What is admitted, in parts: together they are `supply` and what is reserved, or `demand` where that is more."""
+def _reserved(limit: Inequality) -> int:
+    return -sum(term.connections for term in limit.supplied if term.connections < 0)
+
+
+def segments(now: View, limit: Inequality, observed: int | None) -> list[dict[str, Any]]:
+    """What a limit admits, in parts, and what is reserved; what is promised or open beyond it is there, too."""
     used = overflow = idle = 0
     if any(term.name == "api" for term in limit.demanded):  # the pools' connections are what it counts
         idle = _number(now.total(catalogue.POOL_CONNECTIONS, state="idle"))
@@ -167,7 +170,7 @@ def _segments(now: View, limit: Inequality, observed: int | None, reserved: int)
         "other": other,
         "promised": promised,
         "free": free,
-        "reserved": reserved,
+        "reserved": _reserved(limit),
     }
     return [{"key": key, "connections": number} for key, number in numbers.items()]
 

@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help run up down secrets budget seed migrate migration downgrade current history \
-        test test-unit test-integration test-stack bench-pages bench-overload bench-metrics lint format types contracts check lock clean
+        test test-unit test-integration test-stack bench-pages bench-overload bench-metrics dashboard lint format types contracts check lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ bench-metrics: $(READY) ## measure what the metrics cost: a request with and wit
 
 bench-overload: $(READY) ## measure goodput and refusals with 300 and 1,000 clients, beside the textbook's settings
 	@$(BIN)/python -m tests.load.overload
+
+dashboard: $(READY) ## write Grafana's dashboard from ops/grafana/dashboard.py
+	@$(BIN)/python ops/grafana/dashboard.py
 
 lint: $(READY) ## check style
 	@$(BIN)/ruff check .

@@ -4,7 +4,6 @@ import asyncio
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -15,15 +14,7 @@ from tests.support.docker import require_engine
 from tests.support.stacks import ROOT, ProdStack
 from tests.support.waiting import eventually
 
-SERVICES = ["postgres", "migrate", "pgbouncer", "api", "exporter"]
-
-
-@pytest.fixture(scope="module")
-def prod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProdStack]:
-    require_engine()
-    secrets = tmp_path_factory.mktemp("secrets") / "prod"
-    with ProdStack(f"headroom-prod-{os.getpid()}", secrets).running() as prod:
-        yield prod
+SERVICES = ["postgres", "migrate", "pgbouncer", "api", "exporter", "prometheus"]
 
 
 def test_what_is_written_through_one_replica_is_read_through_the_other(prod: ProdStack) -> None:
@@ -64,11 +55,12 @@ def test_the_migration_ran_once_and_ended(prod: ProdStack) -> None:
     assert (state["Status"], state["ExitCode"]) == ("exited", 0)
 
 
-def test_nothing_but_the_api_is_published_and_that_on_the_loopback_address(prod: ProdStack) -> None:
+def test_what_is_published_is_published_on_the_loopback_address(prod: ProdStack) -> None:
     for service in SERVICES:
         bindings = prod.inspect(service)["HostConfig"]["PortBindings"] or {}
         hosts = {binding["HostIp"] for published in bindings.values() for binding in published}
-        assert hosts == ({"127.0.0.1"} if service == "api" else set()), service
+        published = {"api", "exporter", "prometheus"}
+        assert hosts == ({"127.0.0.1"} if service in published else set()), service
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -88,7 +80,7 @@ def test_a_container_can_do_what_it_must_and_no_more(prod: ProdStack, service: s
 def test_no_secret_is_in_the_environment_or_in_the_log(prod: ProdStack) -> None:
     folder = Path(prod.environment["SECRETS_DIR"])
     secrets = [file.read_text() for file in folder.iterdir()]
-    assert len(secrets) == 8
+    assert len(secrets) == 10
     seen = "".join(str(prod.inspect(service)["Config"]) for service in SERVICES) + prod.compose("logs")
 
     assert not [secret for secret in secrets if secret in seen]

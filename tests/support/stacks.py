@@ -238,8 +238,16 @@ class ProdStack(Compose):
     def __init__(self, name: str, secrets: Path, **environment: str) -> None:
         ports = free_ports(2)
         self.apis = [f"http://127.0.0.1:{port}" for port in ports]
+        exporter, prometheus = free_port(), free_port()
+        self.exporter, self.prometheus = f"http://127.0.0.1:{exporter}", f"http://127.0.0.1:{prometheus}"
         super().__init__(
-            name, "compose.prod.yml", SECRETS_DIR=str(secrets), API_PORTS=f"{ports[0]}-{ports[-1]}", **environment
+            name,
+            "compose.prod.yml",
+            SECRETS_DIR=str(secrets),
+            API_PORTS=f"{ports[0]}-{ports[-1]}",
+            EXPORTER_PORT=str(exporter),
+            PROMETHEUS_PORT=str(prometheus),
+            **environment,
         )
         subprocess.run([ROOT / "ops/make-secrets.sh", secrets], check=True, capture_output=True)
 

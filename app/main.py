@@ -66,6 +66,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             pool_max_waiters=settings.db_pool_max_waiters,
             pool_recycle=settings.db_pool_recycle,
             pool_ping_after=settings.db_pool_ping_after if settings.db_pool_pre_ping else None,
+            pool_shrink_after=settings.db_pool_shrink_after,
             one_per_task=True,
             meter=pool_metrics,
         )

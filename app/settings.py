@@ -120,6 +120,9 @@ class Settings(BaseSettings):
     db_pool_ping_after: float = Field(
         default=0.5, ge=0, description="Seconds of idleness after which a connection is tested."
     )
+    db_pool_shrink_after: float = Field(
+        default=10.0, ge=0, description="Seconds after which a connection beyond `DB_POOL_SIZE` is closed if idle."
+    )
     db_pool_leak_after: float = Field(
         default=30.0,
         gt=0,

@@ -27,6 +27,7 @@ def make_engine(
     pool_max_waiters: int = 100,
     pool_recycle: int = 3600,
     pool_ping_after: float | None = 0.5,
+    pool_shrink_after: float = 10.0,
     one_per_task: bool = False,
     connect_timeout: float = 5.0,
     meter: PoolMeter | None = None,
@@ -49,6 +50,7 @@ def make_engine(
         max_waiters=pool_max_waiters,
         pool_recycle=pool_recycle,
         ping_after=pool_ping_after,
+        shrink_after=pool_shrink_after,
         one_per_task=one_per_task,
         meter=meter,
         hide_parameters=True,  # they are in the text of every error, and passwords' hashes are among them

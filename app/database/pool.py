@@ -9,6 +9,7 @@ waits is told that there is room again.
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -56,7 +57,10 @@ class PoolState(NamedTuple):
 
 
 class HeadroomPool(Pool):
-    """A pool of at most `pool_size + max_overflow` connections, of which `pool_size` are kept when nobody needs them.
+    """A pool of at most `pool_size + max_overflow` connections, of which `pool_size` are kept when nobody needs them:
+    one beyond is closed when nobody has needed it for `shrink_after` seconds. (SQLAlchemy's closes it when it comes
+    back. Eight requests at a time on a pool of five then open a connection for every third, which costs more than the
+    request: measured, 4 times the application's processor time and 5 times the server's.)
 
     When all are taken, up to `max_waiters` wait, first come first served; whoever comes then is refused at once.
     Getting a connection takes `timeout` seconds at the most, with a ping and a connect if they are needed:
@@ -82,6 +86,7 @@ class HeadroomPool(Pool):
         timeout: float = 3.0,
         max_waiters: int = 100,
         ping_after: float | None = 0.5,
+        shrink_after: float = 10.0,
         one_per_task: bool = False,
         meter: PoolMeter | None = None,
         **kwargs: Any,
@@ -92,11 +97,14 @@ class HeadroomPool(Pool):
         self._timeout = timeout
         self._max_waiters = max_waiters
         self._ping_after = ping_after
+        self._shrink_after = shrink_after
         self._one_per_task = one_per_task
         self._meter = meter or NoMeter()
         # Places taken: by a connection that is idle or in use, and by one that is just being opened or closed.
         self._taken = 0
+        # The one that came back last is at the end, and goes out first.
         self._idle: list[ConnectionPoolEntry] = []
+        self._shrinking: asyncio.TimerHandle | asyncio.Task[None] | None = None
         # In order of arrival. The result is a connection, or None for a place in which to open one.
         self._waiters: dict[asyncio.Future[ConnectionPoolEntry | None], None] = {}
         self._holders: set[asyncio.Task[Any]] = set()
@@ -119,6 +127,7 @@ class HeadroomPool(Pool):
             timeout=self._timeout,
             max_waiters=self._max_waiters,
             ping_after=self._ping_after,
+            shrink_after=self._shrink_after,
             one_per_task=self._one_per_task,
             meter=self._meter,
             recycle=self._recycle,
@@ -132,6 +141,8 @@ class HeadroomPool(Pool):
     def dispose(self) -> None:
         """Close what is idle, and from now on whatever comes back."""
         self._disposed = True
+        if isinstance(self._shrinking, asyncio.TimerHandle):
+            self._shrinking.cancel()
         while self._idle:
             self._close(self._idle.pop(), "disposed")
 
@@ -199,10 +210,32 @@ class HeadroomPool(Pool):
             return
         if self._disposed:
             self._close(record, "disposed")
-        elif len(self._idle) >= self._size:
-            self._close(record, "surplus")
-        else:
-            self._idle.append(record)
+            return
+        self._idle.append(record)
+        if self._taken > self._size and self._shrinking is None:
+            self._shrink_later(self._shrink_after)
+
+    def _shrink_later(self, seconds: float) -> None:
+        with suppress(RuntimeError):  # no loop: the garbage collector brings back what a loop left behind
+            self._shrinking = asyncio.get_running_loop().call_later(seconds, self._shrink_now)
+
+    def _shrink_now(self) -> None:
+        self._shrinking = asyncio.create_task(greenlet_spawn(self._shrink))
+
+    def _shrink(self) -> None:
+        """Close what is open beyond the size and has not been needed for a while, the coldest first."""
+        again_in = 0.0
+        try:
+            while self._taken > self._size and self._idle:
+                since: float = self._idle[0].info[_IDLE_SINCE]
+                again_in = since + self._shrink_after - time.monotonic()
+                if again_in > 0:
+                    break
+                self._close(self._idle.pop(0), "surplus")
+        finally:
+            self._shrinking = None
+            if again_in > 0:
+                self._shrink_later(again_in)
 
     def _take(self) -> ConnectionPoolEntry:
         if self._idle:

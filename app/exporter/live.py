@@ -156,8 +156,8 @@ def segments(now: View, limit: Inequality, observed: int | None) -> list[dict[st
     used = overflow = idle = 0
     if any(term.name == "api" for term in limit.demanded):  # the pools' connections are what it counts
         idle = _number(now.total(catalogue.POOL_CONNECTIONS, state="idle"))
-        overflow = _number(now.total(catalogue.POOL_CONNECTIONS_OVERFLOW))
-        used = max(0, _number(now.total(catalogue.POOL_CONNECTIONS, state="used")) - overflow)
+        overflow = _used_overflow(now)
+        used = _number(now.total(catalogue.POOL_CONNECTIONS, state="used")) - overflow
     ours = used + overflow + idle
     # The views are taken one after the other: what the pools have just closed can still be on the server.
     other = max(0, (observed or 0) - ours)
@@ -173,6 +173,16 @@ def segments(now: View, limit: Inequality, observed: int | None) -> list[dict[st
         "reserved": _reserved(limit),
     }
     return [{"key": key, "connections": number} for key, number in numbers.items()]
+
+
+def _used_overflow(now: View) -> int:
+    """Connections in use beyond the size of their pool; an idle one beyond it is idle in the first place."""
+    beyond = 0
+    for labels, used in now.each(catalogue.POOL_CONNECTIONS, state="used"):
+        whose = {name: value for name, value in labels.items() if name != "state"}
+        size = now.value(catalogue.POOL_CONNECTIONS_IDLE_MAX, **whose)
+        beyond += max(0, _number(used - size)) if size is not None else 0
+    return beyond
 
 
 def _pools(now: View) -> dict[str, int]:

@@ -221,10 +221,10 @@ function showWorkers(workers, pools, server, now) {
     },
     (row, worker) => {
       const cells = [...row.children];
-      const within = Math.max(0, worker.used - worker.overflow);
+      const beyond = Math.max(0, worker.used - worker.size);
       fillBar(cells[2].firstElementChild, [
-        { key: "used", connections: within },
-        { key: "overflow", connections: worker.overflow },
+        { key: "used", connections: worker.used - beyond },
+        { key: "overflow", connections: beyond },
         { key: "idle", connections: worker.idle },
         { key: "promised", connections: Math.max(0, worker.max - worker.used - worker.idle) },
       ]);

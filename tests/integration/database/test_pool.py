@@ -259,12 +259,33 @@ async def test_a_request_never_holds_two_connections(new_database: NewDatabase) 
         assert all(both), "and so are two requests"
 
 
-async def test_overflow_goes_when_nobody_needs_it(new_database: NewDatabase, opened: Callable[[], int]) -> None:
-    async with new_database(pool_size=1, max_overflow=2) as database:
+async def test_overflow_goes_when_nobody_has_needed_it_for_a_while(
+    new_database: NewDatabase, opened: Callable[[], int]
+) -> None:
+    async with new_database(pool_size=1, max_overflow=2, pool_shrink_after=0.2) as database:
         async with held(database), held(database), held(database):
             assert state(database) == PoolState(size=1, max_overflow=2, idle=0, used=3, waiting=0)
-        assert state(database) == PoolState(size=1, max_overflow=2, idle=1, used=0, waiting=0)
+        assert state(database) == PoolState(size=1, max_overflow=2, idle=3, used=0, waiting=0)
+
         await eventually_async(lambda: _is(opened() == 1), within=5)
+        assert state(database) == PoolState(size=1, max_overflow=2, idle=1, used=0, waiting=0)
+
+
+async def test_overflow_stays_while_it_is_needed_and_no_request_waits_for_it_to_be_closed(
+    new_database: NewDatabase, opened: Callable[[], int]
+) -> None:
+    async with new_database(pool_size=1, max_overflow=2, pool_shrink_after=0.4) as database:
+        until = monotonic() + 1.2
+        pids = set()
+        while monotonic() < until:
+            rows = await asyncio.gather(*(database.read.first(PID) for _ in range(3)))
+            pids |= {row["pid"] for row in rows if row}
+        assert len(pids) == 3, "none was closed and opened again"
+
+        # One of them is in use all the time: what is beyond the size is the other two.
+        async with held(database):
+            await eventually_async(lambda: _is(opened() == 1), within=5)
+            assert state(database) == PoolState(size=1, max_overflow=2, idle=0, used=1, waiting=0)
 
 
 async def test_what_comes_back_after_the_pool_was_disposed_of_is_closed(

@@ -14,7 +14,7 @@ def view(used: int, idle: int, overflow: int) -> View:
         0,
         [
             many(catalogue.POOL_CONNECTIONS, [({"state": "used"}, used), ({"state": "idle"}, idle)]),
-            many(catalogue.POOL_CONNECTIONS_OVERFLOW, [({}, overflow)]),
+            many(catalogue.POOL_CONNECTIONS_IDLE_MAX, [({}, used - overflow if overflow else 100)]),
         ],
     )
 
@@ -35,7 +35,7 @@ def test_the_picture_of_a_limit_leaves_nothing_out_and_counts_nothing_twice(
     }
 
     assert min(parts.values()) >= 0
-    assert parts["used"] + parts["overflow"] == used
+    assert (parts["used"], parts["overflow"]) == (used - overflow, overflow)
     assert parts["idle"] == idle
     opened = max(used + idle, observed or 0)
     assert parts["used"] + parts["overflow"] + parts["idle"] + parts["other"] == opened

@@ -18,9 +18,9 @@ from sqlalchemy import URL
 
 from app.database.libpq import parameters
 from app.observability.replica import HEARTBEAT_SECONDS
-from tests.support.holding import exporter_of, holding_api
 from tests.support.load import load
 from tests.support.postgres import as_role
+from tests.support.serving import exporter_of, holding_api
 from tests.support.stacks import Stack, scrape, total
 from tests.support.waiting import eventually
 

@@ -8,9 +8,9 @@ import pytest
 import uvloop
 from sqlalchemy import URL
 
-from tests.support.holding import holding_api
 from tests.support.load import Answers, load, percentile
 from tests.support.postgres import as_role, connect
+from tests.support.serving import holding_api
 from tests.support.waiting import eventually
 
 SECONDS = 5

@@ -1,7 +1,6 @@
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from alembic import command
 from alembic.config import Config
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
@@ -11,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.database import Database, make_engine
 from app.main import create_app
 from app.settings import Settings
-from tests.support.postgres import ROLES, PgBouncer, Server, as_role, connect, run_pgbouncer, run_postgres
+from tests.support.postgres import PgBouncer, Server, as_role, run_pgbouncer, run_postgres
 from tests.support.proxy import Proxy
 
 SECRET_KEY = "for tests only, for tests only, for tests only"
@@ -29,15 +28,9 @@ def alembic_config() -> Config:
 
 
 @pytest.fixture(scope="session")
-def migrated_template(postgres: Server, alembic_config: Config) -> Iterator[str]:
+def migrated_template(postgres: Server) -> Iterator[str]:
     """The name of a database with roles and tables, to be copied: faster than migrating one for each test."""
-    with postgres.database() as url:
-        with connect(url) as connection:
-            connection.execute(ROLES)
-        with pytest.MonkeyPatch.context() as environment:
-            owner = as_role(url, "headroom_owner").render_as_string(hide_password=False)
-            environment.setenv("MIGRATION_DATABASE_URL", owner)
-            command.upgrade(alembic_config, "head")
+    with postgres.migrated() as url:
         assert url.database
         yield url.database
 

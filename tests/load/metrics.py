@@ -16,10 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import pytest
 import uvloop
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import URL
 
 # prometheus_client decides at import whether values live in mapped files, as a worker's do.
@@ -31,7 +28,7 @@ from app.exporter.replicas import ReplicasCollector
 from app.observability.logging import configure_logging
 from app.observability.pool_metrics import PoolMetrics
 from app.settings import Settings
-from tests.support.postgres import ROLES, as_role, connect, run_postgres
+from tests.support.postgres import as_role, connect, run_postgres
 from tests.support.stacks import ROOT
 
 BLOCKS, REQUESTS = 40, 400
@@ -161,13 +158,7 @@ def scrape_times() -> None:
 
 
 def main() -> None:
-    with run_postgres(Path(tempfile.mkdtemp())) as server, server.database() as url:
-        with connect(url) as connection:
-            connection.execute(ROLES)
-        with pytest.MonkeyPatch.context() as environment:
-            owner = as_role(url, "headroom_owner").render_as_string(hide_password=False)
-            environment.setenv("MIGRATION_DATABASE_URL", owner)
-            command.upgrade(Config(toml_file=ROOT / "pyproject.toml"), "head")
+    with run_postgres(Path(tempfile.mkdtemp())) as server, server.migrated() as url:
         with connect(url) as connection:
             connection.execute(
                 "INSERT INTO users (email, name, password_hash)"

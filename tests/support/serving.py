@@ -1,4 +1,4 @@
-"""The API of `tests/load/holding.py` under Gunicorn, as it is deployed, on a database of a test server."""
+"""The API under Gunicorn, as it is deployed, on a database of a test server."""
 
 import os
 import subprocess
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 from sqlalchemy import URL
@@ -13,27 +14,46 @@ from sqlalchemy import URL
 from tests.support.stacks import ROOT, free_port
 from tests.support.waiting import eventually
 
+SECRET_KEY = "for tests only, for tests only, for tests only"
+
 
 @contextmanager
 def holding_api(url: URL, directory: Path, **settings: str) -> Iterator[str]:
-    """Its address, while the block runs. Its metrics are in `directory`/metrics-<port>."""
+    """The address of tests/load/holding.py, while the block runs."""
+    with gunicorn("tests.load.holding:create()", url, directory, **settings) as served:
+        yield served.address
+
+
+class Served(NamedTuple):
+    """An API that is up; `pid` is Gunicorn's master."""
+
+    port: int
+    pid: int
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+@contextmanager
+def gunicorn(application: str, url: URL, directory: Path, **settings: str) -> Iterator[Served]:
+    """An application of ours, while the block runs. Its metrics are in `directory`/metrics-<port>."""
     port = free_port()
     environment = {
         "DATABASE_URL": url.render_as_string(hide_password=False),
-        "SECRET_KEY": "for tests only, for tests only, for tests only",
+        "SECRET_KEY": SECRET_KEY,
         "METRICS_DIR": str(directory / f"metrics-{port}"),
         "API_PORT": str(port),
         "LOG_LEVEL": "error",
         "PYTHONPATH": str(ROOT),
     }
-    gunicorn = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "ops/gunicorn/gunicorn.conf.py")]
-    api = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "ops/gunicorn/gunicorn.conf.py"), application]
 
     def ready() -> bool:
-        return httpx.get(f"{api}/readyz").status_code == 200
+        return httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
 
-    with _running([*gunicorn, "tests.load.holding:create()"], directory, environment | settings, ready):
-        yield api
+    with running(command, directory, environment | settings, ready) as pid:
+        yield Served(port, pid)
 
 
 @contextmanager
@@ -50,14 +70,15 @@ def exporter_of(api: str, url: URL, directory: Path) -> Iterator[str]:
     def ready() -> bool:
         return httpx.get(f"{exporter}/healthz").status_code == 200
 
-    with _running([sys.executable, "-m", "app.cli", "exporter"], directory, environment, ready):
+    with running([sys.executable, "-m", "app.cli", "exporter"], directory, environment, ready):
         yield exporter
 
 
 @contextmanager
-def _running(
+def running(
     command: Sequence[str], directory: Path, environment: dict[str, str], ready: Callable[[], bool]
-) -> Iterator[None]:
+) -> Iterator[int]:
+    """The pid of a process that is ready, while the block runs. Its output goes to a file in `directory`."""
     with (directory / f"{free_port()}.log").open("wb") as log:
         process = subprocess.Popen(
             command, cwd=directory, env=os.environ | environment, stdout=log, stderr=subprocess.STDOUT
@@ -69,7 +90,7 @@ def _running(
 
         try:
             eventually(up, within=30)
-            yield
+            yield process.pid
         finally:
             process.terminate()
             process.wait(timeout=30)

@@ -1,0 +1,47 @@
+"""Charts as SVG, for the documentation."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pygal  # type: ignore[import-untyped]
+from pygal.style import Style  # type: ignore[import-untyped]
+
+# Readable on a light and on a dark page: it has a background of its own. Colours that the colour-blind can tell apart
+# (Okabe and Ito).
+_STYLE = Style(
+    background="#ffffff",
+    plot_background="#ffffff",
+    colors=("#0072b2", "#d55e00", "#999999", "#009e73", "#cc79a7", "#e69f00"),
+    font_family="sans-serif",
+    label_font_size=12,
+    legend_font_size=12,
+    title_font_size=15,
+    value_font_size=10,
+)
+_SIZE = {"width": 880, "height": 420}
+
+
+def bars(file: Path, title: str, groups: Sequence[str], series: Mapping[str, Sequence[float]]) -> None:
+    """Groups of bars, one of each series."""
+    chart = pygal.Bar(
+        title=title, style=_STYLE, js=[], print_values=True, value_formatter=lambda value: f"{value:.0f}", **_SIZE
+    )
+    chart.x_labels = groups
+    for name, values in series.items():
+        chart.add(name, list(values))
+    _write(file, chart)
+
+
+def lines(
+    file: Path, title: str, x_title: str, y_title: str, series: Mapping[str, Sequence[tuple[float, float]]]
+) -> None:
+    """Lines of (x, y)."""
+    chart = pygal.XY(title=title, x_title=x_title, y_title=y_title, style=_STYLE, js=[], **_SIZE)
+    for name, points in series.items():
+        chart.add(name, list(points))
+    _write(file, chart)
+
+
+def _write(file: Path, chart: pygal.graph.graph.Graph) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    chart.render_to_file(str(file))

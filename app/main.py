@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from app import health, registry
-from app.database import Database, make_engine
+from app.database import Database, make_engine, warm_up
 from app.database.pool import pool_state
 from app.domains.auth.service import Authenticator, SignIn, SignInLimits
 from app.domains.auth.tokens import Tokens
@@ -20,6 +20,7 @@ from app.observability.pool_metrics import PoolMetrics
 from app.observability.process_metrics import ProcessMetrics
 from app.settings import Settings, load_settings
 from app.web import leaks
+from app.web.compiled import CompiledRoutes
 from app.web.deps import refuse_commit_after_answer
 from app.web.middleware import BodyLimitMiddleware, ErrorMiddleware, RequestMiddleware, SecurityHeadersMiddleware
 from app.web.pagination import Cursors
@@ -79,6 +80,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             leaks.report(engine, settings.db_pool_leak_after)
 
         introduce(app, Database(engine), settings)
+        await warm_up(engine)
         try:
             with replica.Heartbeat(publish):
                 yield
@@ -96,6 +98,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,  # to a host that the caller names
     )
     # Each is put around those before it: a request passes through them from the last to the first.
+    app.add_middleware(CompiledRoutes, application=app)
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
     app.add_middleware(ErrorMiddleware)
     if settings.cors_allow_origins:

@@ -1,8 +1,8 @@
-"""Reads on asyncpg's own connection, taken from SQLAlchemy's pool.
+"""Statements on asyncpg's own connection, taken from SQLAlchemy's pool.
 
 Measured for one row by primary key, process CPU: 726 microseconds through `AsyncConnection.execute()`, 228 with
-asyncpg's own pool, 170 this way. The statement is still written with SQLAlchemy and the pool is still SQLAlchemy's, so
-the budget, the gauges and the bounds apply. Only `ReadSession` knows that this module exists.
+asyncpg's own pool, 104 this way. The statement is still written with SQLAlchemy and the pool is still SQLAlchemy's, so
+the budget, the gauges and the bounds apply. Only `session.py` knows that this module exists.
 """
 
 import asyncio
@@ -13,14 +13,19 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import Float, Numeric, PoolProxiedConnection, Select
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.util import greenlet_spawn
 
 from app.database.integrity import translate
+from app.database.pool import checkin, checkout
 from app.errors import DatabaseUnavailable
 
+# One that gives rows.
+Statement = Select[*tuple[Any, ...]] | UpdateBase
 
-class CompiledSelect(NamedTuple):
-    """A SELECT as asyncpg wants it: text with $1, $2, ..., the parameters' order, and what to do with the results."""
+
+class CompiledStatement(NamedTuple):
+    """A statement as asyncpg wants it: text with $1, $2, ..., the parameters' order, what to do with the results."""
 
     sql: str
     names: tuple[str, ...]
@@ -39,15 +44,18 @@ class CompiledSelect(NamedTuple):
         return [dict(record) | {name: convert(record[name]) for name, convert in self.results} for record in records]
 
 
-def compile_select(statement: Select[*tuple[Any, ...]], dialect: Dialect) -> CompiledSelect | None:
+def compile_statement(statement: Statement, dialect: Dialect) -> CompiledStatement | None:
     """Compile for asyncpg; None for a statement that has to take the ordinary path.
 
-    That is one whose text depends on its values (`IN` with a list), and one with a column of NUMERIC or FLOAT.
+    That is one whose text depends on its values (`IN` with a list), one with a column of NUMERIC or FLOAT, and one with
+    values that SQLAlchemy makes when it runs (a column's `default=` or `onupdate=` in Python).
     """
     compiled: Any = statement.compile(dialect=dialect)
     if compiled.post_compile_params or compiled.literal_execute_params:
         return None
     if any(parameter.callable for parameter in compiled.binds.values()):
+        return None
+    if (compiled.isinsert and compiled.insert_prefetch) or (compiled.isupdate and compiled.update_prefetch):
         return None
     # How these are converted depends on the type the server sends, which only SQLAlchemy's own cursor looks at.
     if any(isinstance(column.type, (Numeric, Float)) for column in compiled._result_columns):
@@ -55,7 +63,7 @@ def compile_select(statement: Select[*tuple[Any, ...]], dialect: Dialect) -> Com
     converters = (
         (column.keyname, column.type._cached_result_processor(dialect, None)) for column in compiled._result_columns
     )
-    return CompiledSelect(
+    return CompiledStatement(
         sql=compiled.string,
         names=tuple(compiled.positiontup or ()),
         # A parameter that the caller must give has no default to fall back on: leaving it out is a KeyError.
@@ -67,29 +75,29 @@ def compile_select(statement: Select[*tuple[Any, ...]], dialect: Dialect) -> Com
     )
 
 
-class AsyncpgReader:
-    """Runs SELECTs outside a transaction: one round trip each, a connection held for no longer than that."""
+class AsyncpgRoad:
+    """Runs statements outside a transaction: one round trip each, a connection held for no longer than that."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._closing: set[asyncio.Task[None]] = set()
         # Weak: a statement that a request built for itself goes when the request goes.
-        self._compiled: WeakKeyDictionary[Select[*tuple[Any, ...]], CompiledSelect | None] = WeakKeyDictionary()
+        self._compiled: WeakKeyDictionary[Statement, CompiledStatement | None] = WeakKeyDictionary()
 
-    def compiled(self, statement: Select[*tuple[Any, ...]]) -> CompiledSelect | None:
+    def compiled(self, statement: Statement) -> CompiledStatement | None:
         try:
             return self._compiled[statement]
         except KeyError:
-            self._compiled[statement] = compiled = compile_select(statement, self._engine.dialect)
+            self._compiled[statement] = compiled = compile_statement(statement, self._engine.dialect)
             return compiled
 
-    async def fetch(self, select: CompiledSelect, parameters: Mapping[str, Any]) -> list[Any]:
+    async def fetch(self, statement: CompiledStatement, parameters: Mapping[str, Any]) -> list[Any]:
         """Raises the error tree's TransientDatabaseError and InvalidInput; any other driver error as it is."""
-        arguments = select.arguments(parameters)
-        pooled = await self._engine.raw_connection()
+        arguments = statement.arguments(parameters)
+        pooled = await checkout(self._engine)
         connection: Any = pooled.driver_connection
         try:
-            records = await connection.fetch(select.sql, *arguments)
+            records = await connection.fetch(statement.sql, *arguments)
         except asyncio.CancelledError as error:
             # The query may still be running, so its connection is closed. That takes a round trip, and whoever
             # cancelled us may cancel that too: it goes on without us.
@@ -100,15 +108,14 @@ class AsyncpgReader:
             # What the server refused is over. What asyncpg refused, such as a value that does not fit its type, is
             # not: the statement is parsed, the server waits for more, and holds the table's lock while it does.
             over = getattr(error, "severity", None) is not None and not lost  # only the server's errors have one
-            await (greenlet_spawn(pooled.close) if over else self._close(pooled, error))
+            await (checkin(pooled) if over else self._close(pooled, error))
             if known := translate(error):
                 raise known from error
             if lost:
                 raise DatabaseUnavailable(str(error)) from error
             raise
-        # In a greenlet: a connection beyond the pool's size is closed here, and that awaits.
-        await greenlet_spawn(pooled.close)
-        return select.rows(records)
+        await checkin(pooled)
+        return statement.rows(records)
 
     def _close(self, pooled: PoolProxiedConnection, error: BaseException) -> asyncio.Task[None]:
         """Close a connection that nobody may have again, and give its place in the pool back."""

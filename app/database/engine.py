@@ -4,17 +4,20 @@ import asyncio
 import math
 import time
 import traceback
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from sqlalchemy import URL, Connection, StaticPool, event
 from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.util import greenlet_spawn
 
 from app.database.meter import NoMeter, PoolMeter
 from app.database.pool import HeadroomPool, report_endings, seconds_left, within
-from app.errors import DatabaseUnavailable
+from app.errors import DatabaseUnavailable, HeadroomError
 
 
 def make_engine(
@@ -59,6 +62,18 @@ def make_engine(
     event.listen(engine.sync_engine, "do_connect", partial(_connect, meter))
     report_endings(engine, meter)
     return engine
+
+
+async def warm_up(engine: AsyncEngine, seconds: float = 2.0) -> None:
+    """Open the first connection, before anybody needs one; in no more than `seconds`, and an error is no matter.
+
+    With its first connection SQLAlchemy asks the server a few things, one after the other. At full load behind a pooler
+    each of them waits in the pooler's queue, and the request that happened to come first waits for them all.
+    """
+    with suppress(HeadroomError, SQLAlchemyError, TimeoutError):
+        async with asyncio.timeout(seconds):
+            connection = await engine.raw_connection()
+            await greenlet_spawn(connection.close)
 
 
 def _connect_args(url: URL, application_name: str, connect_timeout: float) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError
 
 from app.errors import DatabaseUnavailable, DomainError, HeadroomError, InvalidInput, PoolExhausted, StatementTimeout
 
@@ -36,7 +36,7 @@ def violations(meaning: Mapping[str, DomainError]) -> Iterator[None]:
     """
     try:
         yield
-    except IntegrityError as error:
+    except Exception as error:  # SQLAlchemy's IntegrityError, or asyncpg's own
         meant = meaning.get(_constraint_name(error) or "")
         if meant is None:
             raise
@@ -70,7 +70,7 @@ def _driver_error(error: Exception) -> BaseException | None:
     return getattr(error, "driver_exception", None) or error.orig
 
 
-def _constraint_name(error: IntegrityError) -> str | None:
+def _constraint_name(error: Exception) -> str | None:
     driver_error = _driver_error(error)
     diagnostics = getattr(driver_error, "diag", driver_error)  # psycopg: .diag; asyncpg: the exception itself
     name = getattr(diagnostics, "constraint_name", None)

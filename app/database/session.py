@@ -1,8 +1,9 @@
-"""The two roads to the database. Which one a piece of code is on stands in the type of its session.
+"""The roads to the database. Which one a piece of code is on stands in the type of its session.
 
 The write road holds ORM entities in one transaction with one owner: `Database.write()` begins it and commits it;
 repositories flush. The read road has no transaction and no entities: it takes a connection for as long as one
-statement runs. A read that must see a snapshot across statements, or its own writes, belongs on the write road.
+statement runs. A read that must see a snapshot across statements, or its own writes, belongs on the write road. A write
+that is one statement needs no BEGIN and COMMIT around it, and no entities: the server commits it before it answers.
 """
 
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -12,9 +13,13 @@ from typing import Any, Protocol
 from sqlalchemy import Select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.sql.dml import ReturningDelete, ReturningInsert, ReturningUpdate
 
-from app.database.driver import AsyncpgReader
+from app.database.driver import AsyncpgRoad, Statement
 from app.database.integrity import translate
+
+# With any columns.
+Returning = ReturningInsert[*tuple[Any, ...]] | ReturningUpdate[*tuple[Any, ...]] | ReturningDelete[*tuple[Any, ...]]
 
 
 class Row(Protocol):
@@ -28,29 +33,19 @@ class WriteSession(AsyncSession):
     """A unit of work. Only its owner, `Database.write()`, commits it."""
 
 
-class ReadSession:
-    """Reads, each on a connection of its own, outside a transaction. Holds nothing between two statements."""
+class _Statements:
+    """Runs statements, each on a connection of its own, outside a transaction. Holds nothing between two of them."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self._asyncpg = AsyncpgReader(engine) if engine.dialect.driver == "asyncpg" else None
+        self._asyncpg = AsyncpgRoad(engine) if engine.dialect.driver == "asyncpg" else None
 
-    async def all(self, statement: Select[*tuple[Any, ...]], **parameters: Any) -> Sequence[Row]:
-        """Every row of a SELECT whose `bindparam`s are given by name.
-
-        Written as a constant of its module, a statement is compiled once.
-        Raises PoolExhausted, DatabaseUnavailable, StatementTimeout.
-        """
+    async def _run(self, statement: Statement, parameters: dict[str, Any]) -> Sequence[Row]:
         if self._asyncpg and (compiled := self._asyncpg.compiled(statement)):
             return await self._asyncpg.fetch(compiled, parameters)
         return await self._execute(statement, parameters)
 
-    async def first(self, statement: Select[*tuple[Any, ...]], **parameters: Any) -> Row | None:
-        """The first row, or None. The statement should say LIMIT 1 where there can be more."""
-        rows = await self.all(statement, **parameters)
-        return rows[0] if rows else None
-
-    async def _execute(self, statement: Select[*tuple[Any, ...]], parameters: dict[str, Any]) -> Sequence[Row]:
+    async def _execute(self, statement: Statement, parameters: dict[str, Any]) -> Sequence[Row]:
         try:
             async with self._engine.connect() as connection:
                 # One round trip for a statement, where BEGIN and ROLLBACK around it make three. Said here, not to the
@@ -62,12 +57,42 @@ class ReadSession:
             raise translate(error) or error from error
 
 
+class ReadSession(_Statements):
+    """The read road."""
+
+    async def all(self, statement: Select[*tuple[Any, ...]], **parameters: Any) -> Sequence[Row]:
+        """Every row of a SELECT whose `bindparam`s are given by name.
+
+        Written as a constant of its module, a statement is compiled once.
+        Raises PoolExhausted, DatabaseUnavailable, StatementTimeout.
+        """
+        return await self._run(statement, parameters)
+
+    async def first(self, statement: Select[*tuple[Any, ...]], **parameters: Any) -> Row | None:
+        """The first row, or None. The statement should say LIMIT 1 where there can be more."""
+        rows = await self._run(statement, parameters)
+        return rows[0] if rows else None
+
+
+class StatementSession(_Statements):
+    """Writes that are one statement each."""
+
+    async def returned(self, statement: Returning, **parameters: Any) -> Row | None:
+        """Run an INSERT, UPDATE or DELETE with RETURNING; the first row of that, or None. It is committed by then.
+
+        Raises what a read raises. Where the connection is lost, whether it was committed is not known.
+        """
+        rows = await self._run(statement, parameters)
+        return rows[0] if rows else None
+
+
 class Database:
-    """An engine and the two roads that lead to it."""
+    """An engine and the roads that lead to it."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
         self.read = ReadSession(engine)
+        self.statement = StatementSession(engine)
         # Entities stay readable after the commit: the answer is made from them.
         self._write_sessions = async_sessionmaker(engine, class_=WriteSession, expire_on_commit=False)
 

@@ -8,7 +8,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import iter_route_contexts
 from starlette.routing import Mount
 
-from app.database import Database, ReadSession, WriteSession
+from app.database import Database, ReadSession, StatementSession, WriteSession
 
 
 async def get_db(request: Request) -> AsyncIterator[WriteSession]:
@@ -24,8 +24,14 @@ async def get_read_db(request: Request) -> ReadSession:
     return database.read
 
 
+async def get_statement_db(request: Request) -> StatementSession:
+    """For a write that is one statement. It holds no connection, and nothing is left to commit."""
+    database: Database = request.app.state.database
+    return database.statement
+
+
 async def get_database(request: Request) -> Database:
-    """Both roads, for a route that decides itself when a transaction begins and ends."""
+    """Every road, for a route that decides itself when a transaction begins and ends."""
     database: Database = request.app.state.database
     return database
 
@@ -35,6 +41,7 @@ async def get_database(request: Request) -> Database:
 # commit, so the answer to a write should be small.
 WriteDb = Annotated[WriteSession, Depends(get_db, scope="function")]
 ReadDb = Annotated[ReadSession, Depends(get_read_db)]
+StatementDb = Annotated[StatementSession, Depends(get_statement_db)]
 Roads = Annotated[Database, Depends(get_database)]
 
 

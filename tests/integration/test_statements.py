@@ -29,7 +29,7 @@ STATEMENTS = {
     "GET /posts?limit=100&cursor=": 1,
     "GET /posts?limit=100&q=post&sort=title": 2,
     "GET /posts/{post}": 1,
-    "POST /posts": 4,
+    "POST /posts": 2,
     "PATCH /posts/{post}": 5,
     "PATCH /users/{user}": 5,
     "DELETE /posts/{post}": 5,

@@ -18,18 +18,18 @@ SQLITE = make_url("sqlite+aiosqlite://")
 
 
 class RolledBackDatabase(Database):
-    """Both roads on one connection whose transaction never commits; a commit of the code under test is a savepoint."""
+    """Every road on one connection whose transaction never commits; a commit of the code under test is a savepoint."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         super().__init__(connection.engine)
-        self.read._engine = _AlreadyConnected(connection)  # type: ignore[assignment]
+        self.read._engine = self.statement._engine = _AlreadyConnected(connection)  # type: ignore[assignment]
         self._write_sessions = async_sessionmaker(
             connection, class_=WriteSession, expire_on_commit=False, join_transaction_mode="create_savepoint"
         )
 
 
 class _AlreadyConnected:
-    """As much of an engine, and of its connections, as the read road uses."""
+    """As much of an engine, and of its connections, as the roads without a transaction use."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection

@@ -1,9 +1,10 @@
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, insert, select
 from sqlalchemy.orm import joinedload
 
-from app.database import ReadSession, WriteSession
+from app.database import ReadSession, StatementSession, WriteSession
 from app.database.integrity import violations
 from app.database.listing import Listing, contains
+from app.database.session import Row
 from app.domains.posts.errors import PostNotFound
 from app.domains.posts.models import Post
 from app.domains.posts.schemas import PostListParams, PostRead, PostsOfUserParams
@@ -23,6 +24,11 @@ _POSTS = select(
 ).join(Post.author)
 _BY_ID = _POSTS.where(Post.id == bindparam("post_id", type_=Post.id.type))
 _AUTHOR = select(User.id).where(User.id == bindparam("user_id", type_=User.id.type))
+_ADD = (
+    insert(Post)
+    .values({name: bindparam(name) for name in ("author_id", "title", "content")})
+    .returning(Post.id, Post.created_at, Post.updated_at)
+)
 _LIST = Listing(
     "posts",
     _POSTS,
@@ -59,15 +65,21 @@ class PostReader:
         )
 
 
+class PostWriter:
+    def __init__(self, session: StatementSession) -> None:
+        self._session = session
+
+    async def add(self, *, author_id: int, title: str, content: str) -> Row:
+        """What the database has made of it. Raises NotAuthenticated where the author was deleted meanwhile."""
+        with violations({"fk_posts_author_id_users": NotAuthenticated()}):
+            row = await self._session.returned(_ADD, author_id=author_id, title=title, content=content)
+        assert row is not None
+        return row
+
+
 class PostRepository:
     def __init__(self, session: WriteSession) -> None:
         self._session = session
-
-    async def add(self, post: Post) -> None:
-        """Raises NotAuthenticated where the author was deleted meanwhile."""
-        self._session.add(post)
-        with violations({"fk_posts_author_id_users": NotAuthenticated()}):
-            await self._session.flush()
 
     async def get(self, post_id: int) -> Post:
         """The post with its author, locked until the transaction ends. Raises PostNotFound."""

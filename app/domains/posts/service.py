@@ -1,22 +1,21 @@
-from app.database import WriteSession
+from app.database import StatementSession, WriteSession
 from app.domains.posts.models import Post
-from app.domains.posts.repository import PostRepository
+from app.domains.posts.repository import PostRepository, PostWriter
 from app.domains.posts.schemas import Author, PostCreate, PostPatch, PostRead
 from app.errors import Forbidden
 from app.web.auth import Principal
 
 
-async def write_post(session: WriteSession, data: PostCreate, principal: Principal) -> PostRead:
+async def write_post(session: StatementSession, data: PostCreate, principal: Principal) -> PostRead:
     """Raises NotAuthenticated where the author was deleted meanwhile."""
-    post = Post(author_id=principal.id, title=data.title, content=data.content)
-    await PostRepository(session).add(post)
+    row = await PostWriter(session).add(author_id=principal.id, title=data.title, content=data.content)
     return PostRead(
-        id=post.id,
-        title=post.title,
-        content=post.content,
+        id=row["id"],
+        title=data.title,
+        content=data.content,
         author=Author(id=principal.id, name=principal.name),
-        created_at=post.created_at,
-        updated_at=post.updated_at,
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
     )
 
 

@@ -1,16 +1,21 @@
-"""The two roads on a real PostgreSQL, with both drivers."""
+"""The roads on a real PostgreSQL, with both drivers."""
 
 import asyncio
+from time import monotonic
 from typing import Any
 
 import pytest
-from sqlalchemy import URL, Float, Integer, Select, bindparam, func, literal, select
+from sqlalchemy import URL, Float, Integer, Select, bindparam, func, insert, literal, select, update
 
-from app.database import Database, make_engine
+from app.database import Database, make_engine, warm_up
+from app.database.integrity import violations
 from app.database.pool import pool_state
+from app.domains.posts.models import Post
+from app.domains.users.errors import EmailTaken, UserNotFound
 from app.domains.users.models import User
 from app.errors import DatabaseUnavailable, InvalidInput, StatementTimeout
 from tests.support.postgres import connect
+from tests.support.proxy import Proxy
 from tests.support.waiting import eventually_async
 
 NOW = select(func.now().label("now"), func.pg_backend_pid().label("pid"))
@@ -61,6 +66,79 @@ async def test_a_written_row_is_committed_when_the_block_ends(database: Database
         session.add(someone())
 
     assert [row["name"] for row in await database.read.all(NAMES)] == ["Ann"]
+
+
+ADD_USER = (
+    insert(User)
+    .values({name: bindparam(name) for name in ("email", "name", "password_hash")})
+    .returning(User.id, User.created_at)
+)
+
+
+async def test_a_write_of_one_statement_is_committed_when_it_returns(database: Database, database_url: URL) -> None:
+    row = await database.statement.returned(ADD_USER, email="ann@example.com", name="Ann", password_hash="x")
+
+    assert row is not None
+    with connect(database_url) as beside:
+        assert beside.execute("SELECT id, created_at FROM users").fetchall() == [(row["id"], row["created_at"])]
+    assert used(database) == 0
+
+
+async def test_a_constraint_that_a_write_of_one_statement_violates_means_what_the_code_says(
+    database: Database, database_url: URL
+) -> None:
+    ann = {"email": "ann@example.com", "name": "Ann", "password_hash": "x"}
+    await database.statement.returned(ADD_USER, **ann)
+
+    with pytest.raises(EmailTaken), violations({"uq_users_email": EmailTaken()}):
+        await database.statement.returned(ADD_USER, **ann)
+
+    assert used(database) == 0
+    with connect(database_url) as beside:
+        assert beside.execute("SELECT count(*) FROM users").fetchone() == (1,)
+
+
+async def test_a_constraint_that_is_checked_at_the_commit_is_no_less_violated(
+    database: Database, database_url: URL
+) -> None:
+    with connect(database_url) as beside:
+        beside.execute(
+            "ALTER TABLE posts DROP CONSTRAINT fk_posts_author_id_users, ADD CONSTRAINT deferred"
+            " FOREIGN KEY (author_id) REFERENCES users DEFERRABLE INITIALLY DEFERRED"
+        )
+
+    with pytest.raises(UserNotFound), violations({"deferred": UserNotFound(999)}):
+        await database.statement.returned(insert(Post).values(author_id=999, title="a", content="b").returning(Post.id))
+
+
+async def test_values_that_are_made_in_python_are_made_on_the_road_of_one_statement_too(database: Database) -> None:
+    await database.statement.returned(ADD_USER, email="ann@example.com", name="Ann", password_hash="x")
+    renamed = update(User).values(name=bindparam("new_name")).returning(User.name, User.created_at, User.updated_at)
+
+    row = await database.statement.returned(renamed, new_name="Bob")
+
+    assert row is not None
+    assert row["name"] == "Bob"
+    assert row["updated_at"] > row["created_at"], "updated_at has an onupdate="
+
+
+async def test_the_first_connection_is_opened_before_anybody_needs_it(database: Database) -> None:
+    await warm_up(database.engine)
+
+    state = pool_state(database.engine)
+    assert state is not None
+    assert (state.idle, state.used) == (1, 0)
+
+
+async def test_a_server_that_is_away_or_hangs_keeps_nobody_from_starting(proxy: Proxy) -> None:
+    for trouble in (proxy.pause, proxy.close):
+        if (waiting := trouble()) is not None:
+            await waiting
+        engine = make_engine(url=proxy.url, application_name="headroom:test", connect_timeout=0.5)
+        started = monotonic()
+        await warm_up(engine, seconds=0.5)
+        assert monotonic() - started < 5
+        await engine.dispose()
 
 
 async def test_nothing_is_written_when_the_block_raises(database: Database) -> None:

@@ -5,7 +5,7 @@ from datetime import UTC
 from sqlalchemy import bindparam, select
 
 from app.database import Database
-from app.database.driver import compile_select
+from app.database.driver import compile_statement
 from app.database.engine import make_engine
 from app.domains.users.models import User
 from tests.unit.conftest import SQLITE
@@ -32,7 +32,7 @@ def test_a_statement_is_compiled_for_the_driver_with_its_parameters_in_order() -
     dialect = make_engine(url=SQLITE.set(drivername="postgresql+asyncpg"), application_name="test").dialect
     statement = select(User.id).where(User.name == bindparam("name"), User.id > bindparam("after"), User.email == "a")
 
-    compiled = compile_select(statement, dialect)
+    compiled = compile_statement(statement, dialect)
 
     assert compiled is not None
     assert "$1" in compiled.sql
@@ -42,4 +42,4 @@ def test_a_statement_is_compiled_for_the_driver_with_its_parameters_in_order() -
 def test_a_statement_that_depends_on_its_values_is_not_compiled_in_advance() -> None:
     dialect = make_engine(url=SQLITE.set(drivername="postgresql+asyncpg"), application_name="test").dialect
 
-    assert compile_select(select(User.id).where(User.id.in_([1, 2])), dialect) is None
+    assert compile_statement(select(User.id).where(User.id.in_([1, 2])), dialect) is None

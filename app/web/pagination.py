@@ -5,7 +5,7 @@ import binascii
 import hashlib
 import hmac
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Annotated, Any, Generic, Self, TypeVar
 
@@ -57,7 +57,7 @@ class ListParams(BaseModel):
 class Page(BaseModel, Generic[Item]):
     """One page of a list."""
 
-    items: Sequence[Item]
+    items: list[Item]  # not Sequence: pydantic writes that item by item, in Python
     total: int | None = Field(description="Items in all; null in a page by cursor, which does not count them.")
     offset: int | None = Field(description="Items before this page; null in a page by cursor.")
     limit: int

@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help run up down secrets budget seed migrate migration downgrade current history \
-        test test-unit test-integration test-stack bench bench-pages bench-overload bench-metrics dashboard lint format types contracts check lock clean
+        test test-unit test-integration test-stack bench bench-capacity bench-pages bench-overload bench-metrics dashboard lint format types contracts check lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ test-stack: $(READY) ## run the tests of the whole stack, in containers and as l
 
 bench: $(READY) ## measure the stack beside the textbook's and beside Starlette on asyncpg: requests a second, latency, processor time
 	@$(BIN)/python -m tests.load.bench
+
+bench-capacity: $(READY) ## measure how speed moves with workers, pools, clients and rows; writes the charts of ops/capacity
+	@$(BIN)/python -m tests.load.capacity
 
 bench-pages: $(READY) ## measure pages at depth, search and sign-in on a million posts (needs Docker)
 	@$(BIN)/python -m tests.load.pages

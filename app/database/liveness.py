@@ -23,7 +23,7 @@ def hung_up(driver_connection: Any) -> bool:
     notice: then a ping clears it up.) psycopg looks when it is asked something, asyncpg when the event loop gets to it,
     and on a busy one that can be after the connection was handed out.
     """
-    if _knows_it_is_closed(driver_connection):
+    if is_closed(driver_connection):
         return True
     poll = select.poll()  # select() fails for descriptors above 1023
     poll.register(_descriptor(driver_connection), select.POLLIN)
@@ -53,12 +53,13 @@ def answers(dialect: Any, connection: DBAPIConnection, *, within: float) -> bool
 
 def hang_up(driver_connection: Any) -> None:
     """End the conversation without a word, to the surprise of whoever waits for an answer."""
-    if not _knows_it_is_closed(driver_connection):
+    if not is_closed(driver_connection):
         with suppress(OSError), socket.socket(fileno=os.dup(_descriptor(driver_connection))) as line:
             line.shutdown(socket.SHUT_RDWR)
 
 
-def _knows_it_is_closed(driver_connection: Any) -> bool:
+def is_closed(driver_connection: Any) -> bool:
+    """Whether the driver knows that it is: no system call, and no news of the server."""
     closed = getattr(driver_connection, "is_closed", None)  # asyncpg's; psycopg has a property
     if closed is None:
         return bool(driver_connection.closed)

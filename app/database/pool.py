@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 from sqlalchemy.util import await_only, greenlet_spawn
 
-from app.database.liveness import answers, hang_up, hung_up
+from app.database.liveness import answers, hang_up, hung_up, is_closed
 from app.database.meter import Checkout, CloseReason, InvalidationCause, InvalidationKind, NoMeter, PoolMeter
 from app.errors import PoolExhausted
 
@@ -239,7 +239,7 @@ class HeadroomPool(Pool):
             self._meter.given_back(time.monotonic() - checkout.since)
         if self._one_per_task:
             self._holders.discard(self._facts(record).pop(_HOLDER, None))
-        if record.dbapi_connection is not None and hung_up(record.driver_connection):
+        if record.dbapi_connection is not None and is_closed(record.driver_connection):
             # psycopg closes a connection whose cancelled statement does not end, and tells nobody.
             self._give_up(record, "hard", "hung_up")
         if record.dbapi_connection is None:  # it broke, or the garbage collector brought it

@@ -15,7 +15,7 @@ ways and compares the answers.
 
 import inspect
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
@@ -80,13 +80,26 @@ class _Query:
         given = dict(pairs)
         if self._is_plain_model and len(given) == len(pairs):
             [field] = self.fields
-            value, errors = field.validate(given, {}, loc=("query",))
-            found = {field.name: value}
-        else:
-            found, errors = request_params_to_args(self.fields, QueryParams(pairs))
+            return {field.name: _valid(field, given, ("query",))}
+        found, errors = request_params_to_args(self.fields, QueryParams(pairs))
         if errors:
             raise _OutOfTheOrdinary
         return found
+
+
+class _Json(NamedTuple):
+    """An answer as Starlette's Response would send it, without what that makes of headers on the way."""
+
+    status: int
+    body: bytes
+    headers: Iterable[tuple[bytes, bytes]]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"application/json"), *self.headers]
+        if self.status not in (204, 304):
+            headers.insert(0, (b"content-length", b"%d" % len(self.body)))
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body})
 
 
 class CompiledRoute:
@@ -170,32 +183,21 @@ class CompiledRoute:
         request = [name for name in (dependant.request_param_name, dependant.http_connection_param_name) if name]
         return _Call(function, results, request, dependant.response_param_name, opens)
 
-    def parameters(self, scope: Scope, path_params: Mapping[str, Any]) -> Values:
-        """Those of path and query. Raises _OutOfTheOrdinary where they are not valid."""
+    def values(self, scope: Scope, path_params: Mapping[str, Any], body: bytes) -> Values | None:
+        """What the handler gets of path, query and body; None where that is not valid."""
         values: Values = {}
-        for name, alias, field in self.path_fields:
-            values[name], errors = field.validate(path_params[alias], values, loc=("path", alias))
-            if errors:
-                raise _OutOfTheOrdinary
-        if self.query.fields:
-            values |= self.query.values(scope["query_string"])
+        try:
+            for name, alias, field in self.path_fields:
+                values[name] = _valid(field, path_params[alias], ("path", alias))
+            if self.query.fields:
+                values |= self.query.values(scope["query_string"])
+            if self.body_field is not None:
+                values[self.body_field.name] = _valid(self.body_field, _json(scope, body), ("body",))
+        except _OutOfTheOrdinary:
+            return None
         return values
 
-    def body(self, scope: Scope, sent: bytes) -> Values:
-        """Raises _OutOfTheOrdinary where it is not valid JSON, or not valid."""
-        kinds = [value for name, value in scope["headers"] if name == b"content-type"]
-        if not sent or kinds != [b"application/json"]:
-            raise _OutOfTheOrdinary
-        try:
-            value = json.loads(sent)
-        except ValueError:
-            raise _OutOfTheOrdinary from None
-        value, errors = self.body_field.validate(value, {}, loc=("body",))
-        if errors:
-            raise _OutOfTheOrdinary
-        return {self.body_field.name: value}
-
-    async def answer(self, values: Values, request: Request) -> Response:
+    async def answer(self, values: Values, request: Request) -> Response | _Json:
         response = _without_content() if self.headers else None
         if self.opens:
             async with AsyncExitStack() as stack:
@@ -204,7 +206,7 @@ class CompiledRoute:
 
     async def _answer(
         self, values: Values, request: Request, response: Response | None, stack: AsyncExitStack | None
-    ) -> Response:
+    ) -> Response | _Json:
         results: list[Any] = []
         for call in self.calls:
             result = call.function(**call.arguments(results, request, response))
@@ -213,10 +215,7 @@ class CompiledRoute:
         if isinstance(content, Response):
             return content
         status = response.status_code if response is not None and response.status_code else self.status
-        answer = Response(self._serialize(content), status, media_type="application/json")
-        if response is not None:
-            answer.raw_headers.extend(response.raw_headers)
-        return answer
+        return _Json(status, self._serialize(content), response.raw_headers if response is not None else ())
 
     def _serialize(self, content: Any) -> bytes:
         if self.answer_field is None:
@@ -226,6 +225,25 @@ class CompiledRoute:
             raise ResponseValidationError(errors=errors, body=content)
         body: bytes = self.answer_field.serialize_json(value, **self.dump)
         return body
+
+
+def _valid(field: ModelField, value: Any, where: tuple[str, ...]) -> Any:
+    """Raises _OutOfTheOrdinary for a value that is not valid."""
+    value, errors = field.validate(value, {}, loc=where)
+    if errors:
+        raise _OutOfTheOrdinary
+    return value
+
+
+def _json(scope: Scope, body: bytes) -> Any:
+    """Raises _OutOfTheOrdinary for a body that is not said to be JSON, or is none."""
+    kinds = [value for name, value in scope["headers"] if name == b"content-type"]
+    if not body or kinds != [b"application/json"]:
+        raise _OutOfTheOrdinary
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):  # no JSON, or a hundred thousand brackets
+        raise _OutOfTheOrdinary from None
 
 
 def _without_content() -> Response:
@@ -256,37 +274,31 @@ class CompiledRoutes:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or self._must_leave_to_fastapi(scope):
-            return await self._app(scope, receive, send)
+            await self._app(scope, receive, send)
+            return
         route, path_params = self._find(scope)
         if route is None:
-            return await self._app(scope, receive, send)
-        started = False
-
-        async def send_and_note(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
+            await self._app(scope, receive, send)
+            return
+        body = b""
         try:
-            try:
-                values = route.parameters(scope, path_params)
-                if route.body_field is not None:
-                    messages, body = await _read(receive)
-                    receive = _again(messages, receive)
-                    values |= route.body(scope, body)
-            except _OutOfTheOrdinary:
-                return await self._app(scope, receive, send)
-            scope.update(path_params=path_params, endpoint=route.endpoint, route=route.route)
-            response = await route.answer(values, Request(scope, receive))
-            await response(scope, receive, send_and_note)
+            if route.body_field is not None:
+                messages, body = await _read(receive)
+                receive = _again(messages, receive)
+            values = route.values(scope, path_params, body)
+            if values is not None:
+                scope.update(path_params=path_params, endpoint=route.endpoint, route=route.route)
+                answer = await route.answer(values, Request(scope, receive))
         except Exception as error:
             handler = self._handler(error)
-            if started or handler is None:
+            if handler is None:
                 raise
             request = Request(scope, receive)
             is_async = inspect.iscoroutinefunction(handler)
-            answer = await handler(request, error) if is_async else await run_in_threadpool(handler, request, error)
-            await answer(scope, receive, send)
+            response = await handler(request, error) if is_async else await run_in_threadpool(handler, request, error)
+            await response(scope, receive, send)
+            return
+        await (self._app if values is None else answer)(scope, receive, send)
 
     def _must_leave_to_fastapi(self, scope: Scope) -> bool:
         return bool(self._application.dependency_overrides or scope.get("root_path") or "fastapi.telemetry" in scope)

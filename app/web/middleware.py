@@ -169,6 +169,9 @@ class BodyLimitMiddleware:
             return
 
         announced = _header(scope, b"content-length")
+        if not announced and not _header(scope, b"transfer-encoding"):  # there is none: RFC 9112, 6.3
+            await self.app(scope, receive, send)
+            return
         if announced.isdecimal() and int(announced) > self.max_bytes:
             await http_problem(scope, self._too_large)(scope, receive, send)
             return

@@ -32,11 +32,9 @@ def bars(file: Path, title: str, groups: Sequence[str], series: Mapping[str, Seq
     _write(file, chart)
 
 
-def lines(
-    file: Path, title: str, x_title: str, y_title: str, series: Mapping[str, Sequence[tuple[float, float]]]
-) -> None:
+def lines(file: Path, title: str, x_title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> None:
     """Lines of (x, y)."""
-    chart = pygal.XY(title=title, x_title=x_title, y_title=y_title, style=_STYLE, js=[], **_SIZE)
+    chart = pygal.XY(title=title, x_title=x_title, style=_STYLE, js=[], range=(0, None), **_SIZE)
     for name, points in series.items():
         chart.add(name, list(points))
     _write(file, chart)

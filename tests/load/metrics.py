@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from app.exporter.replicas import ReplicasCollector
 from app.observability.logging import configure_logging
 from app.observability.pool_metrics import PoolMetrics
 from app.settings import Settings
+from tests.support.asgi import ask
 from tests.support.postgres import as_role, connect, run_postgres
 from tests.support.stacks import ROOT
 
@@ -61,7 +61,8 @@ async def cost_of_a_request(url: URL) -> None:
             for name in sorted(apps, reverse=bool(block % 2)):
                 started = time.process_time()
                 for number in range(REQUESTS):
-                    await _get(apps[name], f"/users/{number % 100 + 1}")
+                    status, _ = await ask(apps[name], "GET", f"/users/{number % 100 + 1}")
+                    assert status == 200
                 if block >= 2:  # the first two warm up
                     micros[name].append((time.process_time() - started) / REQUESTS * 1e6)
     pairs = [a / b for a, b in zip(micros["with"], micros["without"], strict=True)]
@@ -70,34 +71,6 @@ async def cost_of_a_request(url: URL) -> None:
     for name in apps:
         print(f"| {name} pool metrics | {statistics.median(micros[name]):.0f} |")
     print(f"\nratio of pairs: {statistics.median(pairs):.3f} (quartiles {low:.3f} to {high:.3f})\n")
-
-
-async def _get(app: Callable[..., Awaitable[None]], path: str) -> None:
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "GET",
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "root_path": "",
-        "query_string": b"",
-        "headers": [(b"host", b"localhost")],
-        "client": ("127.0.0.1", 1),
-        "server": ("127.0.0.1", 8000),
-    }
-    statuses = []
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def send(message: dict[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            statuses.append(message["status"])
-
-    await app(scope, receive, send)
-    assert statuses == [200]
 
 
 # A replica whose workers come and go: each takes a slot, counts what an API counts, and dies without a word.

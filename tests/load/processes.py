@@ -1,6 +1,7 @@
 """What processes have cost. Linux only."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -8,18 +9,31 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 def cpu_seconds(pid: int) -> float:
     """User and system time of a process and of all it has started, those that have ended included."""
+    # utime and stime; cutime and cstime, of children that have ended and been waited for.
+    return sum(sum(map(int, fields[11:15])) for fields in _family(pid).values()) / _TICKS
+
+
+def private_bytes(pid: int) -> int:
+    """Memory of a process and of all it has started that no other process has part in."""
+    total = 0
+    for each in _family(pid):
+        with suppress(OSError):  # it has just ended
+            rollup = Path(f"/proc/{each}/smaps_rollup").read_text()
+            total += sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Private_"))
+    return total * 1024
+
+
+def _family(pid: int) -> dict[int, list[str]]:
+    """A process and all it has started, with the fields of their /proc/<pid>/stat that follow the name."""
+    stats: dict[int, list[str]] = {}
     children: dict[int, list[int]] = {}
-    times: dict[int, tuple[int, int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            # After the name, which is in parentheses and may be anything: state, parent, ...
+        with suppress(OSError):
+            # The name is in parentheses, and may be anything. What follows: state, parent, ...
             fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:  # it has just ended
-            continue
-        children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-        # utime and stime; cutime and cstime, of children that have ended and been waited for.
-        times[int(stat.parent.name)] = (int(fields[11]) + int(fields[12]), int(fields[13]) + int(fields[14]))
+            stats[int(stat.parent.name)] = fields
+            children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
     family = [pid]
     for each in family:
         family += children.get(each, [])
-    return sum(sum(times.get(each, (0, 0))) for each in family) / _TICKS
+    return {each: stats[each] for each in family if each in stats}

@@ -7,7 +7,7 @@ from app.database.listing import Listing, contains
 from app.database.session import Row
 from app.domains.posts.errors import PostNotFound
 from app.domains.posts.models import Post
-from app.domains.posts.schemas import PostListParams, PostRead, PostsOfUserParams
+from app.domains.posts.schemas import PostListParams, PostRead, PostsOfUserParams, post_of_row
 from app.domains.users.errors import UserNotFound
 from app.domains.users.models import User
 from app.errors import NotAuthenticated
@@ -50,18 +50,18 @@ class PostReader:
         row = await self._session.first(_BY_ID, post_id=post_id)
         if row is None:
             raise PostNotFound(post_id)
-        return PostRead.from_row(row)
+        return post_of_row(row)
 
     async def page(self, params: PostListParams, cursors: Cursors) -> Page[PostRead]:
         """Raises InvalidCursor."""
-        return await read_page(self._session, _LIST, params, cursors=cursors, make=PostRead.from_row)
+        return await read_page(self._session, _LIST, params, cursors=cursors, make=post_of_row)
 
     async def page_of_author(self, author_id: int, params: PostsOfUserParams, cursors: Cursors) -> Page[PostRead]:
         """Raises UserNotFound, InvalidCursor."""
         if await self._session.first(_AUTHOR, user_id=author_id) is None:
             raise UserNotFound(author_id)
         return await read_page(
-            self._session, _LIST, params, cursors=cursors, make=PostRead.from_row, also={"author_id": author_id}
+            self._session, _LIST, params, cursors=cursors, make=post_of_row, also={"author_id": author_id}
         )
 
 

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Query, Response
 
 from app.domains.posts.errors import PostNotFound
 from app.domains.posts.repository import PostReader
-from app.domains.posts.schemas import PostCreate, PostListParams, PostPatch, PostRead, PostsOfUserParams
+from app.domains.posts.schemas import PostCreate, PostListParams, PostPatch, PostRead, PostsOfUserParams, post_of_entity
 from app.domains.posts.service import change_post, delete_post, write_post
 from app.domains.users.errors import UserNotFound
 from app.errors import Forbidden, NotAuthenticated
@@ -21,7 +21,7 @@ router = APIRouter(tags=["posts"])
 async def create_post(data: PostCreate, db: StatementDb, principal: SignedIn, response: Response) -> PostRead:
     """For anyone who is signed in, who becomes its author."""
     post = await write_post(db, data, principal)
-    response.headers["Location"] = f"/posts/{post.id}"
+    response.headers["Location"] = f"/posts/{post['id']}"
     return post
 
 
@@ -38,7 +38,7 @@ async def get_post(post_id: Id, db: ReadDb) -> PostRead:
 @router.patch("/posts/{post_id:id}", responses=problem_responses(NotAuthenticated, Forbidden, PostNotFound))
 async def update_post(post_id: Id, patch: PostPatch, db: WriteDb, principal: SignedIn) -> PostRead:
     """For the author, and administrators."""
-    return PostRead.model_validate(await change_post(db, post_id, patch, principal))
+    return post_of_entity(await change_post(db, post_id, patch, principal))
 
 
 @router.delete(

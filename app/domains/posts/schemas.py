@@ -1,9 +1,11 @@
 from datetime import datetime
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from typing_extensions import TypedDict
 
 from app.database.session import Row
+from app.domains.posts.models import Post
 from app.web.pagination import ListParams
 from app.web.types import BIGINT_MAX, NO_NUL, NOT_BLANK, NOT_SENT, NoNul, Patch
 
@@ -34,16 +36,12 @@ class PostListParams(PostsOfUserParams):
     author_id: int | None = Field(default=None, ge=1, le=BIGINT_MAX)
 
 
-class Author(BaseModel):
-    model_config = ConfigDict(from_attributes=True)
-
+class Author(TypedDict):
     id: int
     name: str
 
 
-class PostRead(BaseModel):
-    model_config = ConfigDict(from_attributes=True)
-
+class PostRead(TypedDict):
     id: int
     title: str
     content: str
@@ -51,13 +49,24 @@ class PostRead(BaseModel):
     created_at: datetime
     updated_at: datetime
 
-    @classmethod
-    def from_row(cls, row: Row) -> Self:
-        return cls(
-            id=row["id"],
-            title=row["title"],
-            content=row["content"],
-            author=Author(id=row["author_id"], name=row["author_name"]),
-            created_at=row["created_at"],
-            updated_at=row["updated_at"],
-        )
+
+def post_of_row(row: Row) -> PostRead:
+    return {
+        "id": row["id"],
+        "title": row["title"],
+        "content": row["content"],
+        "author": {"id": row["author_id"], "name": row["author_name"]},
+        "created_at": row["created_at"],
+        "updated_at": row["updated_at"],
+    }
+
+
+def post_of_entity(post: Post) -> PostRead:
+    return {
+        "id": post.id,
+        "title": post.title,
+        "content": post.content,
+        "author": {"id": post.author.id, "name": post.author.name},
+        "created_at": post.created_at,
+        "updated_at": post.updated_at,
+    }

@@ -7,7 +7,7 @@ from app.database.integrity import violations
 from app.database.listing import Listing, contains
 from app.domains.users.errors import EmailTaken, UserNotFound
 from app.domains.users.models import User
-from app.domains.users.schemas import OwnUser, PublicUser, UserListParams
+from app.domains.users.schemas import OwnUser, PublicUser, UserListParams, own_user_of_row
 from app.errors import Forbidden, NotAuthenticated
 from app.web.auth import Principal
 from app.web.pagination import Cursors, Page, read_page
@@ -59,13 +59,11 @@ class UserReader:
         row = await self._session.first(_OWN, user_id=user_id)
         if row is None:
             raise UserNotFound(user_id)
-        return OwnUser.model_validate(dict(row))
+        return own_user_of_row(row)
 
     async def page(self, params: UserListParams, cursors: Cursors) -> Page[OwnUser]:
         """Raises InvalidCursor."""
-        return await read_page(
-            self._session, _LIST, params, cursors=cursors, make=lambda row: OwnUser.model_validate(dict(row))
-        )
+        return await read_page(self._session, _LIST, params, cursors=cursors, make=own_user_of_row)
 
     async def principal(self, user_id: int) -> Principal | None:
         """None for a user who does not exist or is not active."""

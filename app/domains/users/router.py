@@ -4,7 +4,7 @@ from fastapi import APIRouter, Query, Response
 
 from app.domains.users.errors import EmailTaken, UserNotFound
 from app.domains.users.repository import UserReader
-from app.domains.users.schemas import OwnUser, PublicUser, SignUp, UserListParams, UserPatch
+from app.domains.users.schemas import OwnUser, PublicUser, SignUp, UserListParams, UserPatch, own_user_of_entity
 from app.domains.users.service import change_user, delete_user, sign_up
 from app.errors import Forbidden, NotAuthenticated, ServerBusy
 from app.web.auth import SignedIn
@@ -21,7 +21,7 @@ async def create_user(data: SignUp, db: WriteDb, response: Response) -> OwnUser:
     """Sign up."""
     user = await sign_up(db, data)
     response.headers["Location"] = f"/users/{user.id}"
-    return OwnUser.model_validate(user)
+    return own_user_of_entity(user)
 
 
 @router.get("", responses=problem_responses(NotAuthenticated, Forbidden))
@@ -49,7 +49,7 @@ async def get_user(user_id: Id, db: ReadDb) -> PublicUser:
 )
 async def update_user(user_id: Id, patch: UserPatch, db: WriteDb, principal: SignedIn) -> OwnUser:
     """For the user, and administrators."""
-    return OwnUser.model_validate(await change_user(db, user_id, patch, principal))
+    return own_user_of_entity(await change_user(db, user_id, patch, principal))
 
 
 @router.delete("/{user_id:id}", status_code=204, responses=problem_responses(NotAuthenticated, Forbidden, UserNotFound))

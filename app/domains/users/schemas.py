@@ -2,7 +2,10 @@ from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, EmailStr, Field, StringConstraints
+from typing_extensions import TypedDict
 
+from app.database.session import Row
+from app.domains.users.models import User
 from app.web.pagination import ListParams
 from app.web.types import NOT_BLANK, NOT_SENT, NoNul, Patch
 
@@ -52,7 +55,7 @@ class UserListParams(ListParams):
     is_active: bool | None = None
 
 
-class PublicUser(BaseModel):
+class PublicUser(TypedDict):
     """What anyone may know of a user."""
 
     id: int
@@ -60,10 +63,8 @@ class PublicUser(BaseModel):
     created_at: datetime
 
 
-class OwnUser(BaseModel):
+class OwnUser(TypedDict):
     """What users may know of themselves, and administrators of anyone."""
-
-    model_config = ConfigDict(from_attributes=True)
 
     id: int
     email: str
@@ -72,3 +73,27 @@ class OwnUser(BaseModel):
     is_admin: bool
     created_at: datetime
     updated_at: datetime
+
+
+def own_user_of_row(row: Row) -> OwnUser:
+    return {
+        "id": row["id"],
+        "email": row["email"],
+        "name": row["name"],
+        "is_active": row["is_active"],
+        "is_admin": row["is_admin"],
+        "created_at": row["created_at"],
+        "updated_at": row["updated_at"],
+    }
+
+
+def own_user_of_entity(user: User) -> OwnUser:
+    return {
+        "id": user.id,
+        "email": user.email,
+        "name": user.name,
+        "is_active": user.is_active,
+        "is_admin": user.is_admin,
+        "created_at": user.created_at,
+        "updated_at": user.updated_at,
+    }

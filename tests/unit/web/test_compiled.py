@@ -190,7 +190,7 @@ def application(*, compiled: bool) -> FastAPI:
     app.state.events = []
     if compiled:
         app.add_middleware(CompiledRoutes, application=app)
-    app.add_middleware(BodyLimitMiddleware, max_bytes=1000)
+    app.add_middleware(BodyLimitMiddleware, max_bytes=200_000)
     app.add_middleware(ErrorMiddleware)
     install_problem_handlers(app)
     app.include_router(router)
@@ -240,12 +240,14 @@ OUT_OF_THE_ORDINARY: list[tuple[str, str, dict[str, Any]]] = [
     ("POST", "/things", {}),
     ("POST", "/things", {"content": b"{"}),
     ("POST", "/things", {"content": b"{", "headers": {"content-type": "application/json"}}),
+    ("POST", "/things", {"content": b"[" * 900, "headers": {"content-type": "application/json"}}),
+    ("POST", "/things", {"content": b"[" * 100_000, "headers": {"content-type": "application/json"}}),
     ("POST", "/things", {"content": b'{"name": "a"}', "headers": {"content-type": "text/plain"}}),
     ("POST", "/things", {"content": b'{"name": "a"}', "headers": {"content-type": "application/json; charset=utf-8"}}),
     ("POST", "/things", {"json": {"name": "too long"}}),
     ("POST", "/things", {"json": {"name": "a", "color": "red"}}),
     ("POST", "/things", {"json": [1]}),
-    ("POST", "/things", {"json": {"name": "x" * 2000}}),
+    ("POST", "/things", {"json": {"name": "x" * 300_000}}),
     ("POST", "/things/form", {"data": {"name": "a"}}),
     ("GET", "/things/dependency/header", {"headers": {"x-token": "a"}}),
     ("GET", "/things/dependency/function", {}),

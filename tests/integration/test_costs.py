@@ -1,0 +1,186 @@
+"""What a request costs, counted in what does not depend on the machine. A limit that is passed is a regression."""
+
+import json
+import logging
+import sys
+from collections.abc import AsyncIterator
+from types import FrameType
+from typing import Any, NamedTuple
+
+import pytest
+from fastapi import FastAPI
+from httpx import ASGITransport, AsyncClient
+from sqlalchemy import URL
+
+from app.main import create_app
+from app.settings import Settings
+from tests.integration.conftest import SECRET_KEY
+from tests.support.asgi import ask
+from tests.support.people import PASSWORD, Person, person
+from tests.support.postgres import connect
+from tests.support.proxy import Proxy
+
+
+class Cost(NamedTuple):
+    """Of one request, when the connections are open and each statement has been prepared.
+
+    `statements` executes them, BEGIN and COMMIT among them, and who is signed in is one. `calls` is how many functions
+    written in Python are called, the application's and its libraries', a tenth more than when it was last looked at;
+    None where it is not counted: a request that cannot be repeated, or one that spends its time on a password.
+    """
+
+    statements: int
+    calls: int | None = None
+
+
+COSTS = {
+    # Count the attempt, for the address and for the account; forgive it: two transactions.
+    "POST /auth/token": Cost(10),
+    "POST /users": Cost(3),
+    "GET /users/{user}": Cost(1, 260),
+    "GET /users/me": Cost(2, 730),
+    "GET /users?limit=100": Cost(3, 1030),
+    "GET /users?limit=100&cursor=": Cost(2, 890),
+    "GET /users/{user}/posts?limit=100": Cost(3, 610),
+    "GET /posts?limit=100": Cost(2, 560),
+    "GET /posts?limit=100&cursor=": Cost(1, 400),
+    "GET /posts?limit=100&q=post&sort=title": Cost(2, 570),
+    "GET /posts/{post}": Cost(1, 260),
+    "POST /posts": Cost(2, 770),
+    "PATCH /posts/{post}": Cost(5),
+    "PATCH /users/{user}": Cost(5),
+    "DELETE /posts/{post}": Cost(5),
+    "DELETE /users/{user}": Cost(5),
+}
+BODIES: dict[str, dict[str, Any]] = {
+    "POST /auth/token": {"data": {"username": "admin@example.com", "password": PASSWORD}},
+    "POST /users": {"json": {"email": "new@example.com", "name": "New", "password": PASSWORD}},
+    "POST /posts": {"json": {"title": "Title", "content": "Content"}},
+    "PATCH /posts/{post}": {"json": {"title": "Changed"}},
+    "PATCH /users/{user}": {"json": {"name": "Changed"}},
+}
+
+
+@pytest.fixture
+def way() -> str:
+    return "asyncpg"
+
+
+@pytest.fixture
+async def client(proxy: Proxy) -> AsyncIterator[AsyncClient]:
+    app = create_app(Settings(database_url=proxy.url, secret_key=SECRET_KEY, db_pool_pre_ping=False))
+    async with (
+        app.router.lifespan_context(app),
+        AsyncClient(transport=ASGITransport(app), base_url="http://test") as client,
+    ):
+        yield client
+
+
+def test_every_operation_of_a_domain_is_counted(app: FastAPI) -> None:
+    documented = {
+        f"{method.upper()} {path}"
+        for path, methods in app.openapi()["paths"].items()
+        for method, operation in methods.items()
+        if operation["tags"] != ["health"]
+    }
+
+    assert {call.partition("?")[0].replace("}", "_id}") for call in COSTS} == documented
+
+
+def fill(url: URL, rows: int) -> dict[str, int]:
+    """So many users and posts; the last of each, to be asked for."""
+    with connect(url) as connection:
+        connection.execute(
+            "INSERT INTO users (email, name, password_hash) SELECT 'u' || n, 'User', '' FROM generate_series(1, %s) n",
+            (rows,),
+        )
+        row = connection.execute("SELECT max(id) FROM users").fetchone()
+        assert row is not None
+        user = row[0]
+        connection.execute(
+            "INSERT INTO posts (author_id, title, content)"
+            " SELECT CASE WHEN mod(n, 2) = 0 THEN %s ELSE id END, 'Post', ''"
+            " FROM users, generate_series(1, %s) n LIMIT %s",
+            (user, rows, rows),
+        )
+        row = connection.execute("SELECT max(id) FROM posts").fetchone()
+        assert row is not None
+        return {"user": user, "post": row[0]}
+
+
+@pytest.mark.parametrize("rows", [1, 100], ids=["one row", "many rows"])
+@pytest.mark.parametrize(("call", "cost"), COSTS.items(), ids=COSTS.keys())
+async def test_an_endpoint_sends_the_same_statements_however_many_rows_there_are(
+    client: AsyncClient, proxy: Proxy, database_url: URL, call: str, cost: Cost, rows: int
+) -> None:
+    admin: Person = await person(client, "Admin", database_url, is_admin=True)
+    method, _, path = call.format(**fill(database_url, rows)).partition(" ")
+    before = proxy.executed
+
+    answer = await admin(method, path, **BODIES.get(call, {}))
+
+    assert answer.status_code < 300, answer.text
+    assert proxy.executed - before == cost.statements
+
+
+REPEATED = {call: cost for call, cost in COSTS.items() if cost.calls is not None}
+
+
+@pytest.mark.parametrize(("call", "cost"), REPEATED.items(), ids=REPEATED.keys())
+async def test_a_statement_is_a_round_trip_and_no_more(
+    client: AsyncClient, proxy: Proxy, database_url: URL, call: str, cost: Cost
+) -> None:
+    admin: Person = await person(client, "Admin", database_url, is_admin=True)
+    method, _, path = call.format(**fill(database_url, 1)).partition(" ")
+    for _ in range(2):  # the first prepares
+        before = proxy.round_trips
+        await admin(method, path, **BODIES.get(call, {}))
+
+    assert proxy.round_trips - before == cost.statements
+
+
+@pytest.mark.parametrize(("call", "cost"), REPEATED.items(), ids=REPEATED.keys())
+async def test_a_request_calls_no_more_functions_than_it_did(
+    client: AsyncClient, app: FastAPI, database_url: URL, call: str, cost: Cost, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "headroom.request")  # what a line costs depends on who else listens
+    admin: Person = await person(client, "Admin", database_url, is_admin=True)
+    method, _, path = call.format(**fill(database_url, 100)).partition(" ")
+    headers = [(name.encode(), value.encode()) for name, value in admin.headers.items()]
+    headers.append((b"content-type", b"application/json"))
+    body = json.dumps(BODIES[call]["json"]).encode() if call in BODIES else b""
+    counts = []
+    for _ in range(5):
+        calls = 0
+
+        def count(frame: FrameType, event: str, argument: object) -> None:
+            nonlocal calls
+            calls += event == "call"
+
+        sys.setprofile(count)
+        try:
+            status, answer = await ask(app, method, path, headers=headers, body=body)
+        finally:
+            sys.setprofile(None)
+        assert status < 300, answer
+        counts.append(calls)
+
+    assert cost.calls is not None
+    assert min(counts) <= cost.calls
+
+
+async def test_a_sign_in_that_fails_sends_the_same_statements_whatever_the_reason(
+    client: AsyncClient, proxy: Proxy, database_url: URL
+) -> None:
+    await person(client, "Ann", database_url)
+    await person(client, "Bob", database_url)
+    with connect(database_url) as connection:
+        connection.execute("UPDATE users SET is_active = false WHERE name = 'Bob'")
+    sent: list[int] = []
+    for name, password in (("ann", "wrong horse"), ("bob", PASSWORD), ("cy", PASSWORD)):
+        before = proxy.executed
+        answer = await client.post("/auth/token", data={"username": f"{name}@example.com", "password": password})
+        assert answer.status_code == 401
+        sent.append(proxy.executed - before)
+
+    assert len(set(sent)) == 1

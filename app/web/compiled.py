@@ -9,8 +9,10 @@ serialisation, the same bytes.
 It does so for requests that need nothing out of the ordinary. Whatever else there is goes to FastAPI, untouched: a
 request whose parameters or body are not valid (so FastAPI words the complaint), a path nobody has, another method, a
 form, a dependency that is a plain function or lives longer than the handler, a stream, an override in a test. A route
-is written as any other; nobody who writes one needs to know of this module. A test sends requests of every kind both
-ways and compares the answers.
+is written as any other; nobody who writes one needs to know of this module.
+
+It reads what FastAPI keeps to itself. The version is locked, and tests/unit/web/test_compiled.py sends requests of
+every kind both ways and compares the answers to the byte.
 """
 
 import inspect
@@ -27,6 +29,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import request_params_to_args
 from fastapi.exceptions import ResponseValidationError
 from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
+from fastapi.utils import is_body_allowed_for_status_code
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import QueryParams
@@ -95,11 +98,13 @@ class _Json(NamedTuple):
     headers: Iterable[tuple[bytes, bytes]]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = [(b"content-type", b"application/json"), *self.headers]
-        if self.status not in (204, 304):
-            headers.insert(0, (b"content-length", b"%d" % len(self.body)))
+        headers, body = [(b"content-type", b"application/json"), *self.headers], self.body
+        if is_body_allowed_for_status_code(self.status):
+            headers.insert(0, (b"content-length", b"%d" % len(body)))
+        else:
+            body = b""
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
-        await send({"type": "http.response.body", "body": self.body})
+        await send({"type": "http.response.body", "body": body})
 
 
 class CompiledRoute:
@@ -132,7 +137,7 @@ class CompiledRoute:
             "exclude_defaults": context.response_model_exclude_defaults,
             "exclude_none": context.response_model_exclude_none,
         }
-        if self.answer_field is None and self.status not in (204, 304):
+        if self.answer_field is None and is_body_allowed_for_status_code(self.status):
             raise _OutOfTheOrdinary
         self.calls: list[_Call] = []
         places: dict[object, int] = {}

@@ -118,8 +118,8 @@ async def create(
     if data.name == "bad":
         raise ValueError
     response.headers["location"] = "/things/1"
-    if data.size == 2:
-        response.status_code = 202
+    if data.size > 1:
+        response.status_code = {2: 202, 3: 204}[data.size]
     return Thing(id=data.size, name=f"{data.name} {token}")
 
 
@@ -217,6 +217,7 @@ ORDINARY: list[tuple[str, str, dict[str, Any]]] = [
     ("GET", "/things?limit=1&limit=2", {}),
     ("POST", "/things", {"json": {"name": "a"}}),
     ("POST", "/things", {"json": {"name": "a", "size": 2}, "headers": {"authorization": "Bearer abc"}}),
+    ("POST", "/things", {"json": {"name": "a", "size": 3}}),
     ("POST", "/things", {"json": {"name": "bad"}}),
     ("DELETE", "/things/7", {}),
     ("GET", "/things/many/tags?tag=a&tag=b", {}),

@@ -1,4 +1,4 @@
-"""Statements on asyncpg's own connection, taken from SQLAlchemy's pool.
+"""Statements on the driver's own connection, taken from SQLAlchemy's pool.
 
 Measured for one row by primary key, process CPU: 726 microseconds through `AsyncConnection.execute()`, 228 with
 asyncpg's own pool, 104 this way. The statement is still written with SQLAlchemy and the pool is still SQLAlchemy's, so
@@ -6,10 +6,12 @@ the budget, the gauges and the bounds apply. Only `session.py` knows that this m
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+from psycopg import AsyncConnection, AsyncRawCursor
+from psycopg.rows import dict_row
 from sqlalchemy import Float, Numeric, PoolProxiedConnection, Select
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -17,6 +19,7 @@ from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.util import greenlet_spawn
 
 from app.database.integrity import translate
+from app.database.liveness import is_closed
 from app.database.pool import checkin, checkout
 from app.errors import DatabaseUnavailable
 
@@ -25,7 +28,7 @@ Statement = Select[*tuple[Any, ...]] | UpdateBase
 
 
 class CompiledStatement(NamedTuple):
-    """A statement as asyncpg wants it: text with $1, $2, ..., the parameters' order, what to do with the results."""
+    """A statement as a driver wants it: text with $1, $2, ..., the parameters' order, what to do with the results."""
 
     sql: str
     names: tuple[str, ...]
@@ -45,7 +48,7 @@ class CompiledStatement(NamedTuple):
 
 
 def compile_statement(statement: Statement, dialect: Dialect) -> CompiledStatement | None:
-    """Compile for asyncpg; None for a statement that has to take the ordinary path.
+    """Compile for a dialect that numbers its parameters; None for a statement that has to take the ordinary path.
 
     That is one whose text depends on its values (`IN` with a list), one with a column of NUMERIC or FLOAT, and one with
     values that SQLAlchemy makes when it runs (a column's `default=` or `onupdate=` in Python).
@@ -75,11 +78,41 @@ def compile_statement(statement: Statement, dialect: Dialect) -> CompiledStateme
     )
 
 
-class AsyncpgRoad:
+Fetch = Callable[[Any, str, Sequence[Any]], Awaitable[list[Any]]]
+
+
+async def _fetch_asyncpg(connection: Any, sql: str, arguments: Sequence[Any]) -> list[Any]:
+    records: list[Any] = await connection.fetch(sql, *arguments)
+    return records
+
+
+async def _fetch_psycopg(connection: AsyncConnection[Any], sql: str, arguments: Sequence[Any]) -> list[Any]:
+    if not connection.autocommit:  # it stays so until a transaction is wanted: HeadroomPool.connect()
+        await connection.set_autocommit(True)
+    cursor = AsyncRawCursor(connection, row_factory=dict_row)
+    # Ours, not a caller's. psycopg's type wants a literal; raw is what takes $1.
+    await cursor.execute(sql.encode(), arguments)
+    return await cursor.fetchall()
+
+
+def driver_road(engine: AsyncEngine) -> "DriverRoad | None":
+    """The road of the engine's driver, where it has one."""
+    if engine.dialect.driver == "asyncpg":
+        return DriverRoad(engine, engine.dialect, _fetch_asyncpg)
+    if engine.dialect.driver == "psycopg_async":
+        # Parameters by number: those by name, psycopg would have to look for in the text each time.
+        dialect: Callable[..., Dialect] = type(engine.dialect)
+        return DriverRoad(engine, dialect(paramstyle="numeric_dollar"), _fetch_psycopg)
+    return None
+
+
+class DriverRoad:
     """Runs statements outside a transaction: one round trip each, a connection held for no longer than that."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, dialect: Dialect, fetch: Fetch) -> None:
         self._engine = engine
+        self._dialect = dialect
+        self._fetch = fetch
         self._closing: set[asyncio.Task[None]] = set()
         # Weak: a statement that a request built for itself goes when the request goes.
         self._compiled: WeakKeyDictionary[Statement, CompiledStatement | None] = WeakKeyDictionary()
@@ -88,7 +121,7 @@ class AsyncpgRoad:
         try:
             return self._compiled[statement]
         except KeyError:
-            self._compiled[statement] = compiled = compile_statement(statement, self._engine.dialect)
+            self._compiled[statement] = compiled = compile_statement(statement, self._dialect)
             return compiled
 
     async def fetch(self, statement: CompiledStatement, parameters: Mapping[str, Any]) -> list[Any]:
@@ -97,17 +130,17 @@ class AsyncpgRoad:
         pooled = await checkout(self._engine)
         connection: Any = pooled.driver_connection
         try:
-            records = await connection.fetch(statement.sql, *arguments)
+            records = await self._fetch(connection, statement.sql, arguments)
         except asyncio.CancelledError as error:
             # The query may still be running, so its connection is closed. That takes a round trip, and whoever
             # cancelled us may cancel that too: it goes on without us.
             await asyncio.shield(self._close(pooled, error))
             raise
         except Exception as error:
-            lost = connection.is_closed()
+            lost = is_closed(connection)
             # What the server refused is over. What asyncpg refused, such as a value that does not fit its type, is
             # not: the statement is parsed, the server waits for more, and holds the table's lock while it does.
-            over = getattr(error, "severity", None) is not None and not lost  # only the server's errors have one
+            over = _said_by_the_server(error) and not lost
             await (checkin(pooled) if over else self._close(pooled, error))
             if known := translate(error):
                 raise known from error
@@ -128,3 +161,8 @@ class AsyncpgRoad:
         self._closing.add(task)  # asyncio itself would let it be collected before it is done
         task.add_done_callback(self._closing.discard)
         return task
+
+
+def _said_by_the_server(error: Exception) -> bool:
+    """Only its errors have a severity: asyncpg's in the exception, psycopg's in the diagnostics."""
+    return getattr(getattr(error, "diag", error), "severity", None) is not None

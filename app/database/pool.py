@@ -190,7 +190,8 @@ class HeadroomPool(Pool):
         """Take back a connection on which no transaction was begun; False where that has something to wait for."""
         if self._disposed or self.dispatch.checkin or self.dispatch.reset:
             return False
-        connection.close()
+        # "Reset" by what used it: a rollback would do nothing for asyncpg, and be awaited with psycopg.
+        connection._close_special(transaction_reset=True)
         return True
 
     def _fit(self, record: ConnectionPoolEntry, now: float) -> bool:
@@ -226,6 +227,8 @@ class HeadroomPool(Pool):
             return record
         try:
             self._make_sure(record)
+            if record.dbapi_connection is not None and getattr(record.driver_connection, "autocommit", False):
+                record.dbapi_connection.autocommit = False  # psycopg's, left so by a statement on its own
         except BaseException as error:
             try:
                 record.invalidate(error)

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.sql.dml import ReturningDelete, ReturningInsert, ReturningUpdate
 
-from app.database.driver import AsyncpgRoad, Statement
+from app.database.driver import Statement, driver_road
 from app.database.integrity import translate
 
 # With any columns.
@@ -38,11 +38,11 @@ class _Statements:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self._asyncpg = AsyncpgRoad(engine) if engine.dialect.driver == "asyncpg" else None
+        self._driver = driver_road(engine)
 
     async def _run(self, statement: Statement, parameters: dict[str, Any]) -> Sequence[Row]:
-        if self._asyncpg and (compiled := self._asyncpg.compiled(statement)):
-            return await self._asyncpg.fetch(compiled, parameters)
+        if self._driver and (compiled := self._driver.compiled(statement)):
+            return await self._driver.fetch(compiled, parameters)
         return await self._execute(statement, parameters)
 
     async def _execute(self, statement: Statement, parameters: dict[str, Any]) -> Sequence[Row]:

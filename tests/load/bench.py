@@ -88,13 +88,15 @@ VARIANTS = {
     variant.name: variant
     for variant in (
         Variant("headroom", "asyncpg", headroom),
+        # The others log nothing either.
+        Variant("headroom, LOG_LEVEL=warning", "asyncpg", partial(headroom, LOG_LEVEL="warning")),
         Variant("textbook", "asyncpg", partial(rival, "textbook")),
         Variant("bare", "asyncpg", partial(rival, "bare")),
         Variant("ceiling", "asyncpg", partial(rival, "bare", RESET="0")),
         Variant("headroom, psycopg, PgBouncer", "psycopg", partial(headroom, DB_POOLER="pgbouncer"), pooled=True),
     )
 }
-ASKED_OF_ALL = ("headroom", "textbook", "bare", "ceiling")
+DEFAULT = ("headroom", "headroom, LOG_LEVEL=warning", "textbook", "bare", "ceiling")
 
 
 class Truth:
@@ -395,7 +397,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--users", type=int, default=100_000)
     parser.add_argument("--posts", type=int, default=500_000)
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=ASKED_OF_ALL)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=DEFAULT)
     parser.add_argument("--endpoint", default="", help="only those with this in their name")
     parser.add_argument("--no-wire", dest="wire", action="store_false", help="count no round trips")
     parser.add_argument("--output", type=Path, default=Path(".data/bench"))

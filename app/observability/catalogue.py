@@ -33,7 +33,10 @@ POOL_CONNECTIONS_IDLE_MAX = Described(
     "db_pool_connections_idle_max", "gauge", "Connections the pool keeps when nobody needs them: its size.", ("pool",)
 )
 POOL_CONNECTIONS_IDLE_MIN = Described(
-    "db_pool_connections_idle_min", "gauge", "Connections the pool opens before anybody needs them.", ("pool",)
+    "db_pool_connections_idle_min",
+    "gauge",
+    "Idle connections the pool sees to that there are; it opens one for a request only.",
+    ("pool",),
 )
 POOL_CONNECTIONS_OVERFLOW = Described(
     "db_pool_connections_overflow", "gauge", "Open connections beyond the pool's size.", ("pool",)

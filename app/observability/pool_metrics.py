@@ -77,7 +77,7 @@ class PoolMetrics:
         CONNECTIONS.labels(self._pool, "used").set(state.used)
         CONNECTIONS_MAX.labels(self._pool).set(state.size + state.max_overflow)
         CONNECTIONS_IDLE_MAX.labels(self._pool).set(state.size)
-        CONNECTIONS_IDLE_MIN.labels(self._pool).set(0)  # it opens none before it is asked for one
+        CONNECTIONS_IDLE_MIN.labels(self._pool).set(0)  # the first one is opened at the start, and not again
         CONNECTIONS_OVERFLOW.labels(self._pool).set(state.overflow)
         PENDING_REQUESTS.labels(self._pool).set(state.waiting)
 

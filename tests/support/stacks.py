@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -189,7 +190,7 @@ def _parent(pid: int) -> int:
     return int(stat.rpartition(b")")[2].split()[1]) if stat else 0
 
 
-class Compose:
+class Compose(ABC):
     """A Compose file, as a project of its own."""
 
     def __init__(self, name: str, file: str, **environment: str) -> None:
@@ -216,9 +217,9 @@ class Compose:
         output = subprocess.run(["docker", "inspect", container], capture_output=True, text=True, check=True).stdout
         return dict(json.loads(output)[0])
 
+    @abstractmethod
     def up(self) -> None:
         """Start it; with the logs in the failure if it does not come up."""
-        raise NotImplementedError
 
     @contextmanager
     def running(self) -> Iterator[Self]:

@@ -1,4 +1,4 @@
-"""The two roads on SQLite: what does not need a server."""
+"""The roads on SQLite: what does not need a server."""
 
 from datetime import UTC
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
+from threading import Event
 from typing import Any
 
 import httpx
@@ -142,28 +143,42 @@ def test_the_exporter_and_the_server_count_the_same_connections(stack: Stack) ->
 
 def test_the_gauges_show_what_is_used_and_what_waits(stack: Stack) -> None:
     """A lock on the table stops every statement; the server counts who is stopped, the exporter who holds and waits."""
-    with connect(stack.database_url()) as connection, ThreadPoolExecutor(200) as threads:
+    answered = Event()
+    everyone = httpx.Limits(max_connections=None)  # httpx itself would have all but 100 wait
+    with (
+        httpx.Client(base_url=stack.api, timeout=30, limits=everyone) as client,
+        connect(stack.database_url()) as holder,
+        connect(stack.database_url()) as observer,  # in a transaction, pg_stat_activity stays as it was first seen
+        ThreadPoolExecutor(200) as threads,
+    ):
 
-        def stopped() -> int:
-            row = connection.execute(
+        def again_and_again() -> set[int]:
+            """Who gives up after DB_POOL_TIMEOUT queues again: that way somebody waits for as long as we look."""
+            statuses = set()
+            while not answered.wait(0.1):
+                statuses.add(client.get("/posts/1").status_code)
+            return statuses
+
+        def agree() -> bool:
+            seen = scrape(stack)
+            row = observer.execute(
                 "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'headroom:api:%'"
                 " AND wait_event_type = 'Lock'"
             ).fetchone()
             assert row is not None
-            return int(row[0])
+            assert 15 < total(seen, "db_pool_connections", state="used") == row[0], row
+            assert total(seen, "db_pool_connections_overflow") > 0
+            assert total(seen, "db_pool_pending_requests") > 0
+            return True
 
-        with connection.transaction():
-            connection.execute("LOCK TABLE posts")
-            requests = [threads.submit(get, stack, "/posts/1") for _ in range(200)]
-            eventually(
-                lambda: (
-                    15 < total(stack, "db_pool_connections", state="used") == stopped()
-                    and total(stack, "db_pool_connections_overflow") > 0
-                    and total(stack, "db_pool_pending_requests") > 0
-                ),
-                within=3,  # DB_POOL_TIMEOUT, after which those who wait give up
-            )
-        statuses = {request.result().status_code for request in requests}
+        try:
+            with holder.transaction():
+                holder.execute("LOCK TABLE posts")
+                requests = [threads.submit(again_and_again) for _ in range(200)]
+                eventually(agree, within=10)
+        finally:
+            answered.set()
+        statuses = set().union(*(request.result() for request in requests))
 
     assert statuses <= {200, 404, 503}
     eventually(lambda: total(stack, "db_pool_pending_requests") == 0, within=10)

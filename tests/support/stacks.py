@@ -60,18 +60,20 @@ def free_ports(number: int) -> list[int]:
             return ports
 
 
-def scrape(stack: Stack) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def scrape(stack: Stack) -> Samples:
     """The exporter's samples by name and sorted labels."""
     families = text_string_to_metric_families(httpx.get(f"{stack.exporter}/metrics").text)
     return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
 
 
-def total(stack: Stack, name: str, **labels: str) -> float:
-    """The sum over all samples that have these labels."""
+def total(of: Stack | Samples, name: str, **labels: str) -> float:
+    """The sum over all samples that have these labels, of a scrape made now or before."""
+    samples = of if isinstance(of, dict) else scrape(of)
     return sum(
-        value
-        for (sample, has), value in scrape(stack).items()
-        if sample == name and labels.items() <= dict(has).items()
+        value for (sample, has), value in samples.items() if sample == name and labels.items() <= dict(has).items()
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from psycopg import AsyncConnection, AsyncRawCursor
-from psycopg.rows import dict_row
+from psycopg.rows import tuple_row
 from sqlalchemy import Float, Numeric, PoolProxiedConnection, Select
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -32,6 +32,7 @@ class CompiledStatement(NamedTuple):
 
     sql: str
     names: tuple[str, ...]
+    columns: tuple[str, ...]
     defaults: Mapping[str, Any]
     bind: Mapping[str, Any]
     results: Sequence[tuple[str, Any]]
@@ -69,6 +70,7 @@ def compile_statement(statement: Statement, dialect: Dialect) -> CompiledStateme
     return CompiledStatement(
         sql=compiled.string,
         names=tuple(compiled.positiontup or ()),
+        columns=tuple(column.keyname for column in compiled._result_columns),
         # A parameter that the caller must give has no default to fall back on: leaving it out is a KeyError.
         defaults={
             name: parameter.effective_value for name, parameter in compiled.binds.items() if not parameter.required
@@ -78,28 +80,31 @@ def compile_statement(statement: Statement, dialect: Dialect) -> CompiledStateme
     )
 
 
-Fetch = Callable[[Any, str, Sequence[Any]], Awaitable[list[Any]]]
+Fetch = Callable[[Any, CompiledStatement, Sequence[Any]], Awaitable[list[Any]]]
 
 
-async def _fetch_asyncpg(connection: Any, sql: str, arguments: Sequence[Any]) -> list[Any]:
-    records: list[Any] = await connection.fetch(sql, *arguments)
+async def _fetch_asyncpg(connection: Any, statement: CompiledStatement, arguments: Sequence[Any]) -> list[Any]:
+    records: list[Any] = await connection.fetch(statement.sql, *arguments)
     return records
 
 
-async def _fetch_psycopg(connection: AsyncConnection[Any], sql: str, arguments: Sequence[Any]) -> list[Any]:
+async def _fetch_psycopg(
+    connection: AsyncConnection[Any], statement: CompiledStatement, arguments: Sequence[Any]
+) -> list[Any]:
     if not connection.autocommit:  # it stays so until a transaction is wanted: HeadroomPool.connect()
         await connection.set_autocommit(True)
-    cursor = AsyncRawCursor(connection, row_factory=dict_row)
+    cursor = AsyncRawCursor(connection, row_factory=tuple_row)
     # Ours, not a caller's. psycopg's type wants a literal; raw is what takes $1.
-    await cursor.execute(sql.encode(), arguments)
-    return await cursor.fetchall()
+    await cursor.execute(statement.sql.encode(), arguments)
+    # psycopg's dict_row asks the result for its columns, and is a call for each row.
+    return [dict(zip(statement.columns, row, strict=True)) for row in await cursor.fetchall()]
 
 
 def driver_road(engine: AsyncEngine) -> "DriverRoad | None":
     """The road of the engine's driver, where it has one."""
     if engine.dialect.driver == "asyncpg":
         return DriverRoad(engine, engine.dialect, _fetch_asyncpg)
-    if engine.dialect.driver == "psycopg_async":
+    if engine.dialect.driver == "psycopg":
         # Parameters by number: those by name, psycopg would have to look for in the text each time.
         dialect: Callable[..., Dialect] = type(engine.dialect)
         return DriverRoad(engine, dialect(paramstyle="numeric_dollar"), _fetch_psycopg)
@@ -130,7 +135,7 @@ class DriverRoad:
         pooled = await checkout(self._engine)
         connection: Any = pooled.driver_connection
         try:
-            records = await self._fetch(connection, statement.sql, arguments)
+            records = await self._fetch(connection, statement, arguments)
         except asyncio.CancelledError as error:
             # The query may still be running, so its connection is closed. That takes a round trip, and whoever
             # cancelled us may cancel that too: it goes on without us.

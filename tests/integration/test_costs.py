@@ -52,6 +52,8 @@ COSTS = {
     "DELETE /posts/{post}": Cost(5),
     "DELETE /users/{user}": Cost(5),
 }
+# More of a statement: psycopg is Python around libpq where asyncpg is C.
+PSYCOPG_CALLS = 80
 BODIES: dict[str, dict[str, Any]] = {
     "POST /auth/token": {"data": {"username": "admin@example.com", "password": PASSWORD}},
     "POST /users": {"json": {"email": "new@example.com", "name": "New", "password": PASSWORD}},
@@ -126,22 +128,30 @@ async def test_an_endpoint_sends_the_same_statements_however_many_rows_there_are
 REPEATED = {call: cost for call, cost in COSTS.items() if cost.calls is not None}
 
 
+@pytest.mark.parametrize("way", ["asyncpg", "psycopg"])
 @pytest.mark.parametrize(("call", "cost"), REPEATED.items(), ids=REPEATED.keys())
 async def test_a_statement_is_a_round_trip_and_no_more(
     client: AsyncClient, proxy: Proxy, database_url: URL, call: str, cost: Cost
 ) -> None:
     admin: Person = await person(client, "Admin", database_url, is_admin=True)
     method, _, path = call.format(**fill(database_url, 1)).partition(" ")
-    for _ in range(2):  # the first prepares
+    for _ in range(10):  # the first prepares; psycopg does so when it has seen a statement a few times
         before = proxy.round_trips
         await admin(method, path, **BODIES.get(call, {}))
 
     assert proxy.round_trips - before == cost.statements
 
 
+@pytest.mark.parametrize("way", ["asyncpg", "psycopg"])
 @pytest.mark.parametrize(("call", "cost"), REPEATED.items(), ids=REPEATED.keys())
 async def test_a_request_calls_no_more_functions_than_it_did(
-    client: AsyncClient, app: FastAPI, database_url: URL, call: str, cost: Cost, caplog: pytest.LogCaptureFixture
+    client: AsyncClient,
+    app: FastAPI,
+    database_url: URL,
+    way: str,
+    call: str,
+    cost: Cost,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.WARNING, "headroom.request")  # what a line costs depends on who else listens
     admin: Person = await person(client, "Admin", database_url, is_admin=True)
@@ -166,7 +176,7 @@ async def test_a_request_calls_no_more_functions_than_it_did(
         counts.append(calls)
 
     assert cost.calls is not None
-    assert min(counts) <= cost.calls
+    assert min(counts) <= cost.calls + (PSYCOPG_CALLS * cost.statements if way == "psycopg" else 0)
 
 
 async def test_a_sign_in_that_fails_sends_the_same_statements_whatever_the_reason(

@@ -366,7 +366,7 @@ async def run(options: argparse.Namespace, server: Server, url: URL, directory: 
         for variant in wanted:
             way = address
             if variant.pooled:
-                way = stack.enter_context(run_pgbouncer(server, directory)).url(way)
+                way = stack.enter_context(run_pgbouncer(server, directory)).reached(way)
             way = way.set(drivername=f"postgresql+{variant.driver}")
             served[variant.name] = stack.enter_context(variant.serve(way, directory))
         results = await rounds(options, server, truth, served)

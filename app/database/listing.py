@@ -7,7 +7,7 @@ cursor cost what the first one costs: `(sort column, id)` is compared as a row, 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Select, bindparam, func, or_, select, tuple_
+from sqlalchemy import BigInteger, ColumnElement, Select, bindparam, func, literal_column, or_, select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute
 
 Statement = Select[*tuple[Any, ...]]
@@ -46,7 +46,7 @@ class Listing:
         self._key = key
         self._sorts = sorts
         self._filters = filters
-        self._statements: dict[tuple[str, str, frozenset[str]], Statement] = {}
+        self._statements: dict[tuple[str, str, frozenset[str], int | None], Statement] = {}
 
     def by_offset(self, sort: str, filters: frozenset[str]) -> Statement:
         """Parameters: the filters', `offset`, `limit`. `sort` is a name of `sorts`, after "-" for descending."""
@@ -54,12 +54,16 @@ class Listing:
             "offset", sort, filters, lambda: self._page(sort, filters).offset(bindparam("offset", type_=BigInteger()))
         )
 
-    def first(self, sort: str, filters: frozenset[str]) -> Statement:
-        """Parameters: the filters', `limit`."""
-        return self._once("first", sort, filters, lambda: self._page(sort, filters))
+    # With a parameter for its LIMIT, a prepared statement is planned each time: for a limit it does not know the server
+    # expects a tenth of the table, so the plan it would keep looks dear beside one for 20 rows. Measured for the newest
+    # 20 posts of 500,000: planning 250 microseconds, the rest 60. With the limit in the text it is planned once.
 
-    def after(self, sort: str, filters: frozenset[str]) -> Statement:
-        """Parameters: the filters', `limit`, and of the row that the page follows: `after_value`, `after_key`."""
+    def first(self, sort: str, filters: frozenset[str], limit: int | None = None) -> Statement:
+        """Parameters: the filters', and `limit` unless it is given here."""
+        return self._once("first", sort, filters, lambda: self._page(sort, filters, limit), limit)
+
+    def after(self, sort: str, filters: frozenset[str], limit: int | None = None) -> Statement:
+        """Parameters: those of `first`, and of the row that the page follows: `after_value`, `after_key`."""
 
         def build() -> Statement:
             column = self._column(sort)
@@ -71,9 +75,9 @@ class Listing:
                 there = tuple_(
                     bindparam("after_value", type_=column.type), bindparam("after_key", type_=self._key.type)
                 )
-            return self._page(sort, filters).where(here < there if sort.startswith("-") else here > there)
+            return self._page(sort, filters, limit).where(here < there if sort.startswith("-") else here > there)
 
-        return self._once("after", sort, filters, build)
+        return self._once("after", sort, filters, build, limit)
 
     def count(self, filters: frozenset[str]) -> Statement:
         """Parameters: the filters'. One row, one column: `total`."""
@@ -87,11 +91,12 @@ class Listing:
     def sorts_by_key(self, sort: str) -> bool:
         return self._column(sort) is self._key
 
-    def _page(self, sort: str, filters: frozenset[str]) -> Statement:
+    def _page(self, sort: str, filters: frozenset[str], limit: int | None = None) -> Statement:
         column = self._column(sort)
         columns = (self._key,) if column is self._key else (column, self._key)
         order = [each.desc() if sort.startswith("-") else each.asc() for each in columns]
-        return self._filtered(self._rows, filters).order_by(*order).limit(bindparam("limit", type_=BigInteger()))
+        rows: Any = bindparam("limit", type_=BigInteger()) if limit is None else literal_column(str(limit))
+        return self._filtered(self._rows, filters).order_by(*order).limit(rows)
 
     def _column(self, sort: str) -> InstrumentedAttribute[Any]:
         return self._sorts[sort.removeprefix("-")]
@@ -99,8 +104,10 @@ class Listing:
     def _filtered(self, statement: Statement, filters: frozenset[str]) -> Statement:
         return statement.where(*(self._filters[name] for name in sorted(filters)))
 
-    def _once(self, kind: str, sort: str, filters: frozenset[str], build: Callable[[], Statement]) -> Statement:
-        key = (kind, sort, filters)
+    def _once(
+        self, kind: str, sort: str, filters: frozenset[str], build: Callable[[], Statement], limit: int | None = None
+    ) -> Statement:
+        key = (kind, sort, filters, limit)
         if key not in self._statements:
             self._statements[key] = build()
         return self._statements[key]

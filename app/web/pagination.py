@@ -20,6 +20,8 @@ from app.web.types import BIGINT_MAX, NoNul
 
 Item = TypeVar("Item")
 
+DEFAULT_LIMIT, MAX_LIMIT = 20, 100
+
 
 class ListParams(BaseModel):
     """What every list takes. A list derives its own, with `sort` and its filters.
@@ -34,7 +36,7 @@ class ListParams(BaseModel):
     )
     sort: str
     offset: int | None = Field(default=None, ge=0, le=BIGINT_MAX, description="Items to skip; 0 if not given.")
-    limit: int = Field(default=20, ge=1, le=100, description="Items to return at most.")
+    limit: int = Field(default=DEFAULT_LIMIT, ge=1, le=MAX_LIMIT, description="Items to return at most.")
     cursor: str | None = Field(
         default=None,
         max_length=2_000,
@@ -145,12 +147,16 @@ async def read_page(
 
     context = [listing.name, params.sort, filters]
     one_more = params.limit + 1  # than the page has: whether it is there tells if there is a next page
+    # Only where one plan is right for everything: with a filter it depends on what is looked for, and a statement for
+    # each size that somebody thinks of would be a hundred.
+    is_usual = not filters and params.limit in (DEFAULT_LIMIT, MAX_LIMIT)
+    limit, parameters = (one_more, {}) if is_usual else (None, filters | {"limit": one_more})
     if params.cursor == "":
-        rows = await session.all(listing.first(params.sort, names), limit=one_more, **filters)
+        rows = await session.all(listing.first(params.sort, names, limit), **parameters)
     else:
         value, key = cursors.read(params.cursor, context)
         after = {"after_key": key} if listing.sorts_by_key(params.sort) else {"after_key": key, "after_value": value}
-        rows = await session.all(listing.after(params.sort, names), limit=one_more, **after, **filters)
+        rows = await session.all(listing.after(params.sort, names, limit), **after, **parameters)
     page, has_more = rows[: params.limit], len(rows) > params.limit
     return Page(
         items=[make(row) for row in page],

@@ -3,8 +3,9 @@
 import base64
 
 import pytest
+from fastapi import FastAPI
 from httpx import AsyncClient
-from sqlalchemy import URL
+from sqlalchemy import URL, text
 from sqlalchemy.dialects import postgresql
 
 from app.domains.posts import repository as posts_repository
@@ -113,6 +114,32 @@ async def test_the_lists_are_read_off_their_indexes(database_url: URL) -> None:
             plan = "\n".join(row[0] for row in connection.execute(f"EXPLAIN {query}"))
             assert "Sort" not in plan, f"{query}\n{plan}"
             assert "Index" in plan
+
+
+@pytest.mark.parametrize("way", ["asyncpg", "psycopg"])
+async def test_the_server_makes_the_plan_of_a_usual_page_once(
+    app: FastAPI, client: AsyncClient, database_url: URL
+) -> None:
+    with connect(database_url) as connection:
+        connection.execute(
+            "WITH author AS (INSERT INTO users (email, name, password_hash) VALUES ('ann', 'Ann', '') RETURNING id)"
+            " INSERT INTO posts (author_id, title, content) SELECT id, '', '' FROM author, generate_series(1, 20000)"
+        )
+        connection.execute("ANALYZE users, posts")
+    cursor = ""
+    for _ in range(30):  # psycopg prepares the sixth of them, the server makes five plans for a start
+        page = (await client.get("/posts", params={"cursor": cursor, "sort": "-id"})).json()
+        cursor = page["next_cursor"]
+
+    async with app.state.database.engine.connect() as same:  # the one that came back last goes out first
+        plans = await same.execute(
+            text(
+                "SELECT custom_plans, generic_plans FROM pg_prepared_statements"
+                " WHERE statement LIKE 'SELECT posts.%posts.id <%'"
+            )
+        )
+        [(custom, generic)] = plans.all()
+    assert (custom, generic > 15) == (5, True), (custom, generic)
 
 
 async def test_deleting_a_user_in_the_database_deletes_the_posts(

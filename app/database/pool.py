@@ -21,7 +21,7 @@ from sqlalchemy.util import await_only, greenlet_spawn
 
 from app.database.liveness import answers, hang_up, hung_up, is_closed
 from app.database.meter import Checkout, CloseReason, InvalidationCause, InvalidationKind, NoMeter, PoolMeter
-from app.errors import PoolExhausted
+from app.errors import DatabaseUnavailable, PoolExhausted
 
 Result = TypeVar("Result")
 
@@ -61,6 +61,10 @@ class HeadroomPool(Pool):
     one beyond is closed when nobody has needed it for `shrink_after` seconds. (SQLAlchemy's closes it when it comes
     back. Eight requests at a time on a pool of five then open a connection for every third, which costs more than the
     request: measured, 4 times the application's processor time and 5 times the server's.)
+
+    Whoever finds none idle and room for another one has it opened, and takes whichever comes first: that one, or one
+    that somebody gives back. Opening takes some ten round trips, one after the other, and under load others come back
+    long before. One that nobody waits for any more when it is open is kept.
 
     When all are taken, up to `max_waiters` wait, first come first served; whoever comes then is refused at once.
     Getting a connection takes `timeout` seconds at the most, with a ping and a connect if they are needed:
@@ -105,8 +109,9 @@ class HeadroomPool(Pool):
         # The one that came back last is at the end, and goes out first.
         self._idle: list[ConnectionPoolEntry] = []
         self._shrinking: asyncio.TimerHandle | asyncio.Task[None] | None = None
-        # In order of arrival. The result is a connection, or None for a place in which to open one.
-        self._waiters: dict[asyncio.Future[ConnectionPoolEntry | None], None] = {}
+        # Who waits for a connection, in order of arrival, and until when. What is being opened is for the first.
+        self._waiters: dict[asyncio.Future[ConnectionPoolEntry], float] = {}
+        self._opening: set[asyncio.Task[None]] = set()
         self._holders: set[asyncio.Task[Any]] = set()
         self._checkouts: dict[ConnectionPoolEntry, Checkout] = {}
         # What connect_now() has looked at.
@@ -116,7 +121,12 @@ class HeadroomPool(Pool):
     @property
     def state(self) -> PoolState:
         idle = len(self._idle)
-        return PoolState(self._size, self._max_overflow, idle, self._taken - idle, len(self._waiters))
+        return PoolState(self._size, self._max_overflow, idle, self._taken - idle, self._waiting)
+
+    @property
+    def _waiting(self) -> int:
+        """Those for whom none is being opened."""
+        return max(0, len(self._waiters) - len(self._opening))
 
     def status(self) -> str:
         return str(self.state)
@@ -248,15 +258,19 @@ class HeadroomPool(Pool):
         if record.dbapi_connection is None:  # it broke, or the garbage collector brought it
             self._free_place()
             return
+        self._offer(record)
+
+    def _offer(self, record: ConnectionPoolEntry) -> None:
+        """Give it to who has waited longest, or keep it."""
         record.info[_IDLE_SINCE] = time.monotonic()
-        if self._hand_over(record):
-            return
-        if self._disposed:
+        if (waiter := self._next_waiter()) is not None:
+            waiter.set_result(record)
+        elif self._disposed:
             self._close(record, "disposed")
-            return
-        self._idle.append(record)
-        if self._taken > self._size and self._shrinking is None:
-            self._shrink_later(self._shrink_after)
+        else:
+            self._idle.append(record)
+            if self._taken > self._size and self._shrinking is None:
+                self._shrink_later(self._shrink_after)
 
     def _shrink_later(self, seconds: float) -> None:
         with suppress(RuntimeError):  # no loop: the garbage collector brings back what a loop left behind
@@ -281,63 +295,86 @@ class HeadroomPool(Pool):
                 self._shrink_later(again_in)
 
     def _take(self) -> ConnectionPoolEntry:
+        """One that is idle, or else the first that is given back or opened."""
         if self._idle:
             return self._idle.pop()
         if self._taken < self._size + self._max_overflow:
-            self._taken += 1
-        elif (record := self._wait()) is not None:
-            return record
-        try:
-            return self._create_connection()
-        except BaseException:
-            self._free_place()
-            raise
-
-    def _wait(self) -> ConnectionPoolEntry | None:
-        """A connection that somebody gave back, or None for a place in which to open one. Raises PoolExhausted."""
-        if len(self._waiters) >= self._max_waiters:
+            try:
+                return self._wait(have_opened=True)
+            except TimeoutError:
+                raise DatabaseUnavailable("cannot connect: no answer in time") from None
+        if self._waiting >= self._max_waiters:
             self._meter.rejected()
             raise PoolExhausted(f"no connection, and no room in the queue ({self.state})")
-        waiter: asyncio.Future[ConnectionPoolEntry | None] = asyncio.get_running_loop().create_future()
-        self._waiters[waiter] = None
         self._meter.queued()
         since = time.monotonic()
-        expiry = waiter.get_loop().call_later(seconds_left(), _expire, waiter)
         try:
-            return await_only(waiter)
+            return self._wait()
         except TimeoutError:
-            self._waiters.pop(waiter, None)  # it may have been passed over already
             self._meter.timed_out()
             raise PoolExhausted(f"no connection after {self._timeout:.1f} s ({self.state})") from None
+        finally:
+            self._meter.left_queue(time.monotonic() - since)
+
+    def _wait(self, *, have_opened: bool = False) -> ConnectionPoolEntry:
+        """Raises TimeoutError at the deadline, and what opening one raised for who is first in the queue then."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[ConnectionPoolEntry] = loop.create_future()
+        self._waiters[waiter] = _deadline.get()
+        if have_opened:
+            self._open(waiter)
+        expiry = loop.call_later(seconds_left(), _expire, waiter)
+        try:
+            return await_only(waiter)
         except asyncio.CancelledError:
             # Served and cancelled in the same turn of the loop: the next in line gets it.
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                self._pass_on(waiter.result())
+                self._do_return_conn(waiter.result())
             raise
         finally:
             expiry.cancel()
             self._waiters.pop(waiter, None)
-            self._meter.left_queue(time.monotonic() - since)
 
-    def _hand_over(self, record: ConnectionPoolEntry | None) -> bool:
-        """Give it to who has waited longest; False where nobody does."""
+    def _next_waiter(self) -> "asyncio.Future[ConnectionPoolEntry] | None":
+        """Take who has waited longest out of the queue."""
         while self._waiters:
             waiter = next(iter(self._waiters))
             del self._waiters[waiter]
             if not waiter.done():
-                waiter.set_result(record)
-                return True
-        return False
+                return waiter
+        return None
 
-    def _pass_on(self, record: ConnectionPoolEntry | None) -> None:
-        if record is None:
+    def _open(self, waiter: asyncio.Future[ConnectionPoolEntry]) -> None:
+        """Begin to open a connection in a free place, within the time that the waiter has."""
+        self._taken += 1
+        task = waiter.get_loop().create_task(greenlet_spawn(self._open_by, self._waiters[waiter]))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
+    def _open_by(self, deadline: float) -> None:
+        _deadline.set(deadline)
+        task: Any = asyncio.current_task()
+        try:
+            record = self._create_connection()
+        except BaseException as error:
+            self._opening.discard(task)
+            failed = isinstance(error, Exception)
+            # At the deadline the one it was for has gone, and the next in line has time left.
+            if failed and time.monotonic() < deadline and (waiter := self._next_waiter()) is not None:
+                waiter.set_exception(error)
             self._free_place()
+            if not failed:
+                raise
         else:
-            self._do_return_conn(record)
+            self._opening.discard(task)
+            self._offer(record)
 
     def _free_place(self) -> None:
-        if not self._hand_over(None):
-            self._taken -= 1
+        """There is room for one more: open it, if there are more who wait than are being opened."""
+        self._taken -= 1
+        waiting = [waiter for waiter in self._waiters if not waiter.done()][len(self._opening) :]
+        if waiting:
+            self._open(waiting[0])
 
     def _close(self, record: ConnectionPoolEntry, reason: CloseReason) -> None:
         self._facts(record)[_CLOSE_REASON] = reason
@@ -464,6 +501,6 @@ def within(seconds: float, call: Callable[[], Result]) -> Result:
     return await_only(run)
 
 
-def _expire(waiter: asyncio.Future[ConnectionPoolEntry | None]) -> None:
+def _expire(waiter: asyncio.Future[ConnectionPoolEntry]) -> None:
     if not waiter.done():
         waiter.set_exception(TimeoutError())

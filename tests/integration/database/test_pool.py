@@ -165,19 +165,73 @@ async def test_who_is_cancelled_while_being_served_passes_the_connection_on(new_
         assert (state(database).used, state(database).waiting) == (0, 0)
 
 
-async def test_when_opening_one_fails_the_next_in_line_may_try_at_once(new_database: NewDatabase, proxy: Proxy) -> None:
+async def test_whoever_has_one_opened_takes_one_that_comes_back_before(new_database: NewDatabase, proxy: Proxy) -> None:
+    async with new_database(proxy.url, pool_size=2, pool_timeout=5) as database:
+        connection = await database.engine.raw_connection()
+        already = proxy.opened
+        proxy.pause()
+        asking = asyncio.create_task(database.engine.raw_connection())
+        await eventually_async(lambda: _is(proxy.opened > already), within=5)
+
+        await greenlet_spawn(connection.close)
+        connection = await asyncio.wait_for(asking, timeout=1)
+        assert (state(database).used, state(database).waiting) == (2, 0), "the other one is still being opened"
+
+        proxy.resume()
+        await greenlet_spawn(connection.close)
+        await eventually_async(lambda: _is(state(database).idle == 2), within=5)
+
+
+async def test_what_was_opened_for_somebody_who_left_goes_to_the_next_in_line(
+    new_database: NewDatabase, proxy: Proxy
+) -> None:
     async with new_database(proxy.url, pool_timeout=5) as database:
         proxy.pause()
-        opening = asyncio.create_task(database.read.first(PID))
-        await eventually_async(lambda: _is(proxy.opened == 1), within=5)
-        queue = asyncio.create_task(database.read.first(PID))
+        first = asyncio.create_task(database.read.first(PID))
+        await eventually_async(lambda: _is(proxy.bytes > 0), within=5)
+        second = asyncio.create_task(database.read.first(PID))
         await waiting(database, 1)
 
-        opening.cancel()
+        first.cancel()
         proxy.resume()
 
-        assert await asyncio.wait_for(queue, timeout=2) is not None
+        assert await asyncio.wait_for(second, timeout=2) is not None
+        assert (proxy.opened, state(database).used) == (1, 0)
+
+
+async def test_when_opening_one_fails_the_first_is_told_and_another_is_opened_for_the_next(
+    new_database: NewDatabase, proxy: Proxy
+) -> None:
+    async with new_database(proxy.url, pool_timeout=5) as database:
+        proxy.pause()
+        first = asyncio.create_task(database.read.first(PID))
+        await eventually_async(lambda: _is(proxy.bytes > 0), within=5)
+        second = asyncio.create_task(database.read.first(PID))
+        await waiting(database, 1)
+
+        proxy.resume()
+        await proxy.cut()
+
+        with pytest.raises(DatabaseUnavailable):
+            await asyncio.wait_for(first, timeout=2)
+        assert await asyncio.wait_for(second, timeout=2) is not None
         assert state(database).used == 0
+
+
+async def test_a_failure_to_open_one_that_nobody_waits_for_any_more_harms_nobody(
+    new_database: NewDatabase, proxy: Proxy
+) -> None:
+    async with new_database(proxy.url, pool_size=2, pool_timeout=5) as database:
+        proxy.pause()
+        asking = asyncio.create_task(database.read.first(PID))
+        await eventually_async(lambda: _is(proxy.bytes > 0), within=5)
+        asking.cancel()
+
+        await proxy.cut()
+        proxy.resume()
+
+        await eventually_async(lambda: _is(state(database).used == 0), within=5)
+        assert await database.read.first(PID) is not None
 
 
 async def test_a_warm_connection_costs_no_extra_round_trip_and_one_that_was_idle_costs_one(

@@ -7,6 +7,7 @@ import hmac
 import json
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import cache
 from typing import Annotated, Any, Generic, Self, TypeVar
 
 from fastapi import Depends, Request
@@ -52,9 +53,14 @@ class ListParams(BaseModel):
 
     def filters(self) -> dict[str, Any]:
         """The filters that were given, by name, as their statements want them."""
-        ours = {"q", *(type(self).model_fields.keys() - ListParams.model_fields.keys())}
-        given = {name: getattr(self, name) for name in sorted(ours) if getattr(self, name) not in (None, "")}
+        values = ((name, getattr(self, name)) for name in _filter_names(type(self)))
+        given = {name: value for name, value in values if value not in (None, "")}
         return given | ({"q": like_pattern(given["q"])} if "q" in given else {})
+
+
+@cache
+def _filter_names(kind: type[ListParams]) -> list[str]:
+    return sorted({"q", *(kind.model_fields.keys() - ListParams.model_fields.keys())})
 
 
 # What is only ever answered is a TypedDict, a dict that FastAPI checks and documents as it does a model. For a page of
@@ -105,7 +111,8 @@ class Cursors:
 
     def _sign(self, context: object, payload: bytes) -> bytes:
         message = json.dumps(context).encode() + b"\0" + payload
-        return hmac.digest(self._key, message, "sha256")[:16]
+        # Its keyed hash is a MAC (RFC 7693); HMAC-SHA-256 takes three times as long.
+        return hashlib.blake2b(message, key=self._key, digest_size=16).digest()
 
 
 async def _cursors(request: Request) -> Cursors:

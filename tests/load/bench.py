@@ -70,7 +70,7 @@ def rival(application: str, url: URL, directory: Path, workers: int = 4, **envir
     }
 
     def ready() -> bool:
-        return httpx.get(f"http://127.0.0.1:{port}/users/1").status_code == 200
+        return httpx.get(f"http://127.0.0.1:{port}/livez").status_code == 200
 
     with running(command, directory, variables | environment, ready) as pid:
         yield Served(port, pid)

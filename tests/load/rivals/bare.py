@@ -98,12 +98,24 @@ async def create_post(request: Request) -> Response:
     return answer(post(row), 201, {"location": f"/posts/{row['id']}"}) if row else answer({}, 401)
 
 
+async def hold(request: Request) -> Response:
+    async with pool.acquire() as connection:
+        await connection.fetchrow("SELECT pg_sleep($1)", float(request.query_params["ms"]) / 1000)
+    return answer({})
+
+
+async def livez(request: Request) -> Response:
+    return answer({})
+
+
 app = Starlette(
     routes=[
         Route("/users/{id}", get_user),
         Route("/posts", list_posts, methods=["GET"]),
         Route("/posts", create_post, methods=["POST"]),
         Route("/posts/{id}", get_post),
+        Route("/hold", hold),
+        Route("/livez", livez),
     ],
     lifespan=lifespan,
 )

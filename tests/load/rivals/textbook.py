@@ -126,3 +126,12 @@ async def create_post(data: PostIn, db: Db, user: Annotated[User, Depends(curren
     await db.refresh(post)
     response.headers["Location"] = f"/posts/{post.id}"
     return post
+
+
+@app.get("/hold")
+async def hold(db: Db, ms: float) -> None:
+    await db.execute(select(func.pg_sleep(ms / 1000)))
+
+
+@app.get("/livez")
+async def livez() -> None: ...

@@ -45,6 +45,10 @@ ALTER ROLE headroom_app SET idle_in_transaction_session_timeout = '10s';
 -- A backend whose client is gone stops working for it. Without this a cancelled statement can run on, on a connection
 -- that no pool counts.
 ALTER ROLE headroom_app SET client_connection_check_interval = '1s';
+-- A list joins the rows of a page, and the planner counts on the whole table's: from some size on it puts a cache under
+-- the join that takes longer to set up than the page. Measured for the newest 20 of 10,000,000 posts with their authors,
+-- processor time: 105 microseconds with it, 60 without; of 10,000 posts, where it is not chosen, 60.
+ALTER ROLE headroom_app SET enable_memoize = off;
 
 -- The exporter: what the server knows of itself, and none of the data. (The migration job lets it read which revisions
 -- there are: migrations/env.py.)

@@ -105,11 +105,12 @@ def test_pgbouncer_gets_no_password_of_who_may_not_log_in(migrated: URL, locked_
         ("app", "lock_timeout", "2s"),
         ("app", "idle_in_transaction_session_timeout", "10s"),
         ("app", "client_connection_check_interval", "1s"),
+        ("app", "enable_memoize", "off"),
         ("owner", "lock_timeout", "10s"),
         ("monitor", "statement_timeout", "2s"),
     ],
 )
-def test_a_role_brings_its_deadlines(migrated: URL, role: str, setting: str, value: str) -> None:
+def test_a_role_brings_its_settings(migrated: URL, role: str, setting: str, value: str) -> None:
     with as_(role, migrated) as connection:
         assert connection.execute(f"SHOW {setting}".encode()).fetchone() == (value,)
 

@@ -48,7 +48,9 @@ def open_directory(directory: Path) -> None:
 
     from prometheus_client import values
 
-    values.ValueClass = values.MultiProcessValue(process_identifier=lambda: _worker)
+    from app.observability.values import value_class
+
+    values.ValueClass = value_class(current_worker)
 
 
 def _remove_long_dead(directory: Path) -> None:

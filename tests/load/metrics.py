@@ -4,6 +4,7 @@
 share that metrics have is, if anything, overstated. Blocks with and without alternate in one process.
 """
 
+# ruff: noqa: E402 - where metrics live is decided before they are imported
 import os
 import statistics
 import subprocess
@@ -18,8 +19,10 @@ from unittest.mock import patch
 import uvloop
 from sqlalchemy import URL
 
+from app.observability import replica
+
 # prometheus_client decides at import whether values live in mapped files, as a worker's do.
-os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp()
+replica.open_directory(Path(tempfile.mkdtemp()) / "replica")
 
 from app import main as application
 from app.database.meter import NoMeter

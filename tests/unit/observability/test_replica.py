@@ -21,12 +21,17 @@ replica.open_directory(directory)
 from prometheus_client import Counter, Gauge
 requests = Counter("requests", "help")
 used = Gauge("used", "help", ["pool"], multiprocess_mode="liveall")
+many = Counter("many", "help", ["number"])
+requests.inc()
 
 def work(slot, count):
     pid = os.fork()
     if pid == 0:
         replica.enter_worker(slot)
-        requests.inc(count)
+        requests.inc(count - 1)
+        for number in range(1_000):  # more than a file has room for at first
+            many.labels(str(number)).inc()
+        requests.inc()
         used.labels("api").set(count)
         with replica.Heartbeat(lambda: None):
             os._exit(0)
@@ -60,7 +65,13 @@ def test_a_replacement_goes_on_counting_where_its_predecessor_stopped(
 ) -> None:
     samples, _ = outcome
 
-    assert samples["requests_total/"] == 10 + 20 + 5
+    assert samples["requests_total/"] == 1 + 10 + 20 + 5
+
+
+def test_counting_goes_on_when_a_workers_file_has_to_grow(outcome: tuple[dict[str, float], list[str]]) -> None:
+    samples, _ = outcome
+
+    assert samples["many_total/"] == 3
 
 
 def test_a_worker_that_left_has_no_gauges(outcome: tuple[dict[str, float], list[str]]) -> None:

@@ -26,7 +26,8 @@ from tests.support.serving import Served, gunicorn
 
 ROUNDS, SECONDS, WARM_UP_SECONDS = 3, 3.0, 1.0
 CLIENTS = 64
-USER, PAGE = "GET /users/{id}", "GET /posts?cursor=&limit=20"
+USER, PAGE, POST = "GET /users/{id}", "GET /posts?cursor=&limit=20", "GET /posts/{id}"
+NAMES = {USER: "reads", PAGE: "pages", POST: "posts"}
 HOLD = [Call(get("/hold?ms=10"), 200, lambda answer: "worker" in answer)]
 # Nobody is refused: what waiting costs is what is measured.
 PATIENT: dict[str, Any] = {"DB_POOL_MAX_WAITERS": "1000", "DB_POOL_TIMEOUT": "30"}
@@ -47,7 +48,7 @@ async def measure(setups: Sequence[Setup], calls: list[Call], server: Server) ->
 
 def table(title: str, column: str, curves: dict[str, Measured]) -> None:
     print(f"\n### {title}\n")
-    heads = [f"{curve}: {what}" for curve in curves for what in ("req/s", "p50 ms", "p99 ms")]
+    heads = [head for curve in curves for head in (f"{curve}/s", "p50 ms", "p99 ms")]
     print(f"| {column} | {' | '.join(heads)} |\n|{' --- |' * (len(heads) + 1)}")
     for name in next(iter(curves.values())):
         cells = [
@@ -84,7 +85,7 @@ async def workers(server: Server, url: URL, directory: Path, output: Path) -> No
     setups: list[Setup] = [
         (str(n), partial(headroom, app, directory, workers=n, **PATIENT), CLIENTS) for n in (1, 2, 3, 4, 6, 8)
     ]
-    curves = {endpoint: await measure(setups, calls[endpoint], server) for endpoint in (USER, PAGE)}
+    curves = {NAMES[endpoint]: await measure(setups, calls[endpoint], server) for endpoint in (USER, PAGE)}
     table("Workers", "workers", curves)
     chart(output / "workers.svg", "Requests a second, by workers", "WEB_CONCURRENCY", curves, "per_second")
 
@@ -105,9 +106,9 @@ async def pools(server: Server, url: URL, directory: Path, output: Path) -> None
 
     holding = partial(gunicorn, "tests.load.holding:create()")
     curves = {
-        USER: await measure(setups(headroom), calls[USER], server),
-        PAGE: await measure(setups(headroom), calls[PAGE], server),
-        "a statement that waits 10 ms": await measure(setups(holding), HOLD, server),
+        "reads": await measure(setups(headroom), calls[USER], server),
+        "pages": await measure(setups(headroom), calls[PAGE], server),
+        "holds": await measure(setups(holding), HOLD, server),
     }
     table("Connections a worker", "DB_POOL_SIZE", curves)
     for field, name, scale in (("per_second", "Requests a second", 1.0), ("p99", "p99, ms", 1000.0)):
@@ -128,7 +129,7 @@ async def overflow(server: Server, url: URL, directory: Path, output: Path) -> N
             )
             for size, more in ((15, 0), (5, 10), (1, 14))
         ]
-        curves[endpoint] = await measure(setups, calls[endpoint], server)
+        curves[NAMES[endpoint]] = await measure(setups, calls[endpoint], server)
     table("Size and overflow", "DB_POOL_SIZE + DB_MAX_OVERFLOW", curves)
 
 
@@ -136,7 +137,7 @@ async def clients(server: Server, url: URL, directory: Path, output: Path) -> No
     calls = endpoints(Truth(url))
     start = partial(headroom, as_role(url, "headroom_app"), directory, **PATIENT)
     setups: list[Setup] = [(str(n), start, n) for n in (1, 2, 4, 8, 16, 64, 250, 1000)]
-    curves = {endpoint: await measure(setups, calls[endpoint], server) for endpoint in (USER, PAGE)}
+    curves = {NAMES[endpoint]: await measure(setups, calls[endpoint], server) for endpoint in (USER, PAGE)}
     table("Clients", "clients", curves)
 
 
@@ -151,16 +152,16 @@ async def growth(server: Server, url: URL, directory: Path, output: Path) -> Non
             _fill(filled, 100_000, posts)
             served = stack.enter_context(headroom(as_role(filled, "headroom_app"), directory))
             sides[f"{posts:,}"] = served, endpoints(Truth(filled))
-        for endpoint in (USER, PAGE, "GET /posts/{id}"):
-            curves[endpoint] = {name: [] for name in sides}
+        for endpoint, curve in NAMES.items():
+            curves[curve] = {name: [] for name in sides}
             for number in range(ROUNDS + 1):
                 for name, (served, calls) in sides.items():
                     figures = await turn(served, calls[endpoint], server, CLIENTS, SECONDS)
-                    curves[endpoint][name] += [figures] if number else []  # the first warms up
+                    curves[curve][name] += [figures] if number else []  # the first warms up
     table("Posts", "posts", curves)
-    for endpoint, measured in curves.items():
+    for curve, measured in curves.items():
         pairs = zip(measured["10,000"], measured["10,000,000"], strict=True)
-        print(f"\n{endpoint}: {statistics.median(a.per_second / b.per_second for a, b in pairs):.2f} times as fast")
+        print(f"\n{curve}: {statistics.median(a.per_second / b.per_second for a, b in pairs):.2f} times as fast")
 
 
 def _fill(url: URL, users: int, posts: int) -> None:

@@ -131,6 +131,15 @@ async def test_a_connection_that_is_too_old_is_recycled(new_database: NewDatabas
         assert recorder.events["closed", "recycled"] == recorder.events["opened",] - 1 > 0
 
 
+async def test_a_connection_that_answers_the_test_is_kept(new_database: NewDatabase) -> None:
+    async with new_database(pool_ping_after=0) as (database, recorder):
+        for _ in range(3):
+            await database.read.first(PID)
+
+        # With 0 one that was just opened is tested, too.
+        assert recorder.events == {("opened",): 1, ("pinged",): 3, ("handed_out",): 3, ("given_back",): 3}
+
+
 async def test_an_idle_connection_that_the_other_side_closed_is_given_up(
     new_database: NewDatabase, proxy: Proxy
 ) -> None:

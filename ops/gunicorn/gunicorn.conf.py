@@ -10,6 +10,7 @@ from typing import Any
 
 from app import preflight
 from app.errors import ConfigurationError, HeadroomError
+from app.listener import FairServer, Share, Shares
 from app.observability import replica
 from app.observability.logging import logging_config
 from app.settings import load_settings
@@ -28,7 +29,10 @@ if "--check-config" not in sys.argv:
     except OSError as error:
         sys.exit(f"headroom: METRICS_DIR: {error}")
 
+from gunicorn.arbiter import Arbiter
 from uvicorn_worker import UvicornWorker
+
+shares = Shares()
 
 
 class Worker(UvicornWorker):  # type: ignore[misc]  # Gunicorn has no types
@@ -50,6 +54,15 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # Gunicorn has no types
         logging.getLogger("uvicorn.error").propagate = True
         # Uvicorn closes the listener first, and Gunicorn logs an "error" about that at every stop.
         self.log.error_log.addFilter(lambda record: "Error while closing socket" not in record.getMessage())
+
+    async def _serve(self) -> None:
+        """UvicornWorker's, with a server that takes its share of the connections, and not what it can get."""
+        self.config.app = self.wsgi
+        server = FairServer(self.config, Share(shares, self.slot))
+        self._install_sigquit_handler()
+        await server.serve(sockets=self.sockets)
+        if not server.started:
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)
 
 
 wsgi_app = "app.main:create_app()"
@@ -94,9 +107,10 @@ def when_ready(server: Any) -> None:
 
 
 def pre_fork(server: Any, worker: Any) -> None:
-    """Give the worker the lowest free slot: its name in metrics and in pg_stat_activity."""
+    """Give the worker the lowest free slot: its name in metrics, in pg_stat_activity and among those that listen."""
     taken = {sibling.slot for sibling in server.WORKERS.values()}
     worker.slot = next(slot for slot in count(1) if slot not in taken)
+    shares.enter(worker.slot)
 
 
 def post_fork(server: Any, worker: Any) -> None:
@@ -106,3 +120,4 @@ def post_fork(server: Any, worker: Any) -> None:
 def child_exit(server: Any, worker: Any) -> None:
     # Runs in the master, also for a worker that was killed.
     replica.leave_worker(worker.slot)
+    shares.leave(worker.slot)

@@ -12,15 +12,14 @@ from weakref import WeakKeyDictionary
 
 from psycopg import AsyncConnection, AsyncRawCursor
 from psycopg.rows import tuple_row
-from sqlalchemy import Float, Numeric, PoolProxiedConnection, Select
+from sqlalchemy import Float, Numeric, Select
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.sql.dml import UpdateBase
-from sqlalchemy.util import greenlet_spawn
 
 from app.database.integrity import translate
 from app.database.liveness import is_closed
-from app.database.pool import checkin, checkout
+from app.database.pool import HeadroomPool, Loan, borrow
 from app.errors import DatabaseUnavailable
 
 # One that gives rows.
@@ -102,6 +101,8 @@ async def _fetch_psycopg(
 
 def driver_road(engine: AsyncEngine) -> "DriverRoad | None":
     """The road of the engine's driver, where it has one."""
+    if not isinstance(engine.pool, HeadroomPool):
+        return None
     if engine.dialect.driver == "asyncpg":
         return DriverRoad(engine, engine.dialect, _fetch_asyncpg)
     if engine.dialect.driver == "psycopg":
@@ -132,37 +133,34 @@ class DriverRoad:
     async def fetch(self, statement: CompiledStatement, parameters: Mapping[str, Any]) -> list[Any]:
         """Raises the error tree's TransientDatabaseError and InvalidInput; any other driver error as it is."""
         arguments = statement.arguments(parameters)
-        pooled = await checkout(self._engine)
-        connection: Any = pooled.driver_connection
+        loan = await borrow(self._engine)
+        connection = loan.driver_connection
         try:
             records = await self._fetch(connection, statement, arguments)
         except asyncio.CancelledError as error:
             # The query may still be running, so its connection is closed. That takes a round trip, and whoever
             # cancelled us may cancel that too: it goes on without us.
-            await asyncio.shield(self._close(pooled, error))
+            await asyncio.shield(self._break_off(loan, error))
             raise
         except Exception as error:
             lost = is_closed(connection)
             # What the server refused is over. What asyncpg refused, such as a value that does not fit its type, is
             # not: the statement is parsed, the server waits for more, and holds the table's lock while it does.
             over = _said_by_the_server(error) and not lost
-            await (checkin(pooled) if over else self._close(pooled, error))
+            await (loan.give_back() if over else self._break_off(loan, error))
             if known := translate(error):
                 raise known from error
             if lost:
                 raise DatabaseUnavailable(str(error)) from error
             raise
-        await checkin(pooled)
+        except BaseException:  # the coroutine is thrown away: there is nothing left to wait with
+            loan.drop()
+            raise
+        await loan.give_back()
         return statement.rows(records)
 
-    def _close(self, pooled: PoolProxiedConnection, error: BaseException) -> asyncio.Task[None]:
-        """Close a connection that nobody may have again, and give its place in the pool back."""
-
-        def close() -> None:
-            pooled.invalidate(error)
-            pooled.close()
-
-        task = asyncio.create_task(greenlet_spawn(close))
+    def _break_off(self, loan: Loan, error: BaseException) -> asyncio.Task[None]:
+        task = asyncio.create_task(loan.break_off(error))
         self._closing.add(task)  # asyncio itself would let it be collected before it is done
         task.add_done_callback(self._closing.discard)
         return task

@@ -1,20 +1,26 @@
 """Logs: one handler on stdout, as JSON or for people. Every line of a request carries its id."""
 
+import json
 import logging
 import logging.config
 import re
 import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
-from pythonjsonlogger.json import JsonEncoder, JsonFormatter
+from pydantic_core import to_json
 
 # "-" outside a request.
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 # The request as its server sees it (its ASGI scope), for who has to tell afterwards which one it was; empty outside.
 request_scope: ContextVar[Mapping[str, Any]] = ContextVar("request_scope", default=MappingProxyType({}))
+
+
+# What every record has, and what handlers add to it; the rest is `extra`.
+_EVERY_RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "request_id"}
 
 
 class _RequestIdFilter(logging.Filter):
@@ -30,12 +36,29 @@ class _WithoutRows(logging.Formatter):
         return re.sub(r"^DETAIL:.*$", "DETAIL:  (left out)", super().formatException(ei), flags=re.MULTILINE)
 
 
-class _Json(_WithoutRows, JsonFormatter):
-    # The library would make an encoder for each line.
-    _encoder = JsonEncoder()
+class _Json(_WithoutRows):
+    """An object a line, with whatever `extra` a record was given. (python-json-logger takes 8 microseconds for what
+    takes 5 here, and its code is that much more to have in the processor's cache: of a request's processor time, a
+    line was a third.)"""
 
-    def jsonify_log_record(self, log_data: dict[str, Any]) -> str:
-        return self._encoder.encode(log_data)
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "pid": record.process,
+            "request_id": getattr(record, "request_id", "-"),
+            "message": record.getMessage(),
+        }
+        line |= {name: value for name, value in record.__dict__.items() if name not in _EVERY_RECORD}
+        if record.exc_info:
+            line["exc_info"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            line["stack_info"] = record.stack_info
+        try:
+            return to_json(line, fallback=str).decode()
+        except ValueError:  # half a surrogate pair, or bytes that are no text: whoever logs them wants to know of it
+            return json.dumps(line, default=str)
 
 
 def logging_config(*, format: str, level: str) -> dict[str, Any]:
@@ -45,11 +68,7 @@ def logging_config(*, format: str, level: str) -> dict[str, Any]:
         "disable_existing_loggers": False,
         "filters": {"request_id": {"()": _RequestIdFilter}},
         "formatters": {
-            "json": {
-                "()": _Json,
-                "format": "%(asctime)s %(levelname)s %(name)s %(process)d %(request_id)s %(message)s",
-                "rename_fields": {"asctime": "time", "levelname": "level", "name": "logger", "process": "pid"},
-            },
+            "json": {"()": _Json},
             "console": {
                 "()": _WithoutRows,
                 "format": "%(asctime)s.%(msecs)03d %(levelname)-7s [%(process)d %(request_id).8s] %(message)s",

@@ -99,15 +99,12 @@ class RequestMiddleware:
             # As it was sent: decoded, it could hold a line break and write a line of its own.
             path = scope["raw_path"].decode("ascii", "backslashreplace")
             method, milliseconds = scope["method"], round(seconds * 1000, 1)
-            logger.log(
-                level,
-                "%s %s %d %.1f ms",
-                method,
-                path,
-                status,
-                milliseconds,
-                extra={"method": method, "path": path, "status": status, "duration_ms": milliseconds},
+            # As logger.log() would, without looking up the stack for who called it.
+            record = logging.LogRecord(
+                logger.name, level, __file__, 0, "%s %s %d %.1f ms", (method, path, status, milliseconds), None
             )
+            record.__dict__.update(method=method, path=path, status=status, duration_ms=milliseconds)
+            logger.handle(record)
 
 
 class ErrorMiddleware:

@@ -1,0 +1,52 @@
+"""Lines of the log, as a program reads them."""
+
+import json
+import logging
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from app.observability.logging import logging_config
+
+
+def written(level: int, message: str, *arguments: object, **options: Any) -> dict[str, Any]:
+    """What a JSON line says."""
+    formatter = logging_config(format="json", level="info")["formatters"]["json"]["()"]()
+    record = logging.getLogger("some.library").makeRecord(
+        "some.library", level, __file__, 1, message, arguments, options.get("exc_info"), extra=options.get("extra")
+    )
+    line = formatter.format(record)
+    assert "\n" not in line
+    said: dict[str, Any] = json.loads(line)
+    return said
+
+
+def test_a_line_says_when_how_bad_who_and_what() -> None:
+    line = written(logging.WARNING, "%d of %s", 3, "them", extra={"method": "GET", "duration_ms": 0.5})
+
+    assert datetime.now(UTC) >= datetime.fromisoformat(line.pop("time"))
+    assert line.pop("pid")
+    assert line == {
+        "level": "WARNING",
+        "logger": "some.library",
+        "request_id": "-",
+        "message": "3 of them",
+        "method": "GET",
+        "duration_ms": 0.5,
+    }
+
+
+def test_an_exception_is_in_the_line_and_the_row_that_the_database_objects_to_is_not() -> None:
+    error = LookupError("duplicate key\nDETAIL:  Key (email)=(ann@example.com) already exists.")
+    line = written(logging.ERROR, "failed", exc_info=(type(error), error, None))
+
+    assert line["exc_info"].startswith("LookupError: duplicate key")
+    assert "ann@example.com" not in line["exc_info"]
+
+
+@pytest.mark.parametrize(
+    "value", ["half a pair: \ud800", b"no text: \xff", object(), float("nan"), {1: {2, 3}}, datetime.now(UTC)], ids=repr
+)
+def test_a_line_is_written_whatever_it_is_about(value: object) -> None:
+    assert written(logging.INFO, "about %s", value, extra={"value": value})["message"] == f"about {value}"

@@ -47,7 +47,7 @@ def introduce(app: FastAPI, database: Database, settings: Settings) -> None:
     )
     app.state.database = database
     app.state.sign_in = SignIn(database, tokens, limits)
-    app.state.authenticate = Authenticator(database, tokens)
+    app.state.authenticator = Authenticator(database, tokens)
     app.state.cursors = Cursors(settings.require_secret_key())
 
 

@@ -1,12 +1,21 @@
 """Who asks. A router says what it needs to know; the auth domain finds it out (`app/main.py` introduces the two)."""
 
-from collections.abc import Awaitable, Callable
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, Protocol
 
 from fastapi import Depends, Request
 from fastapi.security import OAuth2PasswordBearer
 
 from app.errors import Forbidden, NotAuthenticated
+
+
+class Claim(NamedTuple):
+    """What the token that came with the request says, and nothing else.
+
+    Whether its user is still there, and active, is for the statement to ask that makes use of it: that takes one round
+    trip to the database, where a Principal takes one more.
+    """
+
+    user_id: int
 
 
 class Principal(NamedTuple):
@@ -27,17 +36,29 @@ class Principal(NamedTuple):
             raise Forbidden("Only the user or an administrator may do this.")
 
 
-# Raises NotAuthenticated for a token that is not good, or no longer.
-Authenticate = Callable[[str], Awaitable[Principal]]
+class Authenticator(Protocol):
+    """Each raises NotAuthenticated for what is not good, or no longer."""
+
+    def claim(self, token: str) -> Claim: ...
+    async def principal(self, claim: Claim) -> Principal: ...
+
 
 _bearer = OAuth2PasswordBearer(tokenUrl="/auth/token", auto_error=False)
 
 
-async def _signed_in(request: Request, token: Annotated[str | None, Depends(_bearer)]) -> Principal:
+async def _claimed(request: Request, token: Annotated[str | None, Depends(_bearer)]) -> Claim:
     if token is None:
         raise NotAuthenticated
-    authenticate: Authenticate = request.app.state.authenticate
-    return await authenticate(token)
+    authenticator: Authenticator = request.app.state.authenticator
+    return authenticator.claim(token)
+
+
+Claimed = Annotated[Claim, Depends(_claimed)]
+
+
+async def _signed_in(request: Request, claim: Claimed) -> Principal:
+    authenticator: Authenticator = request.app.state.authenticator
+    return await authenticator.principal(claim)
 
 
 SignedIn = Annotated[Principal, Depends(_signed_in)]

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Generic, Self, TypeVar
 
 from fastapi import Depends, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import to_json
 from typing_extensions import TypedDict
 
 from app.database.listing import Listing, like_pattern
@@ -94,7 +95,7 @@ class Cursors:
     def write(self, context: object, value: object, key: int) -> str:
         kind, value = ("time", value.isoformat()) if isinstance(value, datetime) else ("plain", value)
         # Not escaped: a title of 200 characters outside the BMP would make a cursor that is longer than one may be.
-        payload = json.dumps([kind, value, key], separators=(",", ":"), ensure_ascii=False).encode()
+        payload = to_json([kind, value, key])
         return base64.urlsafe_b64encode(self._sign(context, payload) + payload).decode().rstrip("=")
 
     def read(self, cursor: str, context: object) -> tuple[object, int]:
@@ -110,7 +111,7 @@ class Cursors:
         return (datetime.fromisoformat(value) if kind == "time" else value), key
 
     def _sign(self, context: object, payload: bytes) -> bytes:
-        message = json.dumps(context).encode() + b"\0" + payload
+        message = to_json(context) + b"\0" + payload
         # Its keyed hash is a MAC (RFC 7693); HMAC-SHA-256 takes three times as long.
         return hashlib.blake2b(message, key=self._key, digest_size=16).digest()
 

@@ -8,6 +8,7 @@ from httpx import AsyncClient
 from sqlalchemy import URL
 
 from tests.support.people import Person, person
+from tests.support.postgres import connect
 
 # What anonymous, another user, the user or author, and an administrator get.
 ANYONE = (200, 200, 200, 200)
@@ -76,6 +77,22 @@ async def test_everybody_gets_what_the_rule_says(
         slug = {401: "not-authenticated", 403: "forbidden"}[answer.status_code]
         assert answer.json()["type"] == f"/problems/{slug}"
         assert (await client.get(f"/posts/{post['id']}")).json() == post, "nothing has changed"
+
+
+@pytest.mark.parametrize("operation", [operation for operation, rule in RULES.items() if rule[0] == 401])
+@pytest.mark.parametrize("end", ["UPDATE users SET is_active = false WHERE id = %s", "DELETE FROM users WHERE id = %s"])
+async def test_a_token_ends_with_its_user(client: AsyncClient, database_url: URL, operation: str, end: str) -> None:
+    former = await person(client, "Former", database_url, is_admin=True)
+    owner = await person(client, "Owner", database_url)
+    post = (await owner("POST", "/posts", json={"title": "Title", "content": "Content"})).json()
+    with connect(database_url) as connection:
+        connection.execute(end.encode(), (former.id,))
+    method, _, template = operation.partition(" ")
+
+    answer = await former(method, template.format(user_id=owner.id, post_id=post["id"]), json=BODIES.get(operation))
+
+    assert (answer.status_code, answer.json()["type"]) == (401, "/problems/not-authenticated")
+    assert (await client.get("/posts")).json()["items"] == [post], "nothing has changed"
 
 
 @pytest.mark.parametrize("field", ["is_admin", "is_active"])

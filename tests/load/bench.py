@@ -147,10 +147,14 @@ class Call(NamedTuple):
 
 
 def endpoints(truth: Truth) -> dict[str, list[Call]]:
-    token = Tokens(SECRET_KEY, 86_400).issue(next(iter(truth.users)))
+    tokens = Tokens(SECRET_KEY, 86_400)
     draft = {"title": "A title of some length", "content": "What there is to say about it. " * 10}
     body = orjson.dumps(draft)
-    write = post("/posts", body, Authorization=f"Bearer {token}", **{"Content-Type": "application/json"})
+
+    def write(user_id: int) -> Call:
+        headers = {"Authorization": f"Bearer {tokens.issue(user_id)}", "Content-Type": "application/json"}
+        return Call(post("/posts", body, **headers), 201, partial(_written, truth, user_id, draft))
+
     return {
         "GET /users/{id}": [Call(get(f"/users/{key}"), 200, partial(_same, user)) for key, user in truth.users.items()],
         "GET /posts?cursor=&limit=20": [
@@ -161,10 +165,13 @@ def endpoints(truth: Truth) -> dict[str, list[Call]]:
             )
         ],
         "GET /posts/{id}": [Call(get(f"/posts/{key}"), 200, partial(_same, each)) for key, each in truth.posts.items()],
-        "POST /posts": [
-            Call(write, 201, lambda written: draft.items() <= written.items() and written["id"] > truth.last_post)
-        ],
+        "POST /posts": [write(user_id) for user_id in truth.users],
     }
+
+
+def _written(truth: Truth, user_id: int, draft: dict[str, str], said: dict[str, Any]) -> bool:
+    author = {"id": user_id, "name": truth.users[user_id]["name"]}
+    return draft.items() <= said.items() and said["author"] == author and said["id"] > truth.last_post
 
 
 def _same(truth: dict[str, Any], said: dict[str, Any]) -> bool:

@@ -10,8 +10,8 @@ from app.domains.auth.repository import AttemptRepository
 from app.domains.auth.tokens import Tokens
 from app.domains.users.passwords import SIGNING_IN, hash_password, verify_password
 from app.domains.users.repository import Credentials, UserReader, UserRepository
-from app.errors import NotAuthenticated, TooManyAttempts
-from app.web.auth import Principal
+from app.errors import TooManyAttempts
+from app.web.auth import Claim, Principal
 
 
 class SignInLimits(NamedTuple):
@@ -96,12 +96,13 @@ class Authenticator:
     """Knows who a token belongs to, and whether it still counts."""
 
     def __init__(self, database: Database, tokens: Tokens) -> None:
-        self._database = database
+        self._users = UserReader(database.read)
         self._tokens = tokens
 
-    async def __call__(self, token: str) -> Principal:
+    def claim(self, token: str) -> Claim:
+        """Raises NotAuthenticated."""
+        return Claim(self._tokens.user_id(token))
+
+    async def principal(self, claim: Claim) -> Principal:
         """Asks the database each time, so a token ends with its user. Raises NotAuthenticated."""
-        user = await UserReader(self._database.read).principal(self._tokens.user_id(token))
-        if user is None:
-            raise NotAuthenticated("The user of this token does not exist any more, or is not active.")
-        return user
+        return await self._users.principal(claim)

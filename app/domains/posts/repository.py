@@ -1,4 +1,4 @@
-from sqlalchemy import bindparam, insert, select
+from sqlalchemy import bindparam, insert, literal_column, select
 from sqlalchemy.orm import joinedload
 
 from app.database import ReadSession, StatementSession, WriteSession
@@ -8,9 +8,9 @@ from app.database.session import Row
 from app.domains.posts.errors import PostNotFound
 from app.domains.posts.models import Post
 from app.domains.posts.schemas import PostListParams, PostRead, PostsOfUserParams, post_of_row
-from app.domains.users.errors import UserNotFound
+from app.domains.users.errors import UserGone, UserNotFound
 from app.domains.users.models import User
-from app.errors import NotAuthenticated
+from app.web.auth import Claim
 from app.web.pagination import Cursors, Page, read_page
 
 _POSTS = select(
@@ -23,11 +23,19 @@ _POSTS = select(
     Post.updated_at,
 ).join(Post.author)
 _BY_ID = _POSTS.where(Post.id == bindparam("post_id", type_=Post.id.type))
+# In RETURNING, SQLAlchemy takes a column of the table that is written to for one of a table to be read, too.
+_AUTHOR_NAME = select(User.name).where(User.id == literal_column("posts.author_id")).scalar_subquery()
 _AUTHOR = select(User.id).where(User.id == bindparam("user_id", type_=User.id.type))
+# By a user who is there, and active: nobody has to ask that before.
 _ADD = (
     insert(Post)
-    .values({name: bindparam(name) for name in ("author_id", "title", "content")})
-    .returning(Post.id, Post.created_at, Post.updated_at)
+    .from_select(
+        ["author_id", "title", "content"],
+        select(User.id, bindparam("title", type_=Post.title.type), bindparam("content", type_=Post.content.type)).where(
+            User.id == bindparam("author_id", type_=User.id.type), User.is_active
+        ),
+    )
+    .returning(Post.id, Post.author_id, _AUTHOR_NAME.label("author_name"), Post.created_at, Post.updated_at)
 )
 _LIST = Listing(
     "posts",
@@ -69,11 +77,12 @@ class PostWriter:
     def __init__(self, session: StatementSession) -> None:
         self._session = session
 
-    async def add(self, *, author_id: int, title: str, content: str) -> Row:
-        """What the database has made of it. Raises NotAuthenticated where the author was deleted meanwhile."""
-        with violations({"fk_posts_author_id_users": NotAuthenticated()}):
-            row = await self._session.returned(_ADD, author_id=author_id, title=title, content=content)
-        assert row is not None
+    async def add(self, claim: Claim, *, title: str, content: str) -> Row:
+        """What the database has made of it. Raises UserGone."""
+        with violations({"fk_posts_author_id_users": UserGone()}):  # deleted at this very moment
+            row = await self._session.returned(_ADD, author_id=claim.user_id, title=title, content=content)
+        if row is None:
+            raise UserGone
         return row
 
 

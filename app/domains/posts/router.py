@@ -8,7 +8,7 @@ from app.domains.posts.schemas import PostCreate, PostListParams, PostPatch, Pos
 from app.domains.posts.service import change_post, delete_post, write_post
 from app.domains.users.errors import UserNotFound
 from app.errors import Forbidden, NotAuthenticated
-from app.web.auth import SignedIn
+from app.web.auth import Claimed, SignedIn
 from app.web.deps import ReadDb, StatementDb, WriteDb
 from app.web.pagination import CursorCodec, Page
 from app.web.problems import problem_responses
@@ -18,9 +18,9 @@ router = APIRouter(tags=["posts"])
 
 
 @router.post("/posts", status_code=201, responses=problem_responses(NotAuthenticated))
-async def create_post(data: PostCreate, db: StatementDb, principal: SignedIn, response: Response) -> PostRead:
+async def create_post(data: PostCreate, db: StatementDb, claim: Claimed, response: Response) -> PostRead:
     """For anyone who is signed in, who becomes its author."""
-    post = await write_post(db, data, principal)
+    post = await write_post(db, data, claim)
     response.headers["Location"] = f"/posts/{post['id']}"
     return post
 

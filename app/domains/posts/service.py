@@ -3,17 +3,17 @@ from app.domains.posts.models import Post
 from app.domains.posts.repository import PostRepository, PostWriter
 from app.domains.posts.schemas import Author, PostCreate, PostPatch, PostRead
 from app.errors import Forbidden
-from app.web.auth import Principal
+from app.web.auth import Claim, Principal
 
 
-async def write_post(session: StatementSession, data: PostCreate, principal: Principal) -> PostRead:
-    """Raises NotAuthenticated where the author was deleted meanwhile."""
-    row = await PostWriter(session).add(author_id=principal.id, title=data.title, content=data.content)
+async def write_post(session: StatementSession, data: PostCreate, claim: Claim) -> PostRead:
+    """Raises UserGone."""
+    row = await PostWriter(session).add(claim, title=data.title, content=data.content)
     return PostRead(
         id=row["id"],
         title=data.title,
         content=data.content,
-        author=Author(id=principal.id, name=principal.name),
+        author=Author(id=row["author_id"], name=row["author_name"]),
         created_at=row["created_at"],
         updated_at=row["updated_at"],
     )

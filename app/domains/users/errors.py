@@ -1,4 +1,4 @@
-from app.errors import Conflict, NotFound
+from app.errors import Conflict, NotAuthenticated, NotFound
 
 
 class EmailTaken(Conflict):
@@ -7,6 +7,11 @@ class EmailTaken(Conflict):
 
     def __init__(self) -> None:
         super().__init__("This e-mail address is already registered.")
+
+
+class UserGone(NotAuthenticated):
+    def __init__(self) -> None:
+        super().__init__("The user of this token does not exist any more, or is not active.")
 
 
 class UserNotFound(NotFound):

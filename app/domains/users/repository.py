@@ -5,17 +5,17 @@ from sqlalchemy import bindparam, func, select, update
 from app.database import ReadSession, WriteSession
 from app.database.integrity import violations
 from app.database.listing import Listing, contains
-from app.domains.users.errors import EmailTaken, UserNotFound
+from app.domains.users.errors import EmailTaken, UserGone, UserNotFound
 from app.domains.users.models import User
 from app.domains.users.schemas import OwnUser, PublicUser, UserListParams, own_user_of_row
-from app.errors import Forbidden, NotAuthenticated
-from app.web.auth import Principal
+from app.errors import Forbidden
+from app.web.auth import Claim, Principal
 from app.web.pagination import Cursors, Page, read_page
 
 _BY_ID = bindparam("user_id", type_=User.id.type)
 _PUBLIC = select(User.id, User.name, User.created_at).where(User.id == _BY_ID)
 _OWN_COLUMNS = select(User.id, User.email, User.name, User.is_active, User.is_admin, User.created_at, User.updated_at)
-_OWN = _OWN_COLUMNS.where(User.id == _BY_ID)
+_ME = _OWN_COLUMNS.where(User.id == _BY_ID, User.is_active)
 _PRINCIPAL = select(User.id, User.name, User.is_admin).where(User.id == _BY_ID, User.is_active)
 # One row in any case. What counts as the same address is the database's decision: Python folds some letters otherwise.
 _ASKED = select(func.lower(bindparam("email", type_=User.email.type)).label("folded")).subquery()
@@ -54,21 +54,23 @@ class UserReader:
             raise UserNotFound(user_id)
         return PublicUser(id=row["id"], name=row["name"], created_at=row["created_at"])
 
-    async def get_own(self, user_id: int) -> OwnUser:
-        """Raises UserNotFound."""
-        row = await self._session.first(_OWN, user_id=user_id)
+    async def get_me(self, claim: Claim) -> OwnUser:
+        """Raises UserGone."""
+        row = await self._session.first(_ME, user_id=claim.user_id)
         if row is None:
-            raise UserNotFound(user_id)
+            raise UserGone
         return own_user_of_row(row)
 
     async def page(self, params: UserListParams, cursors: Cursors) -> Page[OwnUser]:
         """Raises InvalidCursor."""
         return await read_page(self._session, _LIST, params, cursors=cursors, make=own_user_of_row)
 
-    async def principal(self, user_id: int) -> Principal | None:
-        """None for a user who does not exist or is not active."""
-        row = await self._session.first(_PRINCIPAL, user_id=user_id)
-        return Principal(id=row["id"], name=row["name"], is_admin=row["is_admin"]) if row else None
+    async def principal(self, claim: Claim) -> Principal:
+        """Raises UserGone."""
+        row = await self._session.first(_PRINCIPAL, user_id=claim.user_id)
+        if row is None:
+            raise UserGone
+        return Principal(id=row["id"], name=row["name"], is_admin=row["is_admin"])
 
 
 class UserRepository:
@@ -88,10 +90,10 @@ class UserRepository:
         return user
 
     async def require_still(self, principal: Principal) -> None:
-        """Raises NotAuthenticated, Forbidden if the principal has lost what it was when the request came in."""
+        """Raises UserGone, Forbidden if the principal has lost what it was when the request came in."""
         now = await self._session.get(User, principal.id)
         if now is None or not now.is_active:
-            raise NotAuthenticated("The user of this token does not exist any more, or is not active.")
+            raise UserGone
         if principal.is_admin and not now.is_admin:
             raise Forbidden("You are not an administrator any more.")
 

@@ -7,7 +7,7 @@ from app.domains.users.repository import UserReader
 from app.domains.users.schemas import OwnUser, PublicUser, SignUp, UserListParams, UserPatch, own_user_of_entity
 from app.domains.users.service import change_user, delete_user, sign_up
 from app.errors import Forbidden, NotAuthenticated, ServerBusy
-from app.web.auth import SignedIn
+from app.web.auth import Claimed, SignedIn
 from app.web.deps import ReadDb, WriteDb
 from app.web.pagination import CursorCodec, Page
 from app.web.problems import DATABASE_ERRORS, problem_responses
@@ -34,8 +34,8 @@ async def list_users(
 
 
 @router.get("/me", responses=problem_responses(NotAuthenticated))
-async def get_me(db: ReadDb, principal: SignedIn) -> OwnUser:
-    return await UserReader(db).get_own(principal.id)
+async def get_me(db: ReadDb, claim: Claimed) -> OwnUser:
+    return await UserReader(db).get_me(claim)
 
 
 @router.get("/{user_id:id}", responses=problem_responses(UserNotFound))

@@ -4,16 +4,40 @@ import pytest
 from alembic.config import Config
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
+from pwdlib import PasswordHash
+from pwdlib.hashers.argon2 import Argon2Hasher
 from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database import Database, make_engine
+from app.domains.users import passwords
 from app.main import create_app
 from app.settings import Settings
 from tests.support.postgres import PgBouncer, Server, as_role, run_pgbouncer, run_postgres
 from tests.support.proxy import Proxy
 
 SECRET_KEY = "for tests only, for tests only, for tests only"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hashes_as_deployed() -> Iterator[dict[str, object]]:
+    """A password's hash takes a tenth of a second by design, and most tests sign people up and in: here it takes none.
+
+    What it is as deployed, by the names that `passwords` has for it.
+    """
+    deployed = {name: getattr(passwords, name) for name in ("_argon2", "_NOBODYS")}
+    quick = PasswordHash((Argon2Hasher(time_cost=1, memory_cost=8, parallelism=1),))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passwords, "_argon2", quick)
+        patch.setattr(passwords, "_NOBODYS", quick.hash("nobody's"))
+        yield deployed
+
+
+@pytest.fixture
+def real_hashes(hashes_as_deployed: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a test that is about what they cost."""
+    for name, value in hashes_as_deployed.items():
+        monkeypatch.setattr(passwords, name, value)
 
 
 @pytest.fixture(scope="session")

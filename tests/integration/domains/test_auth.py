@@ -341,6 +341,7 @@ CHEAP = "m=8192,t=1,p=1"
         "outdated and inactive",
     ],
 )
+@pytest.mark.usefixtures("real_hashes")
 async def test_the_clock_does_not_tell_why_a_sign_in_fails(
     client: AsyncClient,
     database_url: URL,

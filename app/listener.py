@@ -22,10 +22,12 @@ from uvicorn import Config, Server
 logger = logging.getLogger(__name__)
 
 # How long a worker that has more connections than another leaves a new one to the others, who were woken with it. They
-# take it within microseconds, unless they are all busy: then it is for whoever is free first.
+# take it within microseconds, unless they are all busy: then it is for whoever is free first. (So next to a worker that
+# is stuck with few connections, another takes 500 a second at the most, until Gunicorn ends the stuck one.)
 STEP_ASIDE_SECONDS = 0.002
 # Without a descriptor, or memory, for one more: until somebody has hung up.
 PAUSE_SECONDS = 1.0
+OPENING_SECONDS = 1.0
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 MOST_WORKERS = 1023
@@ -71,7 +73,8 @@ class Share:
 
     def one_more(self) -> None:
         """It has been accepted; that it is open, the server knows a moment later."""
-        self._shares.counts[self._slot] += 1
+        if self._listens:
+            self._shares.counts[self._slot] += 1
 
     @property
     def is_larger_than_another(self) -> bool:
@@ -97,7 +100,11 @@ class FairServer(Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._share.stop()
         for listener in self._listeners:
-            await listener.close()
+            listener.close()
+        # What was accepted is open, and so known to who closes the rest; but nobody waits for a TLS handshake that a
+        # client does not go on with.
+        if opening := {task for listener in self._listeners for task in listener.opening}:
+            await asyncio.wait(opening, timeout=OPENING_SECONDS)
         await super().shutdown(sockets)
 
     async def _open(self, connection: socket.socket) -> None:
@@ -110,6 +117,7 @@ class FairServer(Server):
         except OSError as error:  # it has hung up, or does not agree on TLS
             logger.debug("a connection ended before it began: %s", error)
             connection.close()
+            self._share.connections(len(self.server_state.connections))
 
 
 class _Connections(set[Any]):
@@ -127,6 +135,10 @@ class _Connections(set[Any]):
         super().discard(connection)
         self._share.connections(len(self))
 
+    def remove(self, connection: Any) -> None:  # what the protocols for WebSockets call
+        super().remove(connection)
+        self._share.connections(len(self))
+
 
 class _Listener:
     """Accepts one connection in each turn of the event loop, and lets another worker go first that has fewer."""
@@ -138,17 +150,16 @@ class _Listener:
         self._open = open_
         self._share = share
         self._loop = asyncio.get_running_loop()
-        self._opening: set[asyncio.Task[None]] = set()
+        self.opening: set[asyncio.Task[None]] = set()
         self._pause: asyncio.TimerHandle | None = None
         sock.setblocking(False)
         self._listen()
 
-    async def close(self) -> None:
-        """Accept no more. Returns when what was accepted is open, so that it is known to whoever closes the rest."""
+    def close(self) -> None:
+        """Accept no more."""
         if self._pause is not None:
             self._pause.cancel()
         self._loop.remove_reader(self._socket)
-        await asyncio.gather(*self._opening)
 
     def _listen(self) -> None:
         self._pause = None
@@ -182,5 +193,5 @@ class _Listener:
         self._share.one_more()
         connection.setblocking(False)
         task = self._loop.create_task(self._open(connection))
-        self._opening.add(task)
-        task.add_done_callback(self._opening.discard)
+        self.opening.add(task)
+        task.add_done_callback(self.opening.discard)

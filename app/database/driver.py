@@ -90,7 +90,7 @@ async def _fetch_asyncpg(connection: Any, statement: CompiledStatement, argument
 async def _fetch_psycopg(
     connection: AsyncConnection[Any], statement: CompiledStatement, arguments: Sequence[Any]
 ) -> list[Any]:
-    if not connection.autocommit:  # it stays so until a transaction is wanted: HeadroomPool.connect()
+    if not connection.autocommit:  # it stays so until a transaction is wanted: HeadroomPool._do_get()
         await connection.set_autocommit(True)
     cursor = AsyncRawCursor(connection, row_factory=tuple_row)
     # Ours, not a caller's. psycopg's type wants a literal; raw is what takes $1.

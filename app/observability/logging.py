@@ -42,6 +42,7 @@ class _Json(_WithoutRows):
     line was a third.)"""
 
     def format(self, record: logging.LogRecord) -> str:
+        extra = {name: value for name, value in record.__dict__.items() if name not in _EVERY_RECORD}
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
@@ -50,15 +51,16 @@ class _Json(_WithoutRows):
             "request_id": getattr(record, "request_id", "-"),
             "message": record.getMessage(),
         }
-        line |= {name: value for name, value in record.__dict__.items() if name not in _EVERY_RECORD}
         if record.exc_info:
             line["exc_info"] = self.formatException(record.exc_info)
+        elif record.exc_text:  # of a record that came through a queue
+            line["exc_info"] = record.exc_text
         if record.stack_info:
             line["stack_info"] = record.stack_info
         try:
-            return to_json(line, fallback=str).decode()
-        except ValueError:  # half a surrogate pair, or bytes that are no text: whoever logs them wants to know of it
-            return json.dumps(line, default=str)
+            return to_json(line | extra | line, fallback=str, inf_nan_mode="strings").decode()
+        except Exception:  # noqa: BLE001 - half a surrogate pair, no text, itself, its own __str__: there is a line
+            return json.dumps(line | {"extra": sorted(extra)})
 
 
 def logging_config(*, format: str, level: str) -> dict[str, Any]:

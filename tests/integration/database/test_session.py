@@ -9,7 +9,7 @@ from sqlalchemy import URL, Float, Integer, Select, bindparam, func, insert, lit
 
 from app.database import Database, make_engine, warm_up
 from app.database.integrity import violations
-from app.database.pool import pool_state
+from app.database.pool import borrow, pool_state
 from app.domains.posts.models import Post
 from app.domains.users.errors import EmailTaken, UserNotFound
 from app.domains.users.models import User
@@ -281,6 +281,34 @@ async def test_a_cancelled_statement_leaves_nothing_behind(database: Database, r
     await eventually_async(stopped, within=5)
     assert used(database) == 0
     assert await run(database, road, NOW) is not None
+
+
+async def test_a_read_that_is_thrown_away_gives_its_place_in_the_pool_back(database: Database) -> None:
+    await database.read.first(NOW)  # so that a connection is there, and lent
+    reading = database.read.first(SLEEP, seconds=30)
+    reading.send(None)
+    assert used(database) == 1
+
+    reading.close()  # as the garbage collector would
+
+    assert used(database) == 0
+    assert await database.read.first(NOW) is not None
+
+
+async def test_who_gives_back_a_connection_that_was_closed_and_is_cancelled_leaves_its_place_free(
+    database: Database,
+) -> None:
+    await database.read.first(NOW)
+    loan = await borrow(database.engine)
+    await loan.driver_connection.close()
+
+    giving_back = asyncio.create_task(loan.give_back())
+    await asyncio.sleep(0)
+    while not giving_back.done():
+        giving_back.cancel()
+        await asyncio.sleep(0)
+
+    assert used(database) == 0
 
 
 @pytest.mark.parametrize("road", ["read", "write"])

@@ -45,6 +45,29 @@ def test_an_exception_is_in_the_line_and_the_row_that_the_database_objects_to_is
     assert "ann@example.com" not in line["exc_info"]
 
 
+class Unspeakable:
+    def __str__(self) -> str:
+        raise RuntimeError
+
+    __repr__ = object.__repr__
+
+
+ITSELF: list[object] = []
+ITSELF.append(ITSELF)
+
+
+@pytest.mark.parametrize("value", [ITSELF, Unspeakable()], ids=["itself", "unspeakable"])
+def test_what_cannot_be_written_does_not_cost_the_line(value: object) -> None:
+    assert written(logging.INFO, "about it", extra={"value": value})["message"] == "about it"
+
+
+def test_extra_does_not_take_the_place_of_what_each_line_has() -> None:
+    line = written(logging.INFO, "hello", extra={"level": "none", "logger": "none", "time": "never"})
+
+    assert (line["level"], line["logger"]) == ("INFO", "some.library")
+    assert line["time"] != "never"
+
+
 @pytest.mark.parametrize(
     "value", ["half a pair: \ud800", b"no text: \xff", object(), float("nan"), {1: {2, 3}}, datetime.now(UTC)], ids=repr
 )

@@ -25,12 +25,13 @@ logger = logging.getLogger(__name__)
 # take it within microseconds, unless they are all busy: then it is for whoever is free first. (So next to a worker that
 # is stuck with few connections, another takes 500 a second at the most, until Gunicorn ends the stuck one.)
 STEP_ASIDE_SECONDS = 0.002
+# What a worker that stops gives those that it has just accepted.
+OPENING_SECONDS = 1.0
 # Without a descriptor, or memory, for one more: until somebody has hung up.
 PAUSE_SECONDS = 1.0
-OPENING_SECONDS = 1.0
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
-MOST_WORKERS = 1023
+MOST_WORKERS = 65_535  # a reload has twice WEB_CONCURRENCY; memory that nobody touches is none
 _NOBODY = -1
 
 

@@ -19,7 +19,8 @@ from sqlalchemy.sql.dml import UpdateBase
 
 from app.database.integrity import translate
 from app.database.liveness import is_closed
-from app.database.pool import HeadroomPool, Loan, borrow
+from app.database.loan import Loan, borrow
+from app.database.pool import HeadroomPool
 from app.errors import DatabaseUnavailable
 
 # One that gives rows.

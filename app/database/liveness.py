@@ -1,6 +1,7 @@
 """Whether a connection, or a server, is alive. What is known without asking, and what takes a round trip."""
 
 import asyncio
+import logging
 import os
 import select
 import socket
@@ -14,6 +15,8 @@ from sqlalchemy.util import await_only
 
 from app.database.libpq import conninfo
 from app.errors import DatabaseUnavailable
+
+logger = logging.getLogger(__name__)
 
 
 def hung_up(driver_connection: Any) -> bool:
@@ -43,9 +46,11 @@ def answers(dialect: Any, connection: DBAPIConnection, *, within: float) -> bool
             await_only(driver_connection.execute("SELECT 1"))
         else:
             dialect.do_ping(connection)
-    except Exception:  # noqa: BLE001 - whatever it is, this connection is of no use
+    except Exception:
         if expiry.when() <= asyncio.get_running_loop().time():
             raise TimeoutError from None
+        if not is_closed(driver_connection):  # it lives: what failed is the question, and each one will
+            logger.exception("a connection could not be tested, and is replaced")
         return False
     finally:
         expiry.cancel()

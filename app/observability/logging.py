@@ -19,8 +19,8 @@ request_id: ContextVar[str] = ContextVar("request_id", default="-")
 request_scope: ContextVar[Mapping[str, Any]] = ContextVar("request_scope", default=MappingProxyType({}))
 
 
-# What every record has, and what handlers add to it; the rest is `extra`.
-_EVERY_RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "request_id"}
+# What every record has, what is added to it on the way, and what a line calls it; the rest is `extra`.
+_NO_EXTRA = {*vars(logging.makeLogRecord({})), "message", "asctime", "request_id", "time", "level", "logger", "pid"}
 
 
 class _RequestIdFilter(logging.Filter):
@@ -42,7 +42,7 @@ class _Json(_WithoutRows):
     line was a third.)"""
 
     def format(self, record: logging.LogRecord) -> str:
-        extra = {name: value for name, value in record.__dict__.items() if name not in _EVERY_RECORD}
+        extra = {name: value for name, value in record.__dict__.items() if name not in _NO_EXTRA}
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
@@ -58,7 +58,7 @@ class _Json(_WithoutRows):
         if record.stack_info:
             line["stack_info"] = record.stack_info
         try:
-            return to_json(line | extra | line, fallback=str, inf_nan_mode="strings").decode()
+            return to_json(line | extra, fallback=str, inf_nan_mode="strings").decode()
         except Exception:  # noqa: BLE001 - half a surrogate pair, no text, itself, its own __str__: there is a line
             return json.dumps(line | {"extra": sorted(extra)})
 

@@ -22,7 +22,6 @@ class Principal(NamedTuple):
     """The active user whose token came with the request."""
 
     id: int
-    name: str
     is_admin: bool
 
     def require_admin(self) -> None:

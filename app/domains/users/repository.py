@@ -16,7 +16,7 @@ _BY_ID = bindparam("user_id", type_=User.id.type)
 _PUBLIC = select(User.id, User.name, User.created_at).where(User.id == _BY_ID)
 _OWN_COLUMNS = select(User.id, User.email, User.name, User.is_active, User.is_admin, User.created_at, User.updated_at)
 _ME = _OWN_COLUMNS.where(User.id == _BY_ID, User.is_active)
-_PRINCIPAL = select(User.id, User.name, User.is_admin).where(User.id == _BY_ID, User.is_active)
+_PRINCIPAL = select(User.id, User.is_admin).where(User.id == _BY_ID, User.is_active)
 # One row in any case. What counts as the same address is the database's decision: Python folds some letters otherwise.
 _ASKED = select(func.lower(bindparam("email", type_=User.email.type)).label("folded")).subquery()
 _CREDENTIALS = select(_ASKED.c.folded, User.id, User.password_hash, User.is_active).outerjoin_from(
@@ -70,7 +70,7 @@ class UserReader:
         row = await self._session.first(_PRINCIPAL, user_id=claim.user_id)
         if row is None:
             raise UserGone
-        return Principal(id=row["id"], name=row["name"], is_admin=row["is_admin"])
+        return Principal(id=row["id"], is_admin=row["is_admin"])
 
 
 class UserRepository:

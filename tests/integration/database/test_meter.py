@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from time import monotonic
 from typing import Any
 
+import asyncpg
 import pytest
 from sqlalchemy import URL, Float, bindparam, func, select
 from sqlalchemy.exc import DBAPIError
@@ -138,6 +139,32 @@ async def test_a_connection_that_answers_the_test_is_kept(new_database: NewDatab
 
         # With 0 one that was just opened is tested, too.
         assert recorder.events == {("opened",): 1, ("pinged",): 3, ("handed_out",): 3, ("given_back",): 3}
+
+
+async def test_a_test_that_fails_by_itself_is_told_of(
+    new_database: NewDatabase, way: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As asyncpg's answer to an empty statement did: every connection that had been idle was replaced, silently."""
+
+    execute = asyncpg.Connection.execute
+
+    async def fail(connection: Any, query: str, *rest: Any) -> Any:
+        if query == "SELECT 1":
+            raise AttributeError("a bug")
+        return await execute(connection, query, *rest)  # SQLAlchemy's, when it opens one
+
+    def fail_in_greenlet(*_: object) -> None:
+        raise AttributeError("a bug")
+
+    async with new_database(pool_ping_after=0) as (database, recorder):
+        if way.startswith("asyncpg"):
+            monkeypatch.setattr(asyncpg.Connection, "execute", fail)
+        else:
+            monkeypatch.setattr(database.engine.dialect, "do_ping", fail_in_greenlet)
+        await database.read.first(PID)
+
+        assert recorder.events["invalidated", "hard", "unanswered"] == 1
+        assert "a connection could not be tested" in caplog.text
 
 
 async def test_an_idle_connection_that_the_other_side_closed_is_given_up(

@@ -9,7 +9,8 @@ from sqlalchemy import URL, Float, Integer, Select, bindparam, func, insert, lit
 
 from app.database import Database, make_engine, warm_up
 from app.database.integrity import violations
-from app.database.pool import borrow, pool_state
+from app.database.loan import borrow
+from app.database.pool import pool_state
 from app.domains.posts.models import Post
 from app.domains.users.errors import EmailTaken, UserNotFound
 from app.domains.users.models import User

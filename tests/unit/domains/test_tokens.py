@@ -23,7 +23,7 @@ def test_a_token_that_was_good_before_ends_when_its_time_is_up(monkeypatch: pyte
         tokens.user_id(token)
 
 
-def test_what_is_not_good_is_looked_at_each_time_and_not_kept() -> None:
+def test_a_token_that_is_not_good_is_refused_each_time() -> None:
     tokens = Tokens(KEY, seconds=60)
     forged = Tokens(KEY[::-1], seconds=60).issue(7)
 

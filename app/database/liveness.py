@@ -19,18 +19,29 @@ from app.errors import DatabaseUnavailable
 logger = logging.getLogger(__name__)
 
 
-def hung_up(driver_connection: Any) -> bool:
-    """Whether the server seems to have closed an idle connection. False says little: a peer can vanish silently.
+class Line:
+    """The line to the server that an open connection has, and what is known of it without asking.
 
-    An idle connection has nothing to read, except the end of the stream or the server's last words. (Or a harmless
-    notice: then a ping clears it up.) psycopg looks when it is asked something, asyncpg when the event loop gets to it,
-    and on a busy one that can be after the connection was handed out.
+    Looking costs a system call, and the first look a few more; so who looks often keeps it, beside the connection.
     """
-    if is_closed(driver_connection):
-        return True
-    poll = select.poll()  # select() fails for descriptors above 1023
-    poll.register(_descriptor(driver_connection), select.POLLIN)
-    return bool(poll.poll(0))
+
+    def __init__(self, driver_connection: Any) -> None:
+        self._connection = driver_connection
+        self._poll: select.poll | None = None
+
+    def hung_up(self) -> bool:
+        """Whether the server seems to have closed it while it was idle. False says little: a peer can vanish silently.
+
+        An idle connection has nothing to read, except the end of the stream or the server's last words. (Or a harmless
+        notice: then a ping clears it up.) psycopg looks when it is asked something, asyncpg when the event loop gets to
+        it, and on a busy one that can be after the connection was handed out.
+        """
+        if is_closed(self._connection):
+            return True
+        if self._poll is None:
+            self._poll = select.poll()  # select() fails for descriptors above 1023
+            self._poll.register(_descriptor(self._connection), select.POLLIN)
+        return bool(self._poll.poll(0))
 
 
 def answers(dialect: Any, connection: DBAPIConnection, *, within: float) -> bool:

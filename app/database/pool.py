@@ -19,13 +19,16 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 from sqlalchemy.util import await_only, greenlet_spawn
 
-from app.database.liveness import answers, hang_up, hung_up, is_closed
+from app.database.liveness import Line, answers, hang_up, is_closed
 from app.database.meter import Checkout, CloseReason, InvalidationCause, InvalidationKind, NoMeter, PoolMeter
 from app.errors import DatabaseUnavailable, PoolExhausted
 
 Result = TypeVar("Result")
 
+# Of a connection, in the record's `info`, which goes when the connection does.
 _IDLE_SINCE = "headroom.idle_since"
+_LINE = "headroom.line"
+# Of a place in the pool, in `record_info`.
 _HOLDER = "headroom.holder"
 _CLOSE_REASON = "headroom.close_reason"
 _INVALIDATION = "headroom.invalidation"
@@ -219,8 +222,15 @@ class HeadroomPool(Pool):
             and not record._is_hard_or_soft_invalidated()  # type: ignore[attr-defined]
             and (self._recycle < 0 or time.time() - record.starttime < self._recycle)  # type: ignore[attr-defined]
             and (self._ping_after is None or now - record.info[_IDLE_SINCE] < self._ping_after)
-            and not hung_up(record.driver_connection)
+            and not self._line(record).hung_up()
         )
+
+    @staticmethod
+    def _line(record: ConnectionPoolEntry) -> Line:
+        line: Line | None = record.info.get(_LINE)
+        if line is None:
+            line = record.info[_LINE] = Line(record.driver_connection)
+        return line
 
     def _refuse_a_second(self) -> None:
         if self._one_per_task and asyncio.current_task() in self._holders:
@@ -408,7 +418,7 @@ class HeadroomPool(Pool):
         kind: InvalidationKind = "soft"
         cause: InvalidationCause = "pool"
         if self._invalidate_time <= record.starttime:  # type: ignore[attr-defined]
-            silent = not hung_up(record.driver_connection)
+            silent = not self._line(record).hung_up()
             if silent and (self._ping_after is None or time.monotonic() - idle_since < self._ping_after):
                 return
             kind, cause = "hard", "unanswered" if silent else "hung_up"
@@ -468,7 +478,7 @@ def report_endings(engine: AsyncEngine, meter: PoolMeter) -> None:
 def _cause(record: ConnectionPoolEntry, error: BaseException | None) -> InvalidationCause:
     if isinstance(error, asyncio.CancelledError):
         return "cancelled"
-    return "disconnect" if hung_up(record.driver_connection) else "error"
+    return "disconnect" if Line(record.driver_connection).hung_up() else "error"
 
 
 def pool_state(engine: AsyncEngine) -> PoolState | None:

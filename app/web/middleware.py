@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from random import getrandbits
 from time import perf_counter
 from typing import Any
@@ -21,13 +21,17 @@ _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=-]{0,127}", re.ASCII)
 _PROBES = frozenset({"/livez", "/readyz"})
 
 # What a browser needs to hear of an API: guess no types, appear in no frame, run nothing, tell nobody the path.
-_SECURITY_OF_DOCS = (
+_SECURITY_OF_DOCS: Sequence[tuple[bytes, bytes]] = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
 )
 # Not for /docs, whose page has scripts and styles.
-_SECURITY = (*_SECURITY_OF_DOCS, (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"))
+_SECURITY: Sequence[tuple[bytes, bytes]] = (
+    *_SECURITY_OF_DOCS,
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
+_OURS = frozenset({b"x-request-id", *(name for name, _ in _SECURITY)})
 
 
 def route_of(scope: Mapping[str, Any]) -> str:
@@ -73,11 +77,13 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = [header for header in message.get("headers", ()) if header[0] != b"x-request-id"]
-                there = {name for name, _ in headers}
-                security = _SECURITY_OF_DOCS if scope["path"].startswith("/docs") else _SECURITY
-                headers += [header for header in security if header[0] not in there]
-                message["headers"] = [*headers, (b"x-request-id", identity.encode())]
+                headers = message.get("headers", ())
+                added = _SECURITY_OF_DOCS if scope["path"].startswith("/docs") else _SECURITY
+                if not _OURS.isdisjoint([name for name, _ in headers]):  # the application has its own opinion
+                    headers = [header for header in headers if header[0] != b"x-request-id"]
+                    there = {name for name, _ in headers}
+                    added = [header for header in added if header[0] not in there]
+                message["headers"] = [*headers, *added, (b"x-request-id", identity.encode())]
             await send(message)
 
         try:

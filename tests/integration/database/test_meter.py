@@ -174,6 +174,7 @@ async def test_an_idle_connection_that_the_other_side_closed_is_given_up(
         await database.read.first(PID)
         await proxy.cut()
         await database.read.first(PID)
+        await database.read.first(PID)  # on the one that took its place
 
         assert recorder.events["invalidated", "hard", "hung_up"] == 1
         assert recorder.events["closed", "invalidated"] == 1

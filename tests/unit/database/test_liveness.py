@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.database.liveness import hang_up, hung_up
+from app.database.liveness import Line, hang_up
 
 
 @pytest.fixture
@@ -31,11 +31,12 @@ def test_the_end_of_the_stream_is_noticed_and_silence_is_not_mistaken_for_it(
     pair: tuple[socket.socket, socket.socket], like: Any
 ) -> None:
     ours, theirs = pair
-    connection = like(ours)
-    assert not hung_up(connection)
+    line = Line(like(ours))
+    assert not line.hung_up()
+    assert not line.hung_up()
 
     theirs.close()
-    assert hung_up(connection)
+    assert line.hung_up()
 
 
 @pytest.mark.parametrize("like", [asyncpg_like, psycopg_like])
@@ -52,7 +53,7 @@ def test_a_descriptor_that_may_be_somebody_elses_by_now_is_left_alone(
     ours, theirs = pair
     closing = asyncpg_like(ours, closing=True)
 
-    assert hung_up(closing)
+    assert Line(closing).hung_up()
     hang_up(closing)
     theirs.sendall(b"x")
     assert ours.recv(1) == b"x"

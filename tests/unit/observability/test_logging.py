@@ -1,13 +1,16 @@
 """Lines of the log, as a program reads them."""
 
+import asyncio
 import json
 import logging
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from io import StringIO
 from typing import Any
 
 import pytest
 
-from app.observability.logging import logging_config
+from app.observability.logging import TurnHandler, logging_config
 
 
 def written(level: int, message: str, *arguments: object, **options: Any) -> dict[str, Any]:
@@ -73,3 +76,86 @@ def test_extra_does_not_take_the_place_of_what_each_line_has() -> None:
 )
 def test_a_line_is_written_whatever_it_is_about(value: object) -> None:
     assert written(logging.INFO, "about %s", value, extra={"value": value})["message"] == f"about {value}"
+
+
+class Writes(StringIO):
+    """A stream that keeps apart what was written at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[str] = []
+
+    def write(self, text: str, /) -> int:
+        self.writes.append(text)
+        return len(text)
+
+
+@pytest.fixture
+def stream() -> Writes:
+    return Writes()
+
+
+@pytest.fixture
+def log(stream: Writes) -> Iterator[logging.Logger]:
+    logger = logging.Logger("turns")
+    handler = TurnHandler(stream)
+    logger.addHandler(handler)
+    yield logger
+    handler.close()
+
+
+async def test_the_lines_of_a_turn_are_written_together_at_its_end(log: logging.Logger, stream: Writes) -> None:
+    for turn in (1, 2):
+        log.info("first of %d", turn)
+        log.info("second of %d", turn)
+        await asyncio.sleep(0)
+
+    assert stream.writes == ["first of 1\nsecond of 1\n", "first of 2\nsecond of 2\n"]
+
+
+async def test_a_warning_is_written_at_once_and_after_what_came_before_it(log: logging.Logger, stream: Writes) -> None:
+    log.info("before")
+    log.warning("trouble")
+    assert stream.writes == ["before\ntrouble\n"]
+
+    log.info("after")
+    await asyncio.sleep(0)
+    assert stream.writes[1:] == ["after\n"]
+
+
+def test_a_line_is_written_at_once_where_no_loop_runs(log: logging.Logger, stream: Writes) -> None:
+    log.info("hello")
+
+    assert stream.writes == ["hello\n"]
+
+
+def test_what_a_loop_left_behind_when_it_ended_is_written(log: logging.Logger, stream: Writes) -> None:
+    def leave() -> None:
+        log.info("last words")
+        loop.stop()
+
+    loop = asyncio.new_event_loop()
+    loop.call_soon(leave)
+    loop.run_forever()
+    loop.close()
+    assert stream.writes == []
+
+    log.handlers[0].flush()  # logging.shutdown()
+    assert stream.writes == ["last words\n"]
+
+
+async def test_a_stream_that_fails_costs_its_lines_and_nothing_else(
+    log: logging.Logger, stream: Writes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(text: str) -> int:
+        raise BrokenPipeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stream, "write", fail)
+        log.info("lost")
+        await asyncio.sleep(0)
+    assert "BrokenPipeError" in capsys.readouterr().err
+
+    log.info("there again")
+    await asyncio.sleep(0)
+    assert stream.writes == ["there again\n"]

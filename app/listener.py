@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 # take it within microseconds, unless they are all busy: then it is for whoever is free first. (So next to a worker that
 # is stuck with few connections, another takes 500 a second at the most, until Gunicorn ends the stuck one.)
 STEP_ASIDE_SECONDS = 0.002
+# What a worker takes at a time, of what it has; at least one. When it was always one, the slowest hundredth of
+# 1,000 clients that came at once waited for 1.9 to 3 s: a turn of the event loop takes longer with each that has come.
+AT_A_TIME = 1 / 8
 # What a worker that stops gives those that it has just accepted.
 OPENING_SECONDS = 1.0
 # Without a descriptor, or memory, for one more: until somebody has hung up.
@@ -76,6 +79,10 @@ class Share:
         """It has been accepted; that it is open, the server knows a moment later."""
         if self._listens:
             self._shares.counts[self._slot] += 1
+
+    @property
+    def number(self) -> int:
+        return self._shares.counts[self._slot]
 
     @property
     def is_larger_than_another(self) -> bool:
@@ -142,7 +149,7 @@ class _Connections(set[Any]):
 
 
 class _Listener:
-    """Accepts one connection in each turn of the event loop, and lets another worker go first that has fewer."""
+    """Accepts a few connections in each turn of the event loop, and lets another worker go first that has fewer."""
 
     def __init__(
         self, sock: socket.socket, open_: Callable[[socket.socket], Coroutine[Any, Any, None]], share: Share
@@ -174,25 +181,32 @@ class _Listener:
         if self._share.is_larger_than_another:
             self._pause_for(STEP_ASIDE_SECONDS, self._after_the_others)
         else:
-            self._accept()
+            self._accept_some()
 
     def _after_the_others(self) -> None:
         self._listen()
-        self._accept()
+        self._accept_some()
 
-    def _accept(self) -> None:
+    def _accept_some(self) -> None:
+        for _ in range(max(1, int(self._share.number * AT_A_TIME))):
+            if not self._accept():
+                break
+
+    def _accept(self) -> bool:
+        """Whether there may be more."""
         try:
             connection, _ = self._socket.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return  # another worker has it, or nobody any more
+            return False  # another worker has it, or nobody any more
         except OSError as error:
             if error.errno not in _EXHAUSTED:
                 raise
             logger.error("no connection can be accepted for %.0f s: %s", PAUSE_SECONDS, error)  # noqa: TRY400
             self._pause_for(PAUSE_SECONDS, self._listen)
-            return
+            return False
         self._share.one_more()
         connection.setblocking(False)
         task = self._loop.create_task(self._open(connection))
         self.opening.add(task)
         task.add_done_callback(self.opening.discard)
+        return True

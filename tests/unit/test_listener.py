@@ -92,6 +92,28 @@ async def test_a_worker_that_has_more_leaves_a_new_connection_to_another_for_a_m
         connection.close()
 
 
+@pytest.mark.parametrize(("has", "turns"), [(0, 8), (15, 8), (32, 2), (64, 1)])
+async def test_a_worker_takes_an_eighth_of_what_it_has_at_a_time(
+    server: FairServer, shares: Shares, sock: socket.socket, monkeypatch: pytest.MonkeyPatch, has: int, turns: int
+) -> None:
+    taken = []
+    accept_some = listener._Listener._accept_some
+
+    def counted(self: Any) -> None:
+        shares.counts[OURS] = has
+        before = len(self.opening)
+        accept_some(self)
+        taken.append(len(self.opening) - before)
+
+    monkeypatch.setattr(listener._Listener, "_accept_some", counted)
+    clients = [socket.create_connection(sock.getsockname()) for _ in range(8)]  # the loop does not run meanwhile
+
+    await eventually_async(lambda: _is(sum(taken) == 8), within=5)
+    assert len([number for number in taken if number]) == turns
+    for client in clients:
+        client.close()
+
+
 async def test_a_worker_that_stops_is_one_of_those_that_listen_no_more(
     server: FairServer, shares: Shares, sock: socket.socket
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import sys
 from collections.abc import AsyncIterator
 from types import FrameType
@@ -159,8 +160,11 @@ async def test_a_request_calls_no_more_functions_than_it_did(
     headers = [(name.encode(), value.encode()) for name, value in admin.headers.items()]
     headers.append((b"content-type", b"application/json"))
     body = json.dumps(BODIES[call]["json"]).encode() if call in BODIES else b""
-    counts = []
-    for _ in range(5):
+    assert cost.calls is not None
+    limit = cost.calls + (PSYCOPG_CALLS * cost.statements if way == "psycopg" else 0)
+    fewest = math.inf
+    # What a driver calls depends on how many pieces its answer comes in, and that on what else the machine does.
+    for _ in range(50):
         calls = 0
 
         def count(frame: FrameType, event: str, argument: object) -> None:
@@ -173,10 +177,11 @@ async def test_a_request_calls_no_more_functions_than_it_did(
         finally:
             sys.setprofile(None)
         assert status < 300, answer
-        counts.append(calls)
+        fewest = min(fewest, calls)
+        if fewest <= limit:
+            break
 
-    assert cost.calls is not None
-    assert min(counts) <= cost.calls + (PSYCOPG_CALLS * cost.statements if way == "psycopg" else 0)
+    assert fewest <= limit
 
 
 async def test_a_sign_in_that_fails_sends_the_same_statements_whatever_the_reason(

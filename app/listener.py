@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 # How long a worker that has more connections than another leaves a new one to the others, who were woken with it. They
 # take it within microseconds, unless they are all busy: then it is for whoever is free first. (So next to a worker that
-# is stuck with few connections, another takes 500 a second at the most, until Gunicorn ends the stuck one.)
+# is stuck with few connections, another has 500 turns a second at the most, until Gunicorn ends the stuck one.)
 STEP_ASIDE_SECONDS = 0.002
 # What a worker takes at a time, of what it has; at least one. When it was always one, the slowest hundredth of
 # 1,000 clients that came at once waited for 1.9 to 3 s: a turn of the event loop takes longer with each that has come.
@@ -86,8 +86,7 @@ class Share:
 
     @property
     def is_larger_than_another(self) -> bool:
-        counts = self._shares.counts
-        own = counts[self._slot]
+        counts, own = self._shares.counts, self.number
         return any(_NOBODY < other < own for other in counts[1 : counts[0] + 1])
 
 

@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 from fastapi import Path
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler, StringConstraints
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 from starlette.convertors import StringConvertor, register_url_convertor
@@ -14,8 +14,11 @@ BIGINT_MAX = 2**63 - 1
 # PostgreSQL stores every Unicode character but NUL. A pattern, so that the OpenAPI document says so, too.
 NO_NUL = r"^[^\x00]*$"
 NoNul = StringConstraints(pattern=NO_NUL)
-# The same, and something to read.
-NOT_BLANK = r"^[^\x00]*[^\s\x00][^\x00]*$"
+# The same, and something to read. Python trims four control characters more than the pattern's engine calls space.
+NOT_BLANK = r"^[^\x00]*[^\s\x00\x1c-\x1f][^\x00]*$"
+# After a text was validated: pydantic's strip_whitespace comes before, and so takes what is longer than the OpenAPI
+# document admits.
+Trimmed = AfterValidator(str.strip)
 
 
 class _IdConvertor(StringConvertor):

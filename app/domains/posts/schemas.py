@@ -7,9 +7,9 @@ from typing_extensions import TypedDict
 from app.database.session import Row
 from app.domains.posts.models import Post
 from app.web.pagination import ListParams
-from app.web.types import BIGINT_MAX, NO_NUL, NOT_BLANK, NOT_SENT, NoNul, Patch
+from app.web.types import BIGINT_MAX, NO_NUL, NOT_BLANK, NOT_SENT, NoNul, Patch, Trimmed
 
-Title = Annotated[str, StringConstraints(strip_whitespace=True, max_length=200, pattern=NOT_BLANK)]
+Title = Annotated[str, StringConstraints(max_length=200, pattern=NOT_BLANK), Trimmed]
 Content = Annotated[str, StringConstraints(min_length=1, max_length=100_000, pattern=NO_NUL)]
 
 

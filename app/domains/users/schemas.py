@@ -7,7 +7,7 @@ from typing_extensions import TypedDict
 from app.database.session import Row
 from app.domains.users.models import User
 from app.web.pagination import ListParams
-from app.web.types import NOT_BLANK, NOT_SENT, NoNul, Patch
+from app.web.types import NOT_BLANK, NOT_SENT, NoNul, Patch, Trimmed
 
 
 def _address_alone(value: object) -> object:
@@ -18,7 +18,7 @@ def _address_alone(value: object) -> object:
 
 
 Email = Annotated[EmailStr, BeforeValidator(_address_alone)]
-Name = Annotated[str, StringConstraints(strip_whitespace=True, max_length=100, pattern=NOT_BLANK)]
+Name = Annotated[str, StringConstraints(max_length=100, pattern=NOT_BLANK), Trimmed]
 # The upper bound keeps a caller from making Argon2 chew a megabyte.
 Password = Annotated[
     str,

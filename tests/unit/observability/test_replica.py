@@ -48,15 +48,44 @@ print(json.dumps(sorted(path.name for path in directory.iterdir())))
 """
 
 
+READER = """
+import os, sys, time
+from pathlib import Path
+from app.observability import replica
+directory = Path(sys.argv[1])
+replica.open_directory(directory)
+from prometheus_client import Counter
+from prometheus_client.mmap_dict import MmapedDict
+requests = Counter("requests", "help")
+replica.enter_worker(1)
+requests.inc()
+pid = os.fork()
+if pid == 0:
+    end = time.monotonic() + 1
+    while time.monotonic() < end:
+        requests.inc()
+    os._exit(0)
+file = MmapedDict(directory / "counter_1.db", read_mode=True)
+went_down = last = 0
+while os.waitpid(pid, os.WNOHANG)[0] == 0:
+    [(_, value, _)] = file.read_all_values()
+    went_down += value < last
+    last = value
+print(went_down, last > 1)
+"""
+
+
+def run(program: str, directory: Path) -> str:
+    command = [sys.executable, "-c", program, str(directory)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, float], list[str]]:
     directory = tmp_path_factory.mktemp("metrics") / "replica"
     directory.mkdir()
     (directory / "counter_1.db").write_bytes(b"of an earlier life")
-    output = subprocess.run(
-        [sys.executable, "-c", MASTER, str(directory)], capture_output=True, text=True, check=True
-    ).stdout
-    samples, files = (json.loads(line) for line in output.splitlines())
+    samples, files = (json.loads(line) for line in run(MASTER, directory).splitlines())
     return samples, files
 
 
@@ -87,6 +116,10 @@ def test_a_replacement_adds_no_files(outcome: tuple[dict[str, float], list[str]]
     assert files == ["1.alive", "counter_0.db", "counter_1.db", "counter_2.db", "gauge_liveall_1.db"]
 
 
+def test_a_counter_never_goes_down_for_who_reads_it_while_it_counts(tmp_path: Path) -> None:
+    assert run(READER, tmp_path / "replica").split() == ["0", "True"]
+
+
 def test_folders_of_replicas_that_are_long_dead_are_removed(tmp_path: Path) -> None:
     for name, age in (("alive", 0), ("resting", 60), ("dead", replica.LONG_DEAD_SECONDS + 1)):
         folder = tmp_path / name
@@ -97,7 +130,7 @@ def test_folders_of_replicas_that_are_long_dead_are_removed(tmp_path: Path) -> N
     program = "import sys; from pathlib import Path; from app.observability import replica\n"
     program += "for _ in range(2): replica.open_directory(Path(sys.argv[1]))"
 
-    subprocess.run([sys.executable, "-c", program, str(tmp_path / "new")], check=True)
+    run(program, tmp_path / "new")
 
     assert {folder.name for folder in tmp_path.iterdir()} == {"alive", "resting", "new"}
 

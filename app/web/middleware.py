@@ -12,10 +12,10 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.observability.http_metrics import HttpMetrics
-from app.observability.logging import request_id, request_scope
+from app.observability.logging import REQUESTS, request_id, request_scope
 from app.web.problems import http_problem, internal_error
 
-logger = logging.getLogger("headroom.request")
+logger = logging.getLogger(REQUESTS)
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=-]{0,127}", re.ASCII)
 _PROBES = frozenset({"/livez", "/readyz"})
@@ -77,7 +77,7 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = message.get("headers", ())
+                headers = [*message.get("headers", ())]
                 added = _SECURITY_OF_DOCS if scope["path"].startswith("/docs") else _SECURITY
                 if not _OURS.isdisjoint([name for name, _ in headers]):  # the application has its own opinion
                     headers = [header for header in headers if header[0] != b"x-request-id"]

@@ -5,12 +5,12 @@ import json
 import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 from typing import Any
 
 import pytest
 
-from app.observability.logging import TurnHandler, logging_config
+from app.observability.logging import REQUESTS, TurnHandler, logging_config
 
 
 def written(level: int, message: str, *arguments: object, **options: Any) -> dict[str, Any]:
@@ -96,42 +96,62 @@ def stream() -> Writes:
 
 
 @pytest.fixture
-def log(stream: Writes) -> Iterator[logging.Logger]:
-    logger = logging.Logger("turns")
+def handler(stream: Writes) -> Iterator[TurnHandler]:
     handler = TurnHandler(stream)
-    logger.addHandler(handler)
-    yield logger
+    yield handler
     handler.close()
 
 
-async def test_the_lines_of_a_turn_are_written_together_at_its_end(log: logging.Logger, stream: Writes) -> None:
+@pytest.fixture
+def requests(handler: TurnHandler) -> logging.Logger:
+    return logger_of(REQUESTS, handler)
+
+
+@pytest.fixture
+def others(handler: TurnHandler) -> logging.Logger:
+    return logger_of("app.somewhere", handler)
+
+
+def logger_of(name: str, handler: logging.Handler) -> logging.Logger:
+    logger = logging.Logger(name)
+    logger.addHandler(handler)
+    return logger
+
+
+async def test_the_request_lines_of_a_turn_are_written_together_at_its_end(
+    requests: logging.Logger, stream: Writes
+) -> None:
     for turn in (1, 2):
-        log.info("first of %d", turn)
-        log.info("second of %d", turn)
+        requests.info("first of %d", turn)
+        requests.info("second of %d", turn)
         await asyncio.sleep(0)
 
     assert stream.writes == ["first of 1\nsecond of 1\n", "first of 2\nsecond of 2\n"]
 
 
-async def test_a_warning_is_written_at_once_and_after_what_came_before_it(log: logging.Logger, stream: Writes) -> None:
-    log.info("before")
-    log.warning("trouble")
+async def test_any_other_line_is_written_at_once_and_after_what_came_before_it(
+    requests: logging.Logger, others: logging.Logger, stream: Writes
+) -> None:
+    requests.info("before")
+    others.info("trouble")
     assert stream.writes == ["before\ntrouble\n"]
 
-    log.info("after")
+    requests.info("after")
     await asyncio.sleep(0)
     assert stream.writes[1:] == ["after\n"]
 
 
-def test_a_line_is_written_at_once_where_no_loop_runs(log: logging.Logger, stream: Writes) -> None:
-    log.info("hello")
+def test_a_request_line_is_written_at_once_where_no_loop_runs(requests: logging.Logger, stream: Writes) -> None:
+    requests.info("hello")
 
     assert stream.writes == ["hello\n"]
 
 
-def test_what_a_loop_left_behind_when_it_ended_is_written(log: logging.Logger, stream: Writes) -> None:
+def test_what_a_loop_left_behind_when_it_ended_is_written_before_the_next_line(
+    requests: logging.Logger, others: logging.Logger, stream: Writes
+) -> None:
     def leave() -> None:
-        log.info("last words")
+        requests.info("the last request")
         loop.stop()
 
     loop = asyncio.new_event_loop()
@@ -140,22 +160,32 @@ def test_what_a_loop_left_behind_when_it_ended_is_written(log: logging.Logger, s
     loop.close()
     assert stream.writes == []
 
-    log.handlers[0].flush()  # logging.shutdown()
-    assert stream.writes == ["last words\n"]
+    others.info("finished")
+    assert stream.writes == ["the last request\nfinished\n"]
 
 
 async def test_a_stream_that_fails_costs_its_lines_and_nothing_else(
-    log: logging.Logger, stream: Writes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    requests: logging.Logger, stream: Writes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(text: str) -> int:
         raise BrokenPipeError
 
     with monkeypatch.context() as patch:
         patch.setattr(stream, "write", fail)
-        log.info("lost")
+        requests.info("lost")
         await asyncio.sleep(0)
     assert "BrokenPipeError" in capsys.readouterr().err
 
-    log.info("there again")
+    requests.info("there again")
     await asyncio.sleep(0)
     assert stream.writes == ["there again\n"]
+
+
+async def test_a_line_that_cannot_be_encoded_costs_no_line_of_its_turn() -> None:
+    written = BytesIO()
+    requests = logger_of(REQUESTS, TurnHandler(TextIOWrapper(written, "utf-8")))
+    for line in ("before", "half a pair: \ud800", "after"):
+        requests.info(line)
+    await asyncio.sleep(0)
+
+    assert written.getvalue() == b"before\nhalf a pair: \\ud800\nafter\n"

@@ -23,11 +23,12 @@ logger = logging.getLogger(__name__)
 
 # How long a worker that has more connections than another leaves a new one to the others, who were woken with it. They
 # take it within microseconds, unless they are all busy: then it is for whoever is free first. (So next to a worker that
-# is stuck with few connections, another has 500 turns a second at the most, until Gunicorn ends the stuck one.)
+# is stuck with few connections, another takes 500 a second at the most, until Gunicorn ends the stuck one.)
 STEP_ASIDE_SECONDS = 0.002
-# What a worker takes at a time, of what it has; at least one. When it was always one, the slowest hundredth of
-# 1,000 clients that came at once waited for 1.9 to 3 s: a turn of the event loop takes longer with each that has come.
-AT_A_TIME = 1 / 8
+# How far a worker may get ahead of the other with the fewest by what it takes in one turn of the event loop, as a part
+# of what that one has. When it always took one, the slowest hundredth of 1,000 clients that came at once waited for
+# 1.9 to 3 s: a turn takes longer with each that has come.
+AHEAD = 1 / 8
 # What a worker that stops gives those that it has just accepted.
 OPENING_SECONDS = 1.0
 # Without a descriptor, or memory, for one more: until somebody has hung up.
@@ -81,13 +82,24 @@ class Share:
             self._shares.counts[self._slot] += 1
 
     @property
-    def number(self) -> int:
+    def lead(self) -> int:
+        """How many more it has than the other with the fewest."""
+        return self._own - self._fewest_of_another
+
+    @property
+    def room(self) -> int:
+        """How many it may take at once: at least one."""
+        return max(1, int(self._fewest_of_another * AHEAD) - self.lead)
+
+    @property
+    def _own(self) -> int:
         return self._shares.counts[self._slot]
 
     @property
-    def is_larger_than_another(self) -> bool:
-        counts, own = self._shares.counts, self.number
-        return any(_NOBODY < other < own for other in counts[1 : counts[0] + 1])
+    def _fewest_of_another(self) -> int:
+        counts = self._shares.counts
+        others = (*counts[1 : self._slot], *counts[self._slot + 1 : counts[0] + 1])
+        return min((each for each in others if each > _NOBODY), default=self._own)
 
 
 class FairServer(Server):
@@ -177,7 +189,7 @@ class _Listener:
         self._pause = self._loop.call_later(seconds, then)
 
     def _ready(self) -> None:
-        if self._share.is_larger_than_another:
+        if self._share.lead > 0:
             self._pause_for(STEP_ASIDE_SECONDS, self._after_the_others)
         else:
             self._accept_some()
@@ -187,7 +199,7 @@ class _Listener:
         self._accept_some()
 
     def _accept_some(self) -> None:
-        for _ in range(max(1, int(self._share.number * AT_A_TIME))):
+        for _ in range(self._share.room):
             if not self._accept():
                 break
 

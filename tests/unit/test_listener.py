@@ -92,11 +92,21 @@ async def test_a_worker_that_has_more_leaves_a_new_connection_to_another_for_a_m
         connection.close()
 
 
-@pytest.mark.parametrize(("has", "turns"), [(0, 8), (15, 8), (32, 2), (64, 1)])
-async def test_a_worker_takes_an_eighth_of_what_it_has_at_a_time(
-    server: FairServer, shares: Shares, sock: socket.socket, monkeypatch: pytest.MonkeyPatch, has: int, turns: int
+@pytest.mark.parametrize(
+    ("has", "another", "turns"),
+    [(0, 0, 8), (15, 15, 8), (32, 32, 2), (0, 8, 1), (64, -1, 1), (64, 64, 1), (68, 64, 2), (99, 64, 8)],
+)
+async def test_a_worker_takes_at_a_time_what_brings_it_an_eighth_ahead_of_another(
+    server: FairServer,
+    shares: Shares,
+    sock: socket.socket,
+    monkeypatch: pytest.MonkeyPatch,
+    has: int,
+    another: int,
+    turns: int,
 ) -> None:
     taken = []
+    shares.counts[ANOTHERS] = another
     accept_some = listener._Listener._accept_some
 
     def counted(self: Any) -> None:
@@ -122,12 +132,12 @@ async def test_a_worker_that_stops_is_one_of_those_that_listen_no_more(
     alone = Share(shares, ANOTHERS)
     alone.listen()
     alone.connections(9)
-    assert alone.is_larger_than_another
+    assert alone.lead == 8
 
     server.should_exit = True
     await eventually_async(lambda: _is(sock.fileno() == -1), within=5)
 
-    assert not alone.is_larger_than_another
+    assert alone.lead == 0
     with pytest.raises(ConnectionError):
         await connection.ask(get("/"))
 

@@ -9,6 +9,8 @@ from sqlalchemy import URL
 
 from tests.support.postgres import connect
 
+# Little of this reaches a driver, if it is right; each would object to something else.
+pytestmark = pytest.mark.parametrize("way", ["asyncpg", "psycopg"])
 ANN = {"email": "ann@example.com", "name": "Ann", "password": "correct horse"}
 
 
@@ -78,11 +80,6 @@ CASES: dict[str, tuple[dict[str, Any], int, str]] = {
     "a slash too many": (get("/posts/"), 404, "not-found"),
     "a wrong method": ({"method": "PUT", "url": "/users"}, 405, "method-not-allowed"),
 }  # fmt: skip
-
-
-@pytest.fixture
-def driver() -> str:
-    return "asyncpg"  # none of this reaches a driver, if it is right
 
 
 @pytest.mark.parametrize(("request_", "status", "slug"), CASES.values(), ids=CASES.keys())

@@ -47,8 +47,15 @@ class Line:
 def answers(dialect: Any, connection: DBAPIConnection, *, within: float) -> bool:
     """Ask the server, in one round trip. TimeoutError after so many seconds. To be called in SQLAlchemy's greenlet."""
     driver_connection: Any = dialect.get_driver_connection(connection)
-    # Cancelling would not do: psycopg then asks the server to cancel, and waits for that for up to ten seconds.
-    expiry = asyncio.get_running_loop().call_later(within, hang_up, driver_connection)
+    hung_up = False
+
+    def time_is_up() -> None:
+        # Cancelling would not do: psycopg then asks the server to cancel, and waits for that for up to ten seconds.
+        nonlocal hung_up
+        hung_up = True
+        hang_up(driver_connection)
+
+    expiry = asyncio.get_running_loop().call_later(within, time_is_up)
     try:
         if dialect.driver == "asyncpg":
             # SQLAlchemy's ping puts a transaction around it, which makes three. A simple query needs none, also behind
@@ -58,14 +65,14 @@ def answers(dialect: Any, connection: DBAPIConnection, *, within: float) -> bool
         else:
             dialect.do_ping(connection)
     except Exception:
-        if expiry.when() <= asyncio.get_running_loop().time():
+        if hung_up:
             raise TimeoutError from None
         if not is_closed(driver_connection):  # it lives: what failed is the question, and each one will
             logger.exception("a connection could not be tested, and is replaced")
         return False
     finally:
         expiry.cancel()
-    return True
+    return not hung_up  # the answer and the end can come in one turn of the loop
 
 
 def hang_up(driver_connection: Any) -> None:

@@ -25,6 +25,10 @@ from app.errors import DatabaseUnavailable, PoolExhausted
 
 Result = TypeVar("Result")
 
+# What a test may take even where no time is left: the process itself stood still, for a quota of processor time or a
+# full garbage collection (half a second was seen), and has a connection at hand that is alive.
+LEAST_TEST_SECONDS = 0.1
+
 # Of a connection, in the record's `info`, which goes when the connection does.
 _IDLE_SINCE = "headroom.idle_since"
 _LINE = "headroom.line"
@@ -425,7 +429,8 @@ class HeadroomPool(Pool):
             asked = time.monotonic()
             try:
                 # Half of the time that is left: the rest is for opening another one if there is no answer.
-                if answers(self._dialect, connection, within=seconds_left() / 2):
+                least = min(LEAST_TEST_SECONDS, self._timeout / 2)
+                if answers(self._dialect, connection, within=max(least, seconds_left() / 2)):
                     return
             except TimeoutError:
                 # Whatever swallowed this one (a peer that vanished, a firewall) has probably swallowed the others, too.

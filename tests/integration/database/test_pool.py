@@ -4,18 +4,19 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from random import Random
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg.rows import dict_row
 from sqlalchemy import URL, Float, bindparam, func, select
+from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import greenlet_spawn
 
 from app.database import Database, make_engine
 from app.database.libpq import parameters
-from app.database.pool import PoolState, pool_state
+from app.database.pool import HeadroomPool, PoolState, pool_state
 from app.errors import DatabaseUnavailable, HeadroomError, PoolExhausted
 from tests.support.postgres import connect
 from tests.support.proxy import Proxy
@@ -281,6 +282,23 @@ async def test_a_server_that_hangs_takes_no_longer_than_the_deadline_with_test_a
         assert (state(database).used, state(database).idle) == (0, 0)
         proxy.resume()
         assert await database.read.first(PID) is not None
+
+
+async def test_a_process_that_was_paused_for_longer_than_the_timeout_has_time_for_a_test(
+    new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a full garbage collection, for example, or a quota of processor time."""
+    took = HeadroomPool._take
+
+    def take_with_a_pause(self: HeadroomPool) -> ConnectionPoolEntry:
+        sleep(0.6)
+        return took(self)
+
+    async with new_database(pool_ping_after=0, pool_timeout=0.5) as database:
+        before = await database.read.first(PID)
+        monkeypatch.setattr(HeadroomPool, "_take", take_with_a_pause)
+
+        assert await database.read.first(PID) == before
 
 
 async def test_peers_that_vanished_are_replaced_within_one_deadline_not_one_each(

@@ -1,13 +1,15 @@
 """What is known of a connection without asking, on a pair of sockets instead of a server."""
 
+import asyncio
 import socket
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sqlalchemy.util import await_only, greenlet_spawn
 
-from app.database.liveness import Line, hang_up
+from app.database.liveness import Line, answers, hang_up
 
 
 @pytest.fixture
@@ -57,3 +59,21 @@ def test_a_descriptor_that_may_be_somebody_elses_by_now_is_left_alone(
     hang_up(closing)
     theirs.sendall(b"x")
     assert ours.recv(1) == b"x"
+
+
+async def test_an_answer_that_came_as_time_ran_out_is_none_for_it_was_hung_up_on(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+
+    async def answered_after_all() -> None:
+        """The next turns of the loop find the answer, and that the time is up."""
+        assert await asyncio.get_running_loop().run_in_executor(None, theirs.recv, 1) == b"", "was hung up on"
+
+    dialect = SimpleNamespace(
+        driver="psycopg",
+        get_driver_connection=lambda connection: connection,
+        do_ping=lambda _: await_only(answered_after_all()),
+    )
+
+    assert not await greenlet_spawn(answers, dialect, psycopg_like(ours), within=0)

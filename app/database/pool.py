@@ -75,7 +75,8 @@ class HeadroomPool(Pool):
 
     When all are taken, up to `max_waiters` wait, first come first served; whoever comes then is refused at once.
     Getting a connection takes `timeout` seconds at the most, with a ping and a connect if they are needed:
-    PoolExhausted for who waited in vain, DatabaseUnavailable where the server is what took so long.
+    PoolExhausted for who waited in vain, DatabaseUnavailable where the server is what took so long. (A process that
+    stood still meanwhile, or a ping at the very end, may take LEAST_TEST_SECONDS more.)
 
     The connection that came back last goes out first. So the busy ones stay warm, and after `ping_after` seconds of
     idleness (None: never) the server is asked whether it still has that connection. One that the server closed is
@@ -156,12 +157,16 @@ class HeadroomPool(Pool):
         )
 
     def dispose(self) -> None:
-        """Close what is idle, and from now on whatever comes back."""
+        """Close what is idle, and what is being opened for nobody; and from now on whatever comes back."""
         self._disposed = True
         if isinstance(self._shrinking, asyncio.TimerHandle):
             self._shrinking.cancel()
         while self._idle:
             self._close(self._idle.pop(), "disposed")
+        if self._opening and not self._waiting:
+            for task in self._opening:
+                task.cancel()
+            await_only(asyncio.wait(set(self._opening)))
 
     def overdue(self, after: float) -> list[tuple[float, Checkout]]:
         """The checkouts of more than `after` seconds, and how long they last; each is told of once.

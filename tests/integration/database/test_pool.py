@@ -49,11 +49,11 @@ def state(database: Database) -> PoolState:
 
 
 @asynccontextmanager
-async def held(database: Database) -> AsyncIterator[None]:
-    """A connection that is taken while the block runs."""
+async def held(database: Database) -> AsyncIterator[Any]:
+    """A connection that is taken while the block runs: the driver's."""
     connection = await database.engine.raw_connection()
     try:
-        yield
+        yield connection.driver_connection
     finally:
         await greenlet_spawn(connection.close)
 
@@ -284,21 +284,26 @@ async def test_a_server_that_hangs_takes_no_longer_than_the_deadline_with_test_a
         assert await database.read.first(PID) is not None
 
 
-async def test_a_process_that_was_paused_for_longer_than_the_timeout_has_time_for_a_test(
-    new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("when", ["before the test", "during the test"])
+async def test_a_process_that_stood_still_for_longer_than_the_timeout_keeps_its_connection(
+    new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """By a full garbage collection, for example, or a quota of processor time."""
     took = HeadroomPool._take
 
     def take_with_a_pause(self: HeadroomPool) -> ConnectionPoolEntry:
-        sleep(0.6)
+        if when == "before the test":
+            sleep(0.6)
+        else:
+            asyncio.get_running_loop().call_soon(sleep, 0.6)
         return took(self)
 
     async with new_database(pool_ping_after=0, pool_timeout=0.5) as database:
-        before = await database.read.first(PID)
+        async with held(database) as first:
+            pass
         monkeypatch.setattr(HeadroomPool, "_take", take_with_a_pause)
-
-        assert await database.read.first(PID) == before
+        async with held(database) as second:
+            assert second is first
 
 
 async def test_peers_that_vanished_are_replaced_within_one_deadline_not_one_each(
@@ -369,6 +374,21 @@ async def test_what_comes_back_after_the_pool_was_disposed_of_is_closed(
             await database.engine.dispose()
             assert opened() == 1
         await eventually_async(lambda: _is(opened() == 0), within=5)
+
+
+async def test_what_is_being_opened_for_nobody_ends_with_the_pool(new_database: NewDatabase, proxy: Proxy) -> None:
+    """The server would wait a minute for the client to sign in, and a DROP DATABASE would wait with it."""
+    proxy.pause()
+    async with new_database(proxy.url, pool_timeout=30) as database:
+        asking = asyncio.create_task(database.read.first(PID))
+        await eventually_async(lambda: _is(proxy.bytes > 0), within=5)
+        asking.cancel()
+        await asyncio.wait({asking})
+        pool = database.engine.pool
+        assert isinstance(pool, HeadroomPool)
+        assert pool.state.used == 1
+
+    assert pool.state.used == 0
 
 
 async def test_opening_and_closing_fifty_pools_leaves_no_connection(

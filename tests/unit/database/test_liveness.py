@@ -2,7 +2,8 @@
 
 import asyncio
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Coroutine, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -61,19 +62,38 @@ def test_a_descriptor_that_may_be_somebody_elses_by_now_is_left_alone(
     assert ours.recv(1) == b"x"
 
 
+def pinged(ping: Callable[[], Coroutine[Any, Any, None]]) -> Any:
+    """A dialect that does this for a ping."""
+    return SimpleNamespace(
+        driver="psycopg",
+        get_driver_connection=lambda connection: connection,
+        do_ping=lambda _: await_only(ping()),
+    )
+
+
+async def test_an_answer_that_is_there_when_the_process_goes_on_is_one_though_time_is_up(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+
+    async def answered_while_we_stood_still() -> None:
+        loop = asyncio.get_running_loop()
+        readable = asyncio.Event()
+        loop.add_reader(ours, readable.set)
+        theirs.sendall(b"x")
+        time.sleep(0.02)  # noqa: ASYNC251 - as a process does that gets no processor
+        await readable.wait()
+        loop.remove_reader(ours)
+
+    assert await greenlet_spawn(answers, pinged(answered_while_we_stood_still), psycopg_like(ours), within=0.01)
+
+
 async def test_an_answer_that_came_as_time_ran_out_is_none_for_it_was_hung_up_on(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     ours, theirs = pair
 
     async def answered_after_all() -> None:
-        """The next turns of the loop find the answer, and that the time is up."""
         assert await asyncio.get_running_loop().run_in_executor(None, theirs.recv, 1) == b"", "was hung up on"
 
-    dialect = SimpleNamespace(
-        driver="psycopg",
-        get_driver_connection=lambda connection: connection,
-        do_ping=lambda _: await_only(answered_after_all()),
-    )
-
-    assert not await greenlet_spawn(answers, dialect, psycopg_like(ours), within=0)
+    assert not await greenlet_spawn(answers, pinged(answered_after_all), psycopg_like(ours), within=0)

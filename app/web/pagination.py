@@ -5,12 +5,15 @@ import binascii
 import hashlib
 import hmac
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import cache
 from typing import Annotated, Any, Generic, Self, TypeVar
+from urllib.parse import parse_qsl
 
 from fastapi import Depends, Request
+from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import to_json
 from typing_extensions import TypedDict
@@ -114,6 +117,22 @@ class Cursors:
         message = to_json(context) + b"\0" + payload
         # Its keyed hash is a MAC (RFC 7693); HMAC-SHA-256 takes three times as long.
         return hashlib.blake2b(message, key=self._key, digest_size=16).digest()
+
+
+async def _each_once(request: Request) -> None:
+    """Raises RequestValidationError for a parameter that is given twice, where FastAPI would take the last one."""
+    sent: bytes = request.scope["query_string"]
+    if b"&" not in sent:
+        return
+    given = Counter(name for name, _ in parse_qsl(sent.decode("latin-1"), keep_blank_values=True))
+    if repeated := [name for name, times in given.items() if times > 1]:
+        raise RequestValidationError(
+            [{"loc": ("query", name), "msg": "Given more than once", "type": "repeated"} for name in repeated]
+        )
+
+
+# For every route that takes ListParams.
+EACH_ONCE = [Depends(_each_once)]
 
 
 async def _cursors(request: Request) -> Cursors:

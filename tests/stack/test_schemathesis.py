@@ -1,5 +1,6 @@
 """Every operation of the OpenAPI document, with data made from it, against the running stack."""
 
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,9 @@ from tests.support.stacks import Stack
 PASSWORD = "correct horse"
 # Generated ids are small: no request may delete or deactivate the one who sends it.
 ADMIN_ID = 10**15 + 7
+# The same data each time: a change that fails here broke something, and not another one found it by chance. For other
+# data, set SCHEMATHESIS_SEED.
+SEED = os.environ.get("SCHEMATHESIS_SEED", "6")
 
 
 def test_schemathesis_finds_nothing(stack: Stack, tmp_path: Path) -> None:
@@ -37,6 +41,7 @@ def test_schemathesis_finds_nothing(stack: Stack, tmp_path: Path) -> None:
             f"Authorization: Bearer {token}",
             "--checks=all",
             "--max-examples=25",
+            f"--seed={SEED}",
             "--generation-database=:memory:",
         ],
         cwd=tmp_path,

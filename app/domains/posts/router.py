@@ -10,7 +10,7 @@ from app.domains.users.errors import UserNotFound
 from app.errors import Forbidden, NotAuthenticated
 from app.web.auth import Claimed, SignedIn
 from app.web.deps import ReadDb, StatementDb, WriteDb
-from app.web.pagination import CursorCodec, Page
+from app.web.pagination import EACH_ONCE, CursorCodec, Page
 from app.web.problems import problem_responses
 from app.web.types import Id
 
@@ -25,7 +25,7 @@ async def create_post(data: PostCreate, db: StatementDb, claim: Claimed, respons
     return post
 
 
-@router.get("/posts")
+@router.get("/posts", dependencies=EACH_ONCE)
 async def list_posts(params: Annotated[PostListParams, Query()], db: ReadDb, cursors: CursorCodec) -> Page[PostRead]:
     return await PostReader(db).page(params, cursors)
 
@@ -49,7 +49,7 @@ async def remove_post(post_id: Id, db: WriteDb, principal: SignedIn) -> None:
     await delete_post(db, post_id, principal)
 
 
-@router.get("/users/{user_id:id}/posts", responses=problem_responses(UserNotFound))
+@router.get("/users/{user_id:id}/posts", dependencies=EACH_ONCE, responses=problem_responses(UserNotFound))
 async def list_posts_of_user(
     user_id: Id, params: Annotated[PostsOfUserParams, Query()], db: ReadDb, cursors: CursorCodec
 ) -> Page[PostRead]:

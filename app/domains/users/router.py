@@ -9,7 +9,7 @@ from app.domains.users.service import change_user, delete_user, sign_up
 from app.errors import Forbidden, NotAuthenticated, ServerBusy
 from app.web.auth import Claimed, SignedIn
 from app.web.deps import ReadDb, WriteDb
-from app.web.pagination import CursorCodec, Page
+from app.web.pagination import EACH_ONCE, CursorCodec, Page
 from app.web.problems import DATABASE_ERRORS, problem_responses
 from app.web.types import Id
 
@@ -24,7 +24,7 @@ async def create_user(data: SignUp, db: WriteDb, response: Response) -> OwnUser:
     return own_user_of_entity(user)
 
 
-@router.get("", responses=problem_responses(NotAuthenticated, Forbidden))
+@router.get("", dependencies=EACH_ONCE, responses=problem_responses(NotAuthenticated, Forbidden))
 async def list_users(
     params: Annotated[UserListParams, Query()], db: ReadDb, cursors: CursorCodec, principal: SignedIn
 ) -> Page[OwnUser]:

@@ -57,6 +57,21 @@ async def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None
             node = node[part]
 
 
+async def test_every_parameter_is_taken_once_as_its_schema_says(document: dict[str, Any], client: AsyncClient) -> None:
+    lists = {
+        name: parameter["name"]
+        for name, operation in operations(document)
+        for parameter in operation.get("parameters", ())
+        if parameter["in"] == "query"
+    }
+    assert "GET /posts" in lists
+    for name, parameter in lists.items():
+        method, _, path = name.partition(" ")
+        answer = await client.request(method, path.format(user_id=1), params=[(parameter, "1"), (parameter, "2")])
+        assert answer.status_code == 422, name
+        assert ["query", parameter] in [error["loc"] for error in answer.json()["errors"]], name
+
+
 async def test_no_answer_has_a_password_in_its_schema(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
     answered = {ref for _, operation in operations(document) for ref in references(operation["responses"])}

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import cache
 from typing import Annotated, Any, Generic, Self, TypeVar
-from urllib.parse import parse_qsl
 
 from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
@@ -31,7 +30,8 @@ DEFAULT_LIMIT, MAX_LIMIT = 20, 100
 class ListParams(BaseModel):
     """What every list takes. A list derives its own, with `sort` and its filters.
 
-    Any other parameter is refused: ignoring a filter would answer another question.
+    Any other parameter is refused, and one that is given twice (EACH_ONCE): ignoring a filter would answer another
+    question.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -121,10 +121,9 @@ class Cursors:
 
 async def _each_once(request: Request) -> None:
     """Raises RequestValidationError for a parameter that is given twice, where FastAPI would take the last one."""
-    sent: bytes = request.scope["query_string"]
-    if b"&" not in sent:
+    if b"&" not in request.scope["query_string"]:  # most have one parameter, or none
         return
-    given = Counter(name for name, _ in parse_qsl(sent.decode("latin-1"), keep_blank_values=True))
+    given = Counter(name for name, _ in request.query_params.multi_items())
     if repeated := [name for name, times in given.items() if times > 1]:
         raise RequestValidationError(
             [{"loc": ("query", name), "msg": "Given more than once", "type": "repeated"} for name in repeated]

@@ -14,8 +14,8 @@ from tests.support.stacks import Stack
 PASSWORD = "correct horse"
 # Generated ids are small: no request may delete or deactivate the one who sends it.
 ADMIN_ID = 10**15 + 7
-# The same data each time: a change that fails here broke something, and not another one found it by chance. For other
-# data, set SCHEMATHESIS_SEED.
+# The same data in each run: a change that fails here has broken something, and was not unlucky. SCHEMATHESIS_SEED gives
+# other data, to look for what nobody has found yet.
 SEED = os.environ.get("SCHEMATHESIS_SEED", "6")
 
 

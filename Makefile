@@ -67,19 +67,19 @@ test-stack: $(READY) ## run the tests of the whole stack, in containers and as l
 	@$(BIN)/pytest tests/stack tests/fault
 
 bench: $(READY) ## measure the stack beside the textbook's and beside Starlette on asyncpg: requests a second, latency, processor time
-	@$(BIN)/python -m tests.load.bench
+	@$(BIN)/python -m benchmarks.bench
 
 bench-capacity: $(READY) ## measure how speed moves with workers, pools, clients and rows; writes the charts of ops/capacity
-	@$(BIN)/python -m tests.load.capacity
+	@$(BIN)/python -m benchmarks.capacity
 
 bench-pages: $(READY) ## measure pages at depth, search and sign-in on a million posts (needs Docker)
-	@$(BIN)/python -m tests.load.pages
+	@$(BIN)/python -m benchmarks.pages
 
 bench-metrics: $(READY) ## measure what the metrics cost: a request with and without, a scrape after 2,000 worker deaths
-	@$(BIN)/python -m tests.load.metrics
+	@$(BIN)/python -m benchmarks.metrics
 
 bench-overload: $(READY) ## measure goodput and refusals with 300 and 1,000 clients, beside the textbook's settings
-	@$(BIN)/python -m tests.load.overload
+	@$(BIN)/python -m benchmarks.overload
 
 dashboard: $(READY) ## write Grafana's dashboard from ops/grafana/dashboard.py
 	@$(BIN)/python ops/grafana/dashboard.py

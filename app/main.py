@@ -1,4 +1,4 @@
-"""The API."""
+"""The API: `create_app()` composes settings, database, routes and middleware."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,35 +10,35 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.telemetry import TelemetryConfig
 
-from app import health, registry
-from app.database import Database, make_engine, warm_up
+from app import registry
+from app.database import Database, PoolOptions, make_engine, warm_up
 from app.database.pool import pool_state
 from app.domains.auth.service import Authenticator, SignIn, SignInLimits
 from app.domains.auth.tokens import Tokens
 from app.errors import InvalidInput
-from app.observability import replica
+from app.observability import multiprocess
 from app.observability.http_metrics import HttpMetrics
 from app.observability.pool_metrics import PoolMetrics
 from app.observability.process_metrics import ProcessMetrics
+from app.pagination.cursor import Cursors
 from app.settings import Settings, load_settings
-from app.web import leaks
-from app.web.compiled import CompiledRoutes
-from app.web.deps import refuse_commit_after_answer
+from app.web import health, leak_detection
+from app.web.fast_routes import FastRoutes
 from app.web.middleware import BodyLimitMiddleware, ErrorMiddleware, RequestMiddleware
-from app.web.pagination import Cursors
 from app.web.problems import DATABASE_ERRORS, document_problems, install_problem_handlers, problem_responses
+from app.web.route_checks import check_routes
 
+# Time for closing the pool at shutdown. A server that hangs does not answer; the end of the process closes the rest.
 DISPOSE_SECONDS = 1.0
 
-# FastAPI's own OpenTelemetry asks for its providers once a request, 5 % of what a request takes; there can be none
-# where the SDK is not installed.
+# FastAPI looks up OpenTelemetry's providers for each request, 5 % of its CPU time. Without the SDK there are none.
 TELEMETRY: TelemetryConfig = (
     {} if find_spec("opentelemetry.sdk") else {"tracing": False, "metrics": False, "logs": False}
 )
 
 
-def introduce(app: FastAPI, database: Database, settings: Settings) -> None:
-    """Give the application what its routes find in `app.state`."""
+def provide_state(app: FastAPI, database: Database, settings: Settings) -> None:
+    """Set what dependencies read from `app.state`. Raise ConfigurationError without a SECRET_KEY."""
     tokens = Tokens(settings.require_secret_key(), settings.access_token_seconds)
     limits = SignInLimits(
         per_account=settings.sign_in_account_limit,
@@ -52,9 +52,9 @@ def introduce(app: FastAPI, database: Database, settings: Settings) -> None:
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The application. Opens nothing: its lifespan does, so Gunicorn may create it before it forks.
+    """Return the application. Raise ConfigurationError.
 
-    Raises ConfigurationError.
+    It opens nothing: its lifespan does, so Gunicorn may create it before the fork.
     """
     settings = settings or load_settings()
     database_url = settings.require_database_url()
@@ -63,21 +63,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        refuse_commit_after_answer(app)
+        check_routes(app)
         pool_metrics = PoolMetrics("api")
         process_metrics = ProcessMetrics(app.version)
         engine = make_engine(
             url=database_url,
-            application_name=f"headroom:api:{settings.api_replica}:{replica.current_worker()}",
-            pool_size=settings.db_pool_size,
-            max_overflow=settings.db_max_overflow,
-            pool_timeout=settings.db_pool_timeout,
-            pool_max_waiters=settings.db_pool_max_waiters,
-            pool_recycle=settings.db_pool_recycle,
-            pool_ping_after=settings.db_pool_ping_after if settings.db_pool_pre_ping else None,
-            pool_shrink_after=settings.db_pool_shrink_after,
-            one_per_task=True,
-            meter=pool_metrics,
+            application_name=f"headroom:api:{settings.api_replica}:{multiprocess.current_worker()}",
+            pool=PoolOptions(one_per_task=True, **settings.pool_options()),
+            observer=pool_metrics,
         )
 
         def publish() -> None:
@@ -85,15 +78,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 pool_metrics.publish(state)
             http_metrics.publish()
             process_metrics.publish()
-            leaks.report(engine, settings.db_pool_leak_after)
+            leak_detection.report(engine, settings.db_pool_leak_after)
 
-        introduce(app, Database(engine), settings)
+        provide_state(app, Database(engine), settings)
         await warm_up(engine)
         try:
-            with replica.Heartbeat(publish):
+            with multiprocess.Heartbeat(publish):
                 yield
         finally:
-            # A server that hangs does not say goodbye; ending the process closes what is left.
             with suppress(TimeoutError):
                 async with asyncio.timeout(DISPOSE_SECONDS):
                     await engine.dispose()
@@ -104,10 +96,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         telemetry=TELEMETRY,
         redoc_url=None,
-        redirect_slashes=False,  # to a host that the caller names
+        redirect_slashes=False,  # the redirect would go to the host that the client sent
     )
-    # Each is put around those before it: a request passes through them from the last to the first.
-    app.add_middleware(CompiledRoutes, application=app)
+    # Each middleware wraps those before it: a request passes them from last to first.
+    app.add_middleware(FastRoutes, application=app)
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
     app.add_middleware(ErrorMiddleware)
     if settings.cors_allow_origins:

@@ -105,23 +105,45 @@ class Settings(BaseSettings):
     api_replicas: int = Field(default=1, ge=1, description="Replicas of the API, on all machines together.")
     api_surge: int = Field(default=0, ge=0, description="Replicas that a rolling deploy runs beside them for a while.")
     web_concurrency: int = Field(default=4, ge=1, description="API workers (processes) of one replica.")
-    db_pool_size: int = Field(default=5, ge=1, description="Connections a worker keeps open.")
-    db_max_overflow: int = Field(default=10, ge=0, description="Connections a worker may open beyond them under load.")
+    db_pool_size: int = Field(
+        default=5, ge=1, description="Connections a worker keeps open.", json_schema_extra={"pool_option": "size"}
+    )
+    db_max_overflow: int = Field(
+        default=10,
+        ge=0,
+        description="Connections a worker may open beyond them under load.",
+        json_schema_extra={"pool_option": "max_overflow"},
+    )
     db_pool_timeout: float = Field(
         default=3.0,
         gt=0,
         description="Seconds a request may spend on getting a connection, a test or a connect included; then 503.",
+        json_schema_extra={"pool_option": "timeout"},
     )
     db_pool_max_waiters: int = Field(
-        default=100, ge=0, description="Requests of a worker that may wait for a connection; one more gets 503 at once."
+        default=100,
+        ge=0,
+        description="Requests of a worker that may wait for a connection; one more gets 503 at once.",
+        json_schema_extra={"pool_option": "max_waiters"},
     )
-    db_pool_recycle: int = Field(default=3600, ge=1, description="Seconds after which a connection is replaced.")
+    db_pool_recycle: int = Field(
+        default=3600,
+        ge=1,
+        description="Seconds after which a connection is replaced.",
+        json_schema_extra={"pool_option": "recycle"},
+    )
     db_pool_pre_ping: bool = Field(default=True, description="Test a connection that was idle before it is handed out.")
     db_pool_ping_after: float = Field(
-        default=0.5, ge=0, description="Seconds of idleness after which a connection is tested."
+        default=0.5,
+        ge=0,
+        description="Seconds of idleness after which a connection is tested.",
+        json_schema_extra={"pool_option": "ping_after"},
     )
     db_pool_shrink_after: float = Field(
-        default=10.0, ge=0, description="Seconds after which a connection beyond `DB_POOL_SIZE` is closed if idle."
+        default=10.0,
+        ge=0,
+        description="Seconds after which a connection beyond `DB_POOL_SIZE` is closed if idle.",
+        json_schema_extra={"pool_option": "shrink_after"},
     )
     db_pool_leak_after: float = Field(
         default=30.0,
@@ -216,6 +238,15 @@ class Settings(BaseSettings):
     def local_monitor_database_url_file(self) -> Path:
         """The same for the exporter."""
         return self.data_dir / "monitor-database-url"
+
+    def pool_options(self) -> dict[str, Any]:
+        """Return the options of the connection pool that settings set, as arguments of `PoolOptions`."""
+        options = {
+            option: getattr(self, name)
+            for name, field in type(self).model_fields.items()
+            if (option := _pool_option(field)) is not None
+        }
+        return options if self.db_pool_pre_ping else options | {"ping_after": None}
 
     def known_database_url(self) -> URL | None:
         """The database to use, if there is one."""
@@ -316,6 +347,11 @@ def _complaints(error: ValidationError) -> Iterator[str]:
 
 def _is_secret(field: FieldInfo) -> bool:
     return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("secret"))
+
+
+def _pool_option(field: FieldInfo) -> Any:
+    """Return the name of the pool option that a field sets; None if it sets none."""
+    return field.json_schema_extra.get("pool_option") if isinstance(field.json_schema_extra, dict) else None
 
 
 def settings_table() -> str:

@@ -1,4 +1,4 @@
-"""Alembic's entry: migrates MIGRATION_DATABASE_URL to the models of `app/registry.py`, one job at a time."""
+"""Alembic's environment: migrate MIGRATION_DATABASE_URL to the models of `app/registry.py`, one job at a time."""
 
 import asyncio
 import logging
@@ -8,23 +8,27 @@ from zlib import crc32
 
 from alembic import context
 from alembic.util import CommandError
-from sqlalchemy import Connection, DateTime, text
+from sqlalchemy import URL, Connection, DateTime, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app import preflight, registry
-from app.database import Base, make_engine
-from app.database.budget import MIGRATE
+from app import registry
+from app.budget.check import check_budget
+from app.budget.model import MIGRATE
+from app.database import Base, PoolOptions, make_engine
+from app.database.admin_connection import wait_until_available
+from app.database.deadline import poll
 from app.errors import HeadroomError, MigrationLockTimeout
 from app.observability.logging import configure_logging
 from app.settings import Settings, load_settings
 
 logger = logging.getLogger("headroom.migrations")
 
-assert registry  # importing it has put the tables of every domain into the metadata
+assert registry  # its import registers the tables of every domain with the metadata
 
+APPLICATION_NAME = "headroom:migrate"
 LOCK = crc32(b"headroom migrations")
 LOCK_POLL_SECONDS = 0.2
-GRANT = """
+GRANT_REVISIONS_TO_EXPORTER = """
 DO $$
 BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'headroom_monitor') AND to_regclass('alembic_version') IS NOT NULL
@@ -34,99 +38,112 @@ BEGIN
 END
 $$
 """
-# They change nothing, and are what an operator wants to run while a migration is stuck.
+# Commands that change nothing. An operator must be able to run them while a migration is stuck: they take no lock.
 READ_ONLY_COMMANDS = {"check", "current", "history", "show"}
 
 
-def in_models(item: object, name: str | None, kind: str, reflected: bool, compare_to: object) -> bool:
-    """Whether a difference counts as drift. The search indexes do not: they depend on what the server has."""
+def include_object(item: object, name: str | None, kind: str, reflected: bool, compare_to: object) -> bool:
+    """Return True if a difference of this object counts as drift.
+
+    The search indexes do not: whether they exist depends on the server's extensions.
+    """
     return not (kind == "index" and reflected and name is not None and name.endswith("_trgm"))
 
 
-def render(kind: str, item: object, autogenerate: object) -> str | Literal[False]:
-    """How a revision spells an object; False leaves it to Alembic, which would spell our variant for SQLite, too."""
+def render_item(kind: str, item: object, autogenerate: object) -> str | Literal[False]:
+    """Return the Python source of an object in a revision; False leaves it to Alembic.
+
+    Alembic would render the SQLite variant of a timestamp too.
+    """
     if kind == "type" and isinstance(item, DateTime):
         return f"sa.DateTime(timezone={item.timezone})"
     return False
 
 
 def migrate(connection: Connection) -> None:
+    """Run Alembic's command on the connection."""
     context.configure(
         connection=connection,
         target_metadata=Base.metadata,
-        include_object=in_models,
-        render_item=render,
-        # Each revision is a transaction of its own, so that one of them can use `autocommit_block()` for
-        # CREATE INDEX CONCURRENTLY, and what has been applied stays applied.
+        include_object=include_object,
+        render_item=render_item,
+        # One transaction for each revision: `autocommit_block()` can then be used for CREATE INDEX CONCURRENTLY, and
+        # applied revisions stay applied.
         transaction_per_migration=True,
     )
     with context.begin_transaction():
         context.run_migrations()
 
 
-async def take_lock(connection: AsyncConnection, seconds: float) -> None:
-    """Wait until no other job migrates this database. Held until the connection closes.
+async def acquire_lock(connection: AsyncConnection, seconds: float) -> None:
+    """Wait until no other job migrates this database. The lock is held until the connection closes.
 
-    It polls, in autocommit, on a connection of its own. `pg_advisory_lock` would wait inside a statement, and with it
-    hold the snapshot that a CREATE INDEX CONCURRENTLY of the other job waits for: both would hang.
-    Raises MigrationLockTimeout after `seconds`.
+    Polls in autocommit mode on a connection of its own. `pg_advisory_lock` would wait inside a statement, and its
+    snapshot would block the other job's CREATE INDEX CONCURRENTLY: both would hang.
+    Raise MigrationLockTimeout after `seconds`.
     """
-    deadline = monotonic() + seconds
-    waiting = False
-    while not await connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": LOCK}):
-        if monotonic() >= deadline:
-            raise MigrationLockTimeout(f"another migration job has held the lock for more than {seconds:g} s")
-        if not waiting:
+    attempts = 0
+
+    async def attempt() -> bool:
+        nonlocal attempts
+        acquired = bool(await connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": LOCK}))
+        attempts += 1
+        if not acquired and attempts == 1:
             logger.info("waiting for another migration job")
-            waiting = True
-        await asyncio.sleep(LOCK_POLL_SECONDS)
+        return acquired
+
+    if not await poll(attempt, until=bool, deadline=monotonic() + seconds, every=LOCK_POLL_SECONDS):
+        raise MigrationLockTimeout(f"another migration job has held the lock for more than {seconds:g} s")
 
 
-async def run(settings: Settings) -> None:
-    url = settings.require_migration_database_url()
-    if command() not in READ_ONLY_COMMANDS:
-        await preflight.wait_for(url, settings.startup_timeout)
-        await preflight.check_budget(settings)
+async def run(settings: Settings, url: URL) -> None:
+    """Check what a migration needs, take the lock, and run Alembic's command. Raise HeadroomError."""
+    changes_schema = command() not in READ_ONLY_COMMANDS
+    is_postgresql = url.get_backend_name() == "postgresql"
+    if changes_schema and is_postgresql:
+        await wait_until_available(url, seconds=settings.startup_timeout, application_name=APPLICATION_NAME)
+    if changes_schema:
+        await check_budget(settings)
+    # One connection for the lock and one for the migration.
     engine = make_engine(
-        url=url,
-        application_name="headroom:migrate",
-        pool_size=MIGRATE.direct,  # the lock's and the migration's
-        max_overflow=0,
+        url=url, application_name=APPLICATION_NAME, pool=PoolOptions(size=MIGRATE.direct, max_overflow=0)
     )
     try:
         async with engine.connect() as connection:
-            if command() not in READ_ONLY_COMMANDS and engine.dialect.name == "postgresql":
+            if changes_schema and is_postgresql:
                 await connection.execution_options(isolation_level="AUTOCOMMIT")
-                await take_lock(connection, settings.migration_lock_timeout)
+                await acquire_lock(connection, settings.migration_lock_timeout)
             async with engine.connect() as migration:
                 await migration.run_sync(migrate)
-                if command() not in READ_ONLY_COMMANDS and engine.dialect.name == "postgresql":
-                    await let_the_exporter_see(migration)
+                if changes_schema and is_postgresql:
+                    await grant_revisions_to_exporter(migration)
     finally:
         await engine.dispose()
 
 
-async def let_the_exporter_see(connection: AsyncConnection) -> None:
-    """Which revisions there are, and nothing else of ours. The table is Alembic's: no revision makes it.
+async def grant_revisions_to_exporter(connection: AsyncConnection) -> None:
+    """Let the exporter's role read `alembic_version`, which Alembic creates outside of every revision.
 
-    No `connection.begin()`: where there was nothing to migrate, Alembic leaves the transaction open that it read in.
+    Without `connection.begin()`: if nothing was pending, Alembic leaves its read transaction open.
     """
-    await connection.execute(text(GRANT))
+    await connection.execute(text(GRANT_REVISIONS_TO_EXPORTER))
     await connection.commit()
 
 
 def command() -> str | None:
-    """The name of Alembic's command; None when it is called from Python."""
+    """Return the name of Alembic's command; None if Alembic is called from Python."""
     options = context.config.cmd_opts
     return options.cmd[0].__name__ if options is not None else None
 
 
 def main() -> None:
+    """Run Alembic's command, online or offline."""
     try:
         settings = load_settings()
+        url = settings.require_migration_database_url()
         if context.is_offline_mode():
             context.configure(
-                url=settings.require_migration_database_url(),
+                url=url,
                 target_metadata=Base.metadata,
                 literal_binds=True,
                 transaction_per_migration=True,
@@ -135,9 +152,9 @@ def main() -> None:
                 context.run_migrations()
         else:
             configure_logging(format=settings.log_format, level=settings.log_level)
-            asyncio.run(run(settings))
+            asyncio.run(run(settings, url))
     except HeadroomError as error:
-        # Alembic prints a CommandError as one line and exits with a status other than 0.
+        # Alembic prints a CommandError as one line, and exits with a non-zero status.
         raise CommandError(str(error)) from error
 
 

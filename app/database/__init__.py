@@ -1,12 +1,14 @@
-"""The platform's heart: engines, pools and the roads to the database. Knows no web framework and no settings."""
+"""Engines, pools and sessions. Knows no web framework and no settings."""
 
 from app.database.base import Base, TimestampMixin
 from app.database.engine import make_engine, warm_up
+from app.database.pool_options import PoolOptions
 from app.database.session import Database, ReadSession, StatementSession, WriteSession
 
 __all__ = [
     "Base",
     "Database",
+    "PoolOptions",
     "ReadSession",
     "StatementSession",
     "TimestampMixin",

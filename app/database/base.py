@@ -1,4 +1,4 @@
-"""What every model inherits: a metadata whose constraints have names, and timestamps that know their time zone."""
+"""What every model inherits: metadata that names constraints, and timestamps with a time zone."""
 
 from datetime import UTC, datetime
 
@@ -7,7 +7,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
-# Alembic can only drop or alter what it can name, and `integrity.py` recognises a violated constraint by its name.
+# Alembic can only drop or alter named constraints, and `error_mapping.py` recognises a violated one by its name.
 NAMING_CONVENTION = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",
@@ -18,17 +18,19 @@ NAMING_CONVENTION = {
 
 
 class Base(DeclarativeBase):
+    """The declarative base of every model."""
+
     metadata = MetaData(naming_convention=NAMING_CONVENTION)
 
-    # RETURNING brings back what the server computed. Without it, reading `updated_at` after an UPDATE would be a lazy
-    # load, which cannot happen on an async session.
+    # Fetch server-computed values with RETURNING. Otherwise, reading `updated_at` after an UPDATE would be a lazy load,
+    # which an async session cannot do.
     __mapper_args__ = {"eager_defaults": True}  # noqa: RUF012 - DeclarativeBase declares it
 
 
 class _SQLiteUTC(TypeDecorator[datetime]):
-    """SQLite has no time zone: store UTC, read it back as UTC.
+    """Store UTC in SQLite, which has no time zones, and read it as UTC.
 
-    In whole seconds, as its CURRENT_TIMESTAMP is: times are text there, and "12:00:00" is less than "12:00:00.000000".
+    In whole seconds, like SQLite's CURRENT_TIMESTAMP: times are text there, and "12:00:00" < "12:00:00.000000".
     """
 
     impl = sqlite.DATETIME(truncate_microseconds=True)  # type: ignore[no-untyped-call]
@@ -41,12 +43,12 @@ class _SQLiteUTC(TypeDecorator[datetime]):
         return None if value is None else value.replace(tzinfo=UTC)
 
 
-# A variant, not a decorator around the type: PostgreSQL pays nothing for SQLite's shortcoming.
+# A variant, not a decorator around the type: PostgreSQL then pays nothing for the conversion.
 Timestamp = DateTime(timezone=True).with_variant(_SQLiteUTC(), "sqlite")
 
 
 class TimestampMixin:
-    """`created_at` and `updated_at`, set by the database's clock, in UTC."""
+    """Adds `created_at` and `updated_at`, set by the database's clock, in UTC."""
 
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now(), sort_order=100)
     updated_at: Mapped[datetime] = mapped_column(

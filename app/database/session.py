@@ -1,9 +1,10 @@
-"""The roads to the database. Which one a piece of code is on stands in the type of its session.
+"""The three kinds of session. The type says which one a piece of code uses.
 
-The write road holds ORM entities in one transaction with one owner: `Database.write()` begins it and commits it;
-repositories flush. The read road has no transaction and no entities: it takes a connection for as long as one
-statement runs. A read that must see a snapshot across statements, or its own writes, belongs on the write road. A write
-that is one statement needs no BEGIN and COMMIT around it, and no entities: the server commits it before it answers.
+- `WriteSession`: ORM entities in one transaction with one owner. `Database.write()` begins and commits it; repositories
+  flush. A read that must see its own writes, or one snapshot across statements, belongs here.
+- `ReadSession`: statements without a transaction and without entities. Holds a connection only while one runs.
+- `StatementSession`: a write that is one statement with RETURNING. The server commits it before it answers, so it needs
+  neither BEGIN and COMMIT nor entities.
 """
 
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -15,15 +16,15 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.sql.dml import ReturningDelete, ReturningInsert, ReturningUpdate
 
-from app.database.driver import Statement, driver_road
-from app.database.integrity import translate
+from app.database.error_mapping import translate
+from app.database.fast_path import Statement, fast_path
 
 # With any columns.
 Returning = ReturningInsert[*tuple[Any, ...]] | ReturningUpdate[*tuple[Any, ...]] | ReturningDelete[*tuple[Any, ...]]
 
 
 class Row(Protocol):
-    """A row of the read road: columns by the name they have in the SELECT, whichever the driver."""
+    """A row of a session without entities: its columns by the name they have in the statement, with every driver."""
 
     def __getitem__(self, column: str, /) -> Any: ...
     def keys(self) -> Iterable[str]: ...
@@ -34,22 +35,22 @@ class WriteSession(AsyncSession):
 
 
 class _Statements:
-    """Runs statements, each on a connection of its own, outside a transaction. Holds nothing between two of them."""
+    """Runs each statement on a connection of its own, outside a transaction. Holds nothing between two statements."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self._driver = driver_road(engine)
+        self._fast_path = fast_path(engine)
 
     async def _run(self, statement: Statement, parameters: dict[str, Any]) -> Sequence[Row]:
-        if self._driver and (compiled := self._driver.compiled(statement)):
-            return await self._driver.fetch(compiled, parameters)
+        if self._fast_path and (compiled := self._fast_path.compiled(statement)):
+            return await self._fast_path.fetch(compiled, parameters)
         return await self._execute(statement, parameters)
 
     async def _execute(self, statement: Statement, parameters: dict[str, Any]) -> Sequence[Row]:
         try:
             async with self._engine.connect() as connection:
-                # One round trip for a statement, where BEGIN and ROLLBACK around it make three. Said here, not to the
-                # engine: a request that is cancelled while SQLAlchemy sets that up would lose its connection.
+                # One round trip; BEGIN and ROLLBACK would make three. Set on the connection, not on the engine: a
+                # request that is cancelled while SQLAlchemy prepares the engine's option would leak its connection.
                 await connection.execution_options(isolation_level="AUTOCOMMIT")
                 result = await connection.execute(statement, parameters)
                 return result.mappings().all()
@@ -58,50 +59,50 @@ class _Statements:
 
 
 class ReadSession(_Statements):
-    """The read road."""
+    """Runs SELECT statements without a transaction."""
 
     async def all(self, statement: Select[*tuple[Any, ...]], **parameters: Any) -> Sequence[Row]:
-        """Every row of a SELECT whose `bindparam`s are given by name.
+        """Run a SELECT and return its rows. `parameters` are the values of its `bindparam`s.
 
-        Written as a constant of its module, a statement is compiled once.
-        Raises PoolExhausted, DatabaseUnavailable, StatementTimeout.
+        A statement that is a module-level constant is compiled once.
+        Raise PoolExhausted, DatabaseUnavailable, StatementTimeout.
         """
         return await self._run(statement, parameters)
 
     async def first(self, statement: Select[*tuple[Any, ...]], **parameters: Any) -> Row | None:
-        """The first row, or None. The statement should say LIMIT 1 where there can be more."""
+        """Run a SELECT and return its first row, or None. Use LIMIT 1 if there can be more rows. Raise as `all()`."""
         rows = await self._run(statement, parameters)
         return rows[0] if rows else None
 
 
 class StatementSession(_Statements):
-    """Writes that are one statement each."""
+    """Runs writes of one statement each, without a transaction around them."""
 
     async def returned(self, statement: Returning, **parameters: Any) -> Row | None:
-        """Run an INSERT, UPDATE or DELETE with RETURNING; the first row of that, or None. It is committed by then.
+        """Run an INSERT, UPDATE or DELETE with RETURNING and return its first row, or None. It is committed then.
 
-        Raises what a read raises. Where the connection is lost, whether it was committed is not known.
+        Raise as `ReadSession.all()`. If the connection is lost, it is unknown whether the statement was committed.
         """
         rows = await self._run(statement, parameters)
         return rows[0] if rows else None
 
 
 class Database:
-    """An engine and the roads that lead to it."""
+    """An engine with its sessions."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
         self.read = ReadSession(engine)
         self.statement = StatementSession(engine)
-        # Entities stay readable after the commit: the answer is made from them.
+        # Entities stay readable after the commit: the response is made from them.
         self._write_sessions = async_sessionmaker(engine, class_=WriteSession, expire_on_commit=False)
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[WriteSession]:
-        """A transaction: committed when the block ends, rolled back when it raises, the commit's own failure included.
+        """Open a transaction. Commit it when the block ends; roll it back when the block or the commit raises.
 
-        Takes a connection at the first statement, not before.
-        Raises PoolExhausted, DatabaseUnavailable, StatementTimeout, also from inside the block.
+        The connection is checked out at the first statement.
+        Raise PoolExhausted, DatabaseUnavailable, StatementTimeout, also from inside the block.
         """
         async with self._write_sessions() as session:
             try:

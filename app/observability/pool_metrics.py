@@ -1,29 +1,10 @@
 """The pool's metrics, as this process has them: durations and events pushed by the pool, gauges pulled from it."""
 
 from itertools import product
-from typing import Protocol
 
+from app.database.pool_events import CLOSE_REASONS, INVALIDATION_CAUSES, INVALIDATION_KINDS, PoolState
 from app.observability import catalogue
-from app.observability.catalogue import CLOSE_REASONS, INVALIDATION_CAUSES, INVALIDATION_KINDS
-from app.observability.metrics import counter, gauge, histogram
-
-
-class PoolState(Protocol):
-    """What this module wants to know about a pool, in connections. `app.database.pool` has it."""
-
-    @property
-    def size(self) -> int: ...
-    @property
-    def max_overflow(self) -> int: ...
-    @property
-    def idle(self) -> int: ...
-    @property
-    def used(self) -> int: ...
-    @property
-    def overflow(self) -> int: ...
-    @property
-    def waiting(self) -> int: ...
-
+from app.observability.instruments import counter, gauge, histogram
 
 CONNECTIONS = gauge(catalogue.POOL_CONNECTIONS)
 CONNECTIONS_MAX = gauge(catalogue.POOL_CONNECTIONS_MAX)
@@ -47,7 +28,7 @@ LEAKS = counter(catalogue.POOL_LEAKS)
 
 
 class PoolMetrics:
-    """Counts what the pool of this name reports: the meter of `app.database`. Made in the worker, after the fork.
+    """Counts what the pool of this name reports: a PoolObserver. Made in the worker, after the fork.
 
     Every label set that can occur exists from the start, at zero: a series that began with its first event would hide
     that event from `increase()`.
@@ -75,25 +56,25 @@ class PoolMetrics:
         """Set the gauges."""
         CONNECTIONS.labels(self._pool, "idle").set(state.idle)
         CONNECTIONS.labels(self._pool, "used").set(state.used)
-        CONNECTIONS_MAX.labels(self._pool).set(state.size + state.max_overflow)
+        CONNECTIONS_MAX.labels(self._pool).set(state.max_size)
         CONNECTIONS_IDLE_MAX.labels(self._pool).set(state.size)
         CONNECTIONS_IDLE_MIN.labels(self._pool).set(0)  # the first one is opened at the start, and not again
         CONNECTIONS_OVERFLOW.labels(self._pool).set(state.overflow)
         PENDING_REQUESTS.labels(self._pool).set(state.waiting)
 
-    # What follows is PoolMeter, which says what each of them means.
+    # What follows is PoolObserver, which documents each method.
 
-    def handed_out(self, seconds: float) -> None:
+    def acquired(self, seconds: float) -> None:
         self._checkouts.inc()
         self._wait.observe(seconds)
 
-    def given_back(self, seconds: float) -> None:
+    def released(self, seconds: float) -> None:
         self._use.observe(seconds)
 
     def queued(self) -> None:
         self._waits.inc()
 
-    def left_queue(self, seconds: float) -> None:
+    def dequeued(self, seconds: float) -> None:
         self._wait_blocked.inc(seconds)
 
     def timed_out(self) -> None:
@@ -105,7 +86,7 @@ class PoolMetrics:
     def opened(self, seconds: float) -> None:
         self._create.observe(seconds)
 
-    def not_opened(self) -> None:
+    def open_failed(self) -> None:
         self._connect_errors.inc()
 
     def pinged(self, seconds: float) -> None:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from app.observability import catalogue
-from app.observability.metrics import counter, gauge
+from app.observability.instruments import counter, gauge
 
 STARTS = counter(catalogue.WORKER_STARTS)
 START_TIME = gauge(catalogue.WORKER_START_TIME)

@@ -1,42 +1,16 @@
-"""Who asks. A router says what it needs to know; the auth domain finds it out (`app/main.py` introduces the two)."""
+"""FastAPI dependencies that say who is calling. `app/main.py` provides the Authenticator of the auth domain."""
 
-from typing import Annotated, NamedTuple, Protocol
+from typing import Annotated, Protocol
 
 from fastapi import Depends, Request
 from fastapi.security import OAuth2PasswordBearer
 
-from app.errors import Forbidden, NotAuthenticated
-
-
-class Claim(NamedTuple):
-    """What the token that came with the request says, and nothing else.
-
-    Whether its user is still there, and active, is for the statement to ask that makes use of it: that takes one round
-    trip to the database, where a Principal takes one more.
-    """
-
-    user_id: int
-
-
-class Principal(NamedTuple):
-    """The active user whose token came with the request."""
-
-    id: int
-    is_admin: bool
-
-    def require_admin(self) -> None:
-        """Raises Forbidden."""
-        if not self.is_admin:
-            raise Forbidden("Only an administrator may do this.")
-
-    def require_self_or_admin(self, user_id: int) -> None:
-        """Raises Forbidden."""
-        if self.id != user_id and not self.is_admin:
-            raise Forbidden("Only the user or an administrator may do this.")
+from app.errors import NotAuthenticated
+from app.identity import Claim, Principal
 
 
 class Authenticator(Protocol):
-    """Each raises NotAuthenticated for what is not good, or no longer."""
+    """Verifies access tokens. Both methods raise NotAuthenticated for an invalid or expired one."""
 
     def claim(self, token: str) -> Claim: ...
     async def principal(self, claim: Claim) -> Principal: ...

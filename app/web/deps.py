@@ -3,10 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import Depends, FastAPI, Request
-from fastapi.dependencies.models import Dependant
-from fastapi.routing import iter_route_contexts
-from starlette.routing import Mount
+from fastapi import Depends, Request
 
 from app.database import Database, ReadSession, StatementSession, WriteSession
 
@@ -43,24 +40,3 @@ WriteDb = Annotated[WriteSession, Depends(get_db, scope="function")]
 ReadDb = Annotated[ReadSession, Depends(get_read_db)]
 StatementDb = Annotated[StatementSession, Depends(get_statement_db)]
 Roads = Annotated[Database, Depends(get_database)]
-
-
-def refuse_commit_after_answer(app: FastAPI) -> None:
-    """Raise RuntimeError if any route takes `get_db` without `scope="function"`: it would answer, then commit."""
-    for mounted in app.routes:
-        if isinstance(mounted, Mount) and isinstance(mounted.app, FastAPI):
-            refuse_commit_after_answer(mounted.app)
-    for route in iter_route_contexts(app.routes):
-        dependant = getattr(route, "dependant", None)
-        if isinstance(dependant, Dependant) and _commits_after_answer(dependant):
-            raise RuntimeError(
-                f'{route.path} depends on get_db without scope="function": its transaction would be committed after '
-                f"the answer is sent. Annotate the parameter as WriteDb."
-            )
-
-
-def _commits_after_answer(dependant: Dependant) -> bool:
-    return any(
-        (dependency.call is get_db and dependency.scope != "function") or _commits_after_answer(dependency)
-        for dependency in dependant.dependencies
-    )

@@ -11,10 +11,11 @@ import psycopg
 import uvloop
 from sqlalchemy import URL
 
+from app.paths import PROJECT_ROOT
 from tests.support.docker import require_engine
 from tests.support.load import Answers, load
 from tests.support.postgres import connect
-from tests.support.stacks import ROOT, ComposeStack, ProdStack, Stack
+from tests.support.stacks import ComposeStack, ProdStack, Stack
 from tests.support.waiting import eventually
 
 SECONDS = 6
@@ -130,7 +131,7 @@ def psql(prod: ProdStack, script: str) -> subprocess.Popen[str]:
     options = ["--env-file", os.devnull, "--project-name", prod.name, "--file", prod.file, "exec", "-T", "postgres"]
     process = subprocess.Popen(
         ["docker", "compose", *options, "psql", "-U", "postgres", "-d", "headroom", "-At"],
-        cwd=ROOT,
+        cwd=PROJECT_ROOT,
         env=os.environ | prod.environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

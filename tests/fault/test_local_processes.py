@@ -10,8 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.paths import PROJECT_ROOT
 from tests.support.postgres import connect
-from tests.support.stacks import ROOT, LocalStack
+from tests.support.stacks import LocalStack
 from tests.support.waiting import eventually
 
 
@@ -177,7 +178,7 @@ def test_an_api_with_a_bad_setting_is_one_line(tmp_path: Path, variable: str, va
         variable: value,
     }
     finished = subprocess.run(
-        [sys.executable, "-m", "app.cli", "api"],
+        [sys.executable, "-m", "app.cli.main", "api"],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -193,7 +194,7 @@ def test_an_api_with_a_bad_setting_is_one_line(tmp_path: Path, variable: str, va
 
 def test_without_a_database_the_api_does_not_start_and_says_why(tmp_path: Path) -> None:
     finished = subprocess.run(
-        [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "ops/gunicorn/gunicorn.conf.py")],
+        [sys.executable, "-m", "gunicorn", "-c", str(PROJECT_ROOT / "ops/gunicorn/gunicorn.conf.py")],
         cwd=tmp_path,
         capture_output=True,
         text=True,

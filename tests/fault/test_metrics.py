@@ -16,8 +16,8 @@ import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import URL
 
-from app.database.libpq import parameters
-from app.observability.replica import HEARTBEAT_SECONDS
+from app.database.conninfo import parameters
+from app.observability.multiprocess import HEARTBEAT_SECONDS
 from tests.support.load import load
 from tests.support.postgres import as_role
 from tests.support.serving import exporter_of, holding_api

@@ -9,7 +9,7 @@ from pwdlib.hashers.argon2 import Argon2Hasher
 from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.database import Database, make_engine
+from app.database import Database, PoolOptions, make_engine
 from app.domains.users import passwords
 from app.main import create_app
 from app.settings import Settings
@@ -93,7 +93,7 @@ def empty_database(postgres: Server) -> Iterator[URL]:
 
 @pytest.fixture
 async def engine(database_url: URL) -> AsyncIterator[AsyncEngine]:
-    engine = make_engine(url=database_url, application_name="headroom:test", pool_timeout=0.5)
+    engine = make_engine(url=database_url, application_name="headroom:test", pool=PoolOptions(timeout=0.5))
     yield engine
     await engine.dispose()
 

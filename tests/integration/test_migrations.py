@@ -19,11 +19,11 @@ from sqlalchemy import URL
 from sqlalchemy.exc import DBAPIError
 
 from app.observability import logging as logging_module
+from app.paths import PROJECT_ROOT
 from tests.support.postgres import Server, connect
-from tests.support.stacks import ROOT
 from tests.support.waiting import eventually
 
-PYPROJECT = ROOT / "pyproject.toml"
+PYPROJECT = PROJECT_ROOT / "pyproject.toml"
 # Programs that are started run elsewhere, where there is no .env of the developer's.
 
 
@@ -283,7 +283,7 @@ def run_script(connection: psycopg.Connection, what: str) -> None:
 
 def test_a_revision_that_is_written_from_a_model_runs_and_is_one_file_of_its_own(target: URL, tmp_path: Path) -> None:
     scripts = tmp_path / "migrations"
-    shutil.copytree(ROOT / "migrations", scripts, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(PROJECT_ROOT / "migrations", scripts, ignore=shutil.ignore_patterns("__pycache__"))
     program = f"""
 from alembic import command
 from alembic.config import Config
@@ -324,7 +324,7 @@ def start_job(scripts: Path, environment: dict[str, str]) -> subprocess.Popen[st
         "import sys; from alembic import command\n"
         "from alembic.config import Config; from alembic.util import CommandError\n"
         f"config = Config(toml_file={str(PYPROJECT)!r})\n"
-        f"config.set_main_option('version_locations', '{ROOT}/migrations/versions {scripts}')\n"
+        f"config.set_main_option('version_locations', '{PROJECT_ROOT}/migrations/versions {scripts}')\n"
         "config.set_main_option('path_separator', 'space')\n"
         "try: command.upgrade(config, 'head')\n"
         "except CommandError as error: sys.exit(f'FAILED: {error}')"

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.parametrize("stack", ["local"], indirect=True)
 def create_admin(stack: Stack, email: str, password: str) -> subprocess.CompletedProcess[str]:
     assert isinstance(stack, LocalStack)
     return subprocess.run(
-        [sys.executable, "-m", "app.cli", "create-admin", "--email", email],
+        [sys.executable, "-m", "app.cli.main", "create-admin", "--email", email],
         cwd=stack.directory,
         env=stack.environment,
         input=f"{password}\n",

@@ -5,8 +5,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from app.paths import PROJECT_ROOT
 from tests.support.docker import require_engine
-from tests.support.stacks import ROOT, ComposeStack
+from tests.support.stacks import ComposeStack
 
 
 def test_a_change_of_the_code_does_not_install_the_packages_again(tmp_path: Path) -> None:
@@ -14,9 +15,9 @@ def test_a_change_of_the_code_does_not_install_the_packages_again(tmp_path: Path
     context = tmp_path / "context"
     context.mkdir()
     for name in ("Dockerfile", ".dockerignore", "pyproject.toml"):
-        shutil.copy(ROOT / name, context)
+        shutil.copy(PROJECT_ROOT / name, context)
     for name in ("app", "migrations", "ops", "requirements"):
-        shutil.copytree(ROOT / name, context / name)
+        shutil.copytree(PROJECT_ROOT / name, context / name)
 
     def build() -> str:
         command = ["docker", "build", "--progress=plain", "--tag=headroom-test-rebuild", str(context)]

@@ -21,8 +21,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from app.exporter.conditions import CONDITIONS
-from app.exporter.main import page_routes
+from app.exporter.app import page_routes
+from app.exporter.status.conditions import CONDITIONS
 from tests.support.browser import axe_core, chromium, violations
 from tests.support.stacks import Stack
 from tests.support.waiting import eventually
@@ -287,11 +287,11 @@ def test_everything_can_be_reached_with_the_keyboard(page: Chrome) -> None:
 
 
 def test_without_a_worker_it_says_where_to_look(page: Chrome, exporter: FakeExporter) -> None:
-    empty = document("idle") | {"workers": [], "remarks": ["the server was not asked: connection refused"]}
+    empty = document("idle") | {"workers": [], "remarks": ["the server was not queried: connection refused"]}
     exporter.document = empty
 
     eventually(lambda: "No worker has reported yet" in text(page, "workers-summary"), within=5)
-    assert rows(page, "#remarks li") == ["the server was not asked: connection refused"]
+    assert rows(page, "#remarks li") == ["the server was not queried: connection refused"]
 
 
 def test_the_exporters_own_document_is_what_the_page_understands(browser: Chrome, stack: Stack) -> None:

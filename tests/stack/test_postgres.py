@@ -8,9 +8,9 @@ import psycopg
 import pytest
 from testcontainers.core.container import DockerContainer
 
+from app.paths import PROJECT_ROOT
 from tests.support.docker import require_engine
 from tests.support.postgres import IMAGE
-from tests.support.stacks import ROOT
 from tests.support.waiting import eventually
 
 MOUNTS = {
@@ -57,7 +57,7 @@ def run(**environment: str) -> Iterator[Postgres]:
     for name, value in {"POSTGRES_PASSWORD": "superuser", "POSTGRES_DB": "headroom", **environment}.items():
         container.with_env(name, value)
     for name, path in MOUNTS.items():
-        container.with_volume_mapping(ROOT / "ops/postgres" / name, path, "ro")
+        container.with_volume_mapping(PROJECT_ROOT / "ops/postgres" / name, path, "ro")
     with container:
         yield Postgres(container)
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.paths import PROJECT_ROOT
 from tests.support.docker import require_engine
-from tests.support.stacks import ROOT, ProdStack
+from tests.support.stacks import ProdStack
 from tests.support.waiting import eventually
 
 SERVICES = ["postgres", "migrate", "pgbouncer", "api", "exporter", "prometheus"]
@@ -139,11 +140,11 @@ def answers(url: str) -> bool:
 def test_swarm_can_read_the_file(tmp_path: Path) -> None:
     require_engine()
     secrets = tmp_path / "secrets"
-    subprocess.run([ROOT / "ops/make-secrets.sh", secrets], check=True, capture_output=True)
+    subprocess.run([PROJECT_ROOT / "ops/make-secrets.sh", secrets], check=True, capture_output=True)
 
     read = subprocess.run(
         ["docker", "stack", "config", "--compose-file", "compose.prod.yml"],
-        cwd=ROOT,
+        cwd=PROJECT_ROOT,
         env=os.environ | {"SECRETS_DIR": str(secrets), "API_PORTS": "8000"},
         capture_output=True,
         text=True,
@@ -155,10 +156,14 @@ def test_swarm_can_read_the_file(tmp_path: Path) -> None:
 
 def test_secrets_are_made_once_and_no_two_are_the_same(tmp_path: Path) -> None:
     folder = tmp_path / "secrets"
-    made = subprocess.run([ROOT / "ops/make-secrets.sh", folder], check=True, capture_output=True, text=True).stdout
+    made = subprocess.run(
+        [PROJECT_ROOT / "ops/make-secrets.sh", folder], check=True, capture_output=True, text=True
+    ).stdout
     before = {file.name: file.read_text() for file in folder.iterdir()}
     (folder / "app_password").unlink()
-    again = subprocess.run([ROOT / "ops/make-secrets.sh", folder], check=True, capture_output=True, text=True).stdout
+    again = subprocess.run(
+        [PROJECT_ROOT / "ops/make-secrets.sh", folder], check=True, capture_output=True, text=True
+    ).stdout
     after = {file.name: file.read_text() for file in folder.iterdir()}
 
     assert len(made.splitlines()) == len(before) == len(set(before.values()))
@@ -176,7 +181,7 @@ def test_without_openssl_no_secret_is_made_rather_than_an_empty_one(tmp_path: Pa
         found = shutil.which(program)
         assert found
         (programs / program).symlink_to(found)
-    command = [ROOT / "ops/make-secrets.sh", tmp_path / "secrets"]
+    command = [PROJECT_ROOT / "ops/make-secrets.sh", tmp_path / "secrets"]
 
     failed = subprocess.run(command, env={"PATH": str(programs)}, capture_output=True, text=True, check=False)
 
@@ -187,12 +192,12 @@ def test_without_openssl_no_secret_is_made_rather_than_an_empty_one(tmp_path: Pa
 
 def test_an_empty_secret_is_made_anew_and_a_url_of_another_password_is_mentioned(tmp_path: Path) -> None:
     folder = tmp_path / "secrets"
-    subprocess.run([ROOT / "ops/make-secrets.sh", folder], check=True, capture_output=True)
+    subprocess.run([PROJECT_ROOT / "ops/make-secrets.sh", folder], check=True, capture_output=True)
     for name in ("secret_key", "app_password"):
         (folder / name).unlink()
         (folder / name).touch()
 
-    again = subprocess.run([ROOT / "ops/make-secrets.sh", folder], check=True, capture_output=True, text=True)
+    again = subprocess.run([PROJECT_ROOT / "ops/make-secrets.sh", folder], check=True, capture_output=True, text=True)
 
     assert again.stdout == f"{folder}/app_password\n{folder}/secret_key\n"
     assert len((folder / "secret_key").read_text()) == 64

@@ -12,7 +12,7 @@ import pytest
 import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.database.libpq import parameters
+from app.database.conninfo import parameters
 from tests.support.docker import require_engine
 from tests.support.load import load
 from tests.support.prometheus import FOLDER, Expression, expressions, files, hasty, promtool, query, rules

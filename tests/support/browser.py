@@ -13,9 +13,9 @@ import pytest
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 
-from tests.support.stacks import ROOT
+from app.paths import PROJECT_ROOT
 
-NPM_PACKAGES = ROOT / "tests/stack/page"
+NPM_PACKAGES = PROJECT_ROOT / "tests/stack/page"
 # Root needs the first. The others keep Chromium from looking for its maker's hosts.
 SWITCHES = (
     "--no-sandbox",

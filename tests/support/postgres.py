@@ -19,13 +19,13 @@ from alembic.config import Config
 from psycopg import sql
 from sqlalchemy import URL, make_url
 
-from app.database.libpq import conninfo, parameters
+from app.database.conninfo import conninfo, parameters
+from app.paths import PROJECT_ROOT
 from tests.support.docker import engine_answers, require_engine
 from tests.support.waiting import eventually
 
-ROOT = Path(__file__).parent.parent.parent
 IMAGE = "postgres:17-trixie"
-ROLES = (ROOT / "ops/postgres/roles.sql").read_bytes()
+ROLES = (PROJECT_ROOT / "ops/postgres/roles.sql").read_bytes()
 PASSWORD = "for tests: @/?%+#&"
 # Nothing here has to survive a crash, and each test makes and drops a database: in memory, making one takes 30 ms; on a
 # disk that was measured, 400.
@@ -63,7 +63,7 @@ class Server:
             with pytest.MonkeyPatch.context() as environment:
                 owner = as_role(url, "headroom_owner").render_as_string(hide_password=False)
                 environment.setenv("MIGRATION_DATABASE_URL", owner)
-                command.upgrade(Config(toml_file=ROOT / "pyproject.toml"), "head")
+                command.upgrade(Config(toml_file=PROJECT_ROOT / "pyproject.toml"), "head")
             yield url
 
     @contextmanager
@@ -113,11 +113,11 @@ def run_pgbouncer(server: Server, directory: Path, **limits: int) -> Iterator[Pg
     from testcontainers.core.container import DockerContainer
     from testcontainers.core.image import DockerImage
 
-    ini = (ROOT / "ops/pgbouncer/pgbouncer.ini").read_text().splitlines()
+    ini = (PROJECT_ROOT / "ops/pgbouncer/pgbouncer.ini").read_text().splitlines()
     ini = [f"{name} = {limits[name]}" if (name := line.partition(" =")[0]) in limits else line for line in ini]
     (directory / "pgbouncer.ini").write_text("\n".join(ini) + "\n")
     (directory / "databases.ini").write_text(f"[databases]\n* = host={server.address} port=5432\n")
-    with DockerImage(path=ROOT / "ops/pgbouncer", tag="headroom-pgbouncer:test", clean_up=False) as image:
+    with DockerImage(path=PROJECT_ROOT / "ops/pgbouncer", tag="headroom-pgbouncer:test", clean_up=False) as image:
         container = DockerContainer(str(image)).with_exposed_ports(6432)
         container.with_env("HEADROOM_PGBOUNCER_PASSWORD", PASSWORD)
         for name in ("pgbouncer.ini", "databases.ini"):

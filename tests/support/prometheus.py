@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import httpx
 import yaml
 
-from tests.support.stacks import ROOT
+from app.paths import PROJECT_ROOT
 
-FOLDER = ROOT / "ops/prometheus"
-DASHBOARD = ROOT / "ops/grafana/dashboards/headroom.json"
+FOLDER = PROJECT_ROOT / "ops/prometheus"
+DASHBOARD = PROJECT_ROOT / "ops/grafana/dashboards/headroom.json"
 IMAGE = "prom/prometheus:v2.53.3"
 # As Grafana would put them in.
 _VARIABLES = {"$pool": ".*", "$replica": ".*", "$__rate_interval": "30s"}

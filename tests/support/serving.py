@@ -11,7 +11,8 @@ from typing import NamedTuple
 import httpx
 from sqlalchemy import URL
 
-from tests.support.stacks import ROOT, free_port
+from app.paths import PROJECT_ROOT
+from tests.support.stacks import free_port
 from tests.support.waiting import eventually
 
 SECRET_KEY = "for tests only, for tests only, for tests only"
@@ -19,8 +20,8 @@ SECRET_KEY = "for tests only, for tests only, for tests only"
 
 @contextmanager
 def holding_api(url: URL, directory: Path, **settings: str) -> Iterator[str]:
-    """The address of tests/load/holding.py, while the block runs."""
-    with gunicorn("tests.load.holding:create()", url, directory, **settings) as served:
+    """The address of benchmarks/holding.py, while the block runs."""
+    with gunicorn("benchmarks.holding:create()", url, directory, **settings) as served:
         yield served.address
 
 
@@ -45,9 +46,9 @@ def gunicorn(application: str, url: URL, directory: Path, **settings: str) -> It
         "METRICS_DIR": str(directory / f"metrics-{port}"),
         "API_PORT": str(port),
         "LOG_LEVEL": "error",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": str(PROJECT_ROOT),
     }
-    command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "ops/gunicorn/gunicorn.conf.py"), application]
+    command = [sys.executable, "-m", "gunicorn", "-c", str(PROJECT_ROOT / "ops/gunicorn/gunicorn.conf.py"), application]
 
     def ready() -> bool:
         return httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
@@ -70,7 +71,7 @@ def exporter_of(api: str, url: URL, directory: Path) -> Iterator[str]:
     def ready() -> bool:
         return httpx.get(f"{exporter}/healthz").status_code == 200
 
-    with running([sys.executable, "-m", "app.cli", "exporter"], directory, environment, ready):
+    with running([sys.executable, "-m", "app.cli.main", "exporter"], directory, environment, ready):
         yield exporter
 
 

@@ -17,10 +17,9 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import URL, make_url
 
+from app.paths import PROJECT_ROOT
 from app.settings import Settings
 from tests.support.waiting import eventually
-
-ROOT = Path(__file__).parent.parent.parent
 
 
 class Stack(Protocol):
@@ -96,7 +95,7 @@ class LocalStack:
     def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "app.cli", "up"],
+                [sys.executable, "-m", "app.cli.main", "up"],
                 cwd=self.directory,  # where there is no .env of the developer's
                 env=self.environment,
                 stdout=log,
@@ -136,7 +135,7 @@ class LocalStack:
         return url.set(username="postgres")
 
     def seed(self, *, users: int, posts: int) -> None:
-        command = [sys.executable, "-m", "app.cli", "seed", "--users", str(users), "--posts", str(posts)]
+        command = [sys.executable, "-m", "app.cli.main", "seed", "--users", str(users), "--posts", str(posts)]
         subprocess.run(command, cwd=self.directory, env=self.environment, check=True, capture_output=True)
 
     def worker_pids(self) -> list[int]:
@@ -204,7 +203,7 @@ class Compose(ABC):
         options = ["--env-file", os.devnull, "--project-name", self.name, "--file", self.file]
         finished = subprocess.run(
             ["docker", "compose", *options, *arguments],
-            cwd=ROOT,
+            cwd=PROJECT_ROOT,
             env=os.environ | self.environment,
             capture_output=True,
             text=True,
@@ -252,7 +251,7 @@ class ProdStack(Compose):
             PROMETHEUS_PORT=str(prometheus),
             **environment,
         )
-        subprocess.run([ROOT / "ops/make-secrets.sh", secrets], check=True, capture_output=True)
+        subprocess.run([PROJECT_ROOT / "ops/make-secrets.sh", secrets], check=True, capture_output=True)
 
     def up(self) -> None:
         self.compose("up", "--build", "--detach")

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, async_sessionma
 
 from app import registry
 from app.database import Base, Database, WriteSession, make_engine
-from app.main import create_app, introduce
+from app.main import create_app, provide_state
 from app.settings import Settings
 
 SQLITE = make_url("sqlite+aiosqlite://")
@@ -70,7 +70,7 @@ def app(database: Database) -> FastAPI:
     """The application on the test's transaction. Its lifespan, which would open a database, does not run."""
     settings = Settings(database_url=SQLITE, secret_key="for tests only, for tests only, for tests only")
     app = create_app(settings)
-    introduce(app, database, settings)
+    provide_state(app, database, settings)
     return app
 
 

@@ -11,7 +11,7 @@ from app.domains.auth.tokens import Tokens
 from app.domains.users.passwords import SIGNING_IN, hash_password, verify_password
 from app.domains.users.repository import Credentials, UserReader, UserRepository
 from app.errors import TooManyAttempts
-from app.web.auth import Claim, Principal
+from app.identity import Claim, Principal
 
 
 class SignInLimits(NamedTuple):

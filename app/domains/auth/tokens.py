@@ -6,7 +6,7 @@ from time import time
 import jwt
 
 from app.errors import NotAuthenticated
-from app.web.types import BIGINT_MAX
+from app.fields import BIGINT_MAX
 
 # Pinned: a token that names another algorithm, or none, is not ours.
 ALGORITHM = "HS256"

@@ -2,16 +2,17 @@ from sqlalchemy import bindparam, insert, literal_column, select
 from sqlalchemy.orm import joinedload
 
 from app.database import ReadSession, StatementSession, WriteSession
-from app.database.integrity import violations
-from app.database.listing import Listing, contains
+from app.database.error_mapping import violations
 from app.database.session import Row
 from app.domains.posts.errors import PostNotFound
 from app.domains.posts.models import Post
 from app.domains.posts.schemas import PostListParams, PostRead, PostsOfUserParams, post_of_row
 from app.domains.users.errors import UserGone, UserNotFound
 from app.domains.users.models import User
-from app.web.auth import Claim
-from app.web.pagination import Cursors, Page, read_page
+from app.identity import Claim
+from app.pagination.cursor import Cursors
+from app.pagination.page import Page, read_page
+from app.pagination.statements import ListStatements, contains
 
 _POSTS = select(
     Post.id,
@@ -37,7 +38,7 @@ _ADD = (
     )
     .returning(Post.id, Post.author_id, _AUTHOR_NAME.label("author_name"), Post.created_at, Post.updated_at)
 )
-_LIST = Listing(
+_LIST = ListStatements(
     "posts",
     _POSTS,
     key=Post.id,

@@ -1,6 +1,4 @@
-from typing import Annotated
-
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Response
 
 from app.domains.posts.errors import PostNotFound
 from app.domains.posts.repository import PostReader
@@ -8,11 +6,12 @@ from app.domains.posts.schemas import PostCreate, PostListParams, PostPatch, Pos
 from app.domains.posts.service import change_post, delete_post, write_post
 from app.domains.users.errors import UserNotFound
 from app.errors import Forbidden, NotAuthenticated
+from app.pagination.page import Page
 from app.web.auth import Claimed, SignedIn
 from app.web.deps import ReadDb, StatementDb, WriteDb
-from app.web.pagination import EACH_ONCE, CursorCodec, Page
+from app.web.pagination import CursorCodec, ListQuery
+from app.web.path_params import Id
 from app.web.problems import problem_responses
-from app.web.types import Id
 
 router = APIRouter(tags=["posts"])
 
@@ -25,8 +24,8 @@ async def create_post(data: PostCreate, db: StatementDb, claim: Claimed, respons
     return post
 
 
-@router.get("/posts", dependencies=EACH_ONCE)
-async def list_posts(params: Annotated[PostListParams, Query()], db: ReadDb, cursors: CursorCodec) -> Page[PostRead]:
+@router.get("/posts")
+async def list_posts(params: ListQuery[PostListParams], db: ReadDb, cursors: CursorCodec) -> Page[PostRead]:
     return await PostReader(db).page(params, cursors)
 
 
@@ -49,8 +48,8 @@ async def remove_post(post_id: Id, db: WriteDb, principal: SignedIn) -> None:
     await delete_post(db, post_id, principal)
 
 
-@router.get("/users/{user_id:id}/posts", dependencies=EACH_ONCE, responses=problem_responses(UserNotFound))
+@router.get("/users/{user_id:id}/posts", responses=problem_responses(UserNotFound))
 async def list_posts_of_user(
-    user_id: Id, params: Annotated[PostsOfUserParams, Query()], db: ReadDb, cursors: CursorCodec
+    user_id: Id, params: ListQuery[PostsOfUserParams], db: ReadDb, cursors: CursorCodec
 ) -> Page[PostRead]:
     return await PostReader(db).page_of_author(user_id, params, cursors)

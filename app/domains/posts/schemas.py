@@ -6,8 +6,8 @@ from typing_extensions import TypedDict
 
 from app.database.session import Row
 from app.domains.posts.models import Post
-from app.web.pagination import ListParams
-from app.web.types import BIGINT_MAX, NO_NUL, NOT_BLANK, NOT_SENT, NoNul, Patch, Trimmed
+from app.fields import BIGINT_MAX, NO_NUL, NOT_BLANK, NOT_SENT, NoNul, Patch, Trimmed
+from app.pagination.page import ListParams
 
 Title = Annotated[str, StringConstraints(max_length=200, pattern=NOT_BLANK), Trimmed]
 Content = Annotated[str, StringConstraints(min_length=1, max_length=100_000, pattern=NO_NUL)]

@@ -3,7 +3,7 @@ from app.domains.posts.models import Post
 from app.domains.posts.repository import PostRepository, PostWriter
 from app.domains.posts.schemas import Author, PostCreate, PostPatch, PostRead
 from app.errors import Forbidden
-from app.web.auth import Claim, Principal
+from app.identity import Claim, Principal
 
 
 async def write_post(session: StatementSession, data: PostCreate, claim: Claim) -> PostRead:

@@ -3,14 +3,15 @@ from typing import NamedTuple
 from sqlalchemy import bindparam, func, select, update
 
 from app.database import ReadSession, WriteSession
-from app.database.integrity import violations
-from app.database.listing import Listing, contains
+from app.database.error_mapping import violations
 from app.domains.users.errors import EmailTaken, UserGone, UserNotFound
 from app.domains.users.models import User
 from app.domains.users.schemas import OwnUser, PublicUser, UserListParams, own_user_of_row
 from app.errors import Forbidden
-from app.web.auth import Claim, Principal
-from app.web.pagination import Cursors, Page, read_page
+from app.identity import Claim, Principal
+from app.pagination.cursor import Cursors
+from app.pagination.page import Page, read_page
+from app.pagination.statements import ListStatements, contains
 
 _BY_ID = bindparam("user_id", type_=User.id.type)
 _PUBLIC = select(User.id, User.name, User.created_at).where(User.id == _BY_ID)
@@ -22,7 +23,7 @@ _ASKED = select(func.lower(bindparam("email", type_=User.email.type)).label("fol
 _CREDENTIALS = select(_ASKED.c.folded, User.id, User.password_hash, User.is_active).outerjoin_from(
     _ASKED, User, func.lower(User.email) == _ASKED.c.folded
 )
-_LIST = Listing(
+_LIST = ListStatements(
     "users",
     _OWN_COLUMNS,
     key=User.id,

@@ -1,17 +1,16 @@
-from typing import Annotated
-
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Response
 
 from app.domains.users.errors import EmailTaken, UserNotFound
 from app.domains.users.repository import UserReader
 from app.domains.users.schemas import OwnUser, PublicUser, SignUp, UserListParams, UserPatch, own_user_of_entity
 from app.domains.users.service import change_user, delete_user, sign_up
 from app.errors import Forbidden, NotAuthenticated, ServerBusy
+from app.pagination.page import Page
 from app.web.auth import Claimed, SignedIn
 from app.web.deps import ReadDb, WriteDb
-from app.web.pagination import EACH_ONCE, CursorCodec, Page
+from app.web.pagination import CursorCodec, ListQuery
+from app.web.path_params import Id
 from app.web.problems import DATABASE_ERRORS, problem_responses
-from app.web.types import Id
 
 router = APIRouter(prefix="/users", tags=["users"])
 
@@ -24,9 +23,9 @@ async def create_user(data: SignUp, db: WriteDb, response: Response) -> OwnUser:
     return own_user_of_entity(user)
 
 
-@router.get("", dependencies=EACH_ONCE, responses=problem_responses(NotAuthenticated, Forbidden))
+@router.get("", responses=problem_responses(NotAuthenticated, Forbidden))
 async def list_users(
-    params: Annotated[UserListParams, Query()], db: ReadDb, cursors: CursorCodec, principal: SignedIn
+    params: ListQuery[UserListParams], db: ReadDb, cursors: CursorCodec, principal: SignedIn
 ) -> Page[OwnUser]:
     """For administrators."""
     principal.require_admin()

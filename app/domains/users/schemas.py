@@ -6,8 +6,8 @@ from typing_extensions import TypedDict
 
 from app.database.session import Row
 from app.domains.users.models import User
-from app.web.pagination import ListParams
-from app.web.types import NOT_BLANK, NOT_SENT, NoNul, Patch, Trimmed
+from app.fields import NOT_BLANK, NOT_SENT, NoNul, Patch, Trimmed
+from app.pagination.page import ListParams
 
 
 def _address_alone(value: object) -> object:

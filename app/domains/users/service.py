@@ -4,7 +4,7 @@ from app.domains.users.passwords import NEW_PASSWORDS, hash_password
 from app.domains.users.repository import UserRepository
 from app.domains.users.schemas import SignUp, UserPatch
 from app.errors import Forbidden
-from app.web.auth import Principal
+from app.identity import Principal
 
 
 async def sign_up(session: WriteSession, data: SignUp, *, is_admin: bool = False) -> User:

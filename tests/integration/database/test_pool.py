@@ -14,9 +14,10 @@ from sqlalchemy import URL, Float, bindparam, func, select
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import greenlet_spawn
 
-from app.database import Database, make_engine
-from app.database.libpq import parameters
-from app.database.pool import HeadroomPool, PoolState, pool_state
+from app.database import Database, PoolOptions, make_engine
+from app.database.conninfo import parameters
+from app.database.pool import BoundedPool, pool_state
+from app.database.pool_events import PoolState
 from app.errors import DatabaseUnavailable, HeadroomError, PoolExhausted
 from tests.support.postgres import connect
 from tests.support.proxy import Proxy
@@ -34,8 +35,8 @@ def new_database(database_url: URL) -> NewDatabase:
 
     @asynccontextmanager
     async def new(url: URL = database_url, **pool: Any) -> AsyncIterator[Database]:
-        settings = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.5, "pool_ping_after": None} | pool
-        engine = make_engine(url=url, application_name="headroom:pool", **settings)
+        settings = {"size": 1, "max_overflow": 0, "timeout": 0.5, "ping_after": None} | pool
+        engine = make_engine(url=url, application_name="headroom:pool", pool=PoolOptions(**settings))
         yield Database(engine)
         await engine.dispose()
 
@@ -90,12 +91,12 @@ def opened(database_url: URL, way: str) -> Callable[[], int]:
 
 
 async def test_whoever_finds_no_room_in_the_queue_is_refused_at_once(new_database: NewDatabase) -> None:
-    async with new_database(max_overflow=1, pool_max_waiters=2, pool_timeout=30) as database:
+    async with new_database(max_overflow=1, max_waiters=2, timeout=30) as database:
         async with held(database), held(database):
             queue = [asyncio.create_task(database.read.first(PID)) for _ in range(2)]
             await waiting(database, 2)
 
-            with pytest.raises(PoolExhausted, match=r"no room in the queue \(size=1 overflow=1 in_use=2 waiting=2\)"):
+            with pytest.raises(PoolExhausted, match=r"the queue is full \(size=1 overflow=1 in_use=2 waiting=2\)"):
                 await asyncio.wait_for(database.read.first(PID), timeout=1)
 
         assert all(await asyncio.gather(*queue)), "those who had a place in it were served"
@@ -117,7 +118,7 @@ async def test_whoever_waits_in_vain_is_refused_at_the_deadline(new_database: Ne
 async def test_a_connection_that_comes_back_as_time_runs_out_is_not_an_error_of_ours(
     new_database: NewDatabase,
 ) -> None:
-    async with new_database(pool_timeout=0.2) as database:
+    async with new_database(timeout=0.2) as database:
         connection = await database.engine.raw_connection()
         late = asyncio.create_task(database.read.first(PID))
         await waiting(database, 1)
@@ -137,7 +138,7 @@ async def test_connections_go_to_those_who_wait_in_the_order_of_their_arrival(ne
         async with held(database):
             served.append(number)
 
-    async with new_database(pool_timeout=5) as database:
+    async with new_database(timeout=5) as database:
         async with held(database):
             queue = []
             for number in range(5):
@@ -150,7 +151,7 @@ async def test_connections_go_to_those_who_wait_in_the_order_of_their_arrival(ne
 
 
 async def test_who_is_cancelled_while_being_served_passes_the_connection_on(new_database: NewDatabase) -> None:
-    async with new_database(pool_timeout=5) as database:
+    async with new_database(timeout=5) as database:
         connection = await database.engine.raw_connection()
         first = asyncio.create_task(database.read.first(PID))
         await waiting(database, 1)
@@ -167,7 +168,7 @@ async def test_who_is_cancelled_while_being_served_passes_the_connection_on(new_
 
 
 async def test_whoever_has_one_opened_takes_one_that_comes_back_before(new_database: NewDatabase, proxy: Proxy) -> None:
-    async with new_database(proxy.url, pool_size=2, pool_timeout=5) as database:
+    async with new_database(proxy.url, size=2, timeout=5) as database:
         connection = await database.engine.raw_connection()
         already = proxy.opened
         proxy.pause()
@@ -186,7 +187,7 @@ async def test_whoever_has_one_opened_takes_one_that_comes_back_before(new_datab
 async def test_what_was_opened_for_somebody_who_left_goes_to_the_next_in_line(
     new_database: NewDatabase, proxy: Proxy
 ) -> None:
-    async with new_database(proxy.url, pool_timeout=5) as database:
+    async with new_database(proxy.url, timeout=5) as database:
         proxy.pause()
         first = asyncio.create_task(database.read.first(PID))
         await eventually_async(lambda: _is(proxy.bytes > 0), within=5)
@@ -203,7 +204,7 @@ async def test_what_was_opened_for_somebody_who_left_goes_to_the_next_in_line(
 async def test_when_opening_one_fails_the_first_is_told_and_another_is_opened_for_the_next(
     new_database: NewDatabase, proxy: Proxy
 ) -> None:
-    async with new_database(proxy.url, pool_timeout=5) as database:
+    async with new_database(proxy.url, timeout=5) as database:
         proxy.pause()
         first = asyncio.create_task(database.read.first(PID))
         await eventually_async(lambda: _is(proxy.bytes > 0), within=5)
@@ -222,7 +223,7 @@ async def test_when_opening_one_fails_the_first_is_told_and_another_is_opened_fo
 async def test_a_failure_to_open_one_that_nobody_waits_for_any_more_harms_nobody(
     new_database: NewDatabase, proxy: Proxy
 ) -> None:
-    async with new_database(proxy.url, pool_size=2, pool_timeout=5) as database:
+    async with new_database(proxy.url, size=2, timeout=5) as database:
         proxy.pause()
         asking = asyncio.create_task(database.read.first(PID))
         await eventually_async(lambda: _is(proxy.bytes > 0), within=5)
@@ -238,13 +239,13 @@ async def test_a_failure_to_open_one_that_nobody_waits_for_any_more_harms_nobody
 async def test_a_warm_connection_costs_no_extra_round_trip_and_one_that_was_idle_costs_one(
     new_database: NewDatabase, proxy: Proxy
 ) -> None:
-    async with new_database(proxy.url, pool_ping_after=3600) as database:
+    async with new_database(proxy.url, ping_after=3600) as database:
         await database.read.first(PID)
         before = proxy.executed
         await database.read.first(PID)
         assert proxy.executed - before == 1
 
-    async with new_database(proxy.url, pool_ping_after=0) as database:
+    async with new_database(proxy.url, ping_after=0) as database:
         await database.read.first(PID)
         before = proxy.executed
         await database.read.first(PID)
@@ -254,7 +255,7 @@ async def test_a_warm_connection_costs_no_extra_round_trip_and_one_that_was_idle
 async def test_a_connection_that_the_server_closed_is_replaced_even_if_it_is_never_tested(
     new_database: NewDatabase, database_url: URL
 ) -> None:
-    async with new_database(pool_size=3) as database:
+    async with new_database(size=3) as database:
         async with held(database), held(database), held(database):
             pass
         with connect(database_url) as beside:
@@ -270,7 +271,7 @@ async def test_a_connection_that_the_server_closed_is_replaced_even_if_it_is_nev
 async def test_a_server_that_hangs_takes_no_longer_than_the_deadline_with_test_and_connect(
     new_database: NewDatabase, proxy: Proxy
 ) -> None:
-    async with new_database(proxy.url, pool_ping_after=0, pool_timeout=0.6) as database:
+    async with new_database(proxy.url, ping_after=0, timeout=0.6) as database:
         await database.read.first(PID)
         proxy.pause()
 
@@ -289,19 +290,19 @@ async def test_a_process_that_stood_still_for_longer_than_the_timeout_keeps_its_
     new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """By a full garbage collection, for example, or a quota of processor time."""
-    took = HeadroomPool._take
+    took = BoundedPool._take
 
-    def take_with_a_pause(self: HeadroomPool) -> ConnectionPoolEntry:
+    def take_with_a_pause(self: BoundedPool) -> ConnectionPoolEntry:
         if when == "before the test":
             sleep(0.6)
         else:
             asyncio.get_running_loop().call_soon(sleep, 0.6)
         return took(self)
 
-    async with new_database(pool_ping_after=0, pool_timeout=0.5) as database:
+    async with new_database(ping_after=0, timeout=0.5) as database:
         async with held(database) as first:
             pass
-        monkeypatch.setattr(HeadroomPool, "_take", take_with_a_pause)
+        monkeypatch.setattr(BoundedPool, "_take", take_with_a_pause)
         async with held(database) as second:
             assert second is first
 
@@ -309,7 +310,7 @@ async def test_a_process_that_stood_still_for_longer_than_the_timeout_keeps_its_
 async def test_peers_that_vanished_are_replaced_within_one_deadline_not_one_each(
     new_database: NewDatabase, proxy: Proxy
 ) -> None:
-    async with new_database(proxy.url, pool_size=3, pool_ping_after=0, pool_timeout=1) as database:
+    async with new_database(proxy.url, size=3, ping_after=0, timeout=1) as database:
         async with held(database), held(database), held(database):
             pass
         proxy.forget()
@@ -324,10 +325,10 @@ async def test_peers_that_vanished_are_replaced_within_one_deadline_not_one_each
 
 
 async def test_a_request_never_holds_two_connections(new_database: NewDatabase) -> None:
-    async with new_database(pool_size=2, one_per_task=True) as database:
+    async with new_database(size=2, one_per_task=True) as database:
         async with database.write() as session:
             await session.execute(PID)
-            with pytest.raises(RuntimeError, match="holds a connection and asks for another"):
+            with pytest.raises(RuntimeError, match="already holds a connection"):
                 await database.read.first(PID)
             assert state(database).used == 1
 
@@ -339,7 +340,7 @@ async def test_a_request_never_holds_two_connections(new_database: NewDatabase) 
 async def test_overflow_goes_when_nobody_has_needed_it_for_a_while(
     new_database: NewDatabase, opened: Callable[[], int]
 ) -> None:
-    async with new_database(pool_size=1, max_overflow=2, pool_shrink_after=0.2) as database:
+    async with new_database(size=1, max_overflow=2, shrink_after=0.2) as database:
         async with held(database), held(database), held(database):
             assert state(database) == PoolState(size=1, max_overflow=2, idle=0, used=3, waiting=0)
         assert state(database) == PoolState(size=1, max_overflow=2, idle=3, used=0, waiting=0)
@@ -351,7 +352,7 @@ async def test_overflow_goes_when_nobody_has_needed_it_for_a_while(
 async def test_overflow_stays_while_it_is_needed_and_no_request_waits_for_it_to_be_closed(
     new_database: NewDatabase, opened: Callable[[], int]
 ) -> None:
-    async with new_database(pool_size=1, max_overflow=2, pool_shrink_after=0.4) as database:
+    async with new_database(size=1, max_overflow=2, shrink_after=0.4) as database:
         until = monotonic() + 1.2
         pids = set()
         while monotonic() < until:
@@ -369,7 +370,7 @@ async def test_overflow_stays_while_it_is_needed_and_no_request_waits_for_it_to_
 async def test_what_comes_back_after_the_pool_was_disposed_of_is_closed(
     new_database: NewDatabase, opened: Callable[[], int]
 ) -> None:
-    async with new_database(pool_size=3) as database:
+    async with new_database(size=3) as database:
         async with held(database):
             await database.engine.dispose()
             assert opened() == 1
@@ -379,13 +380,13 @@ async def test_what_comes_back_after_the_pool_was_disposed_of_is_closed(
 async def test_what_is_being_opened_for_nobody_ends_with_the_pool(new_database: NewDatabase, proxy: Proxy) -> None:
     """The server would wait a minute for the client to sign in, and a DROP DATABASE would wait with it."""
     proxy.pause()
-    async with new_database(proxy.url, pool_timeout=30) as database:
+    async with new_database(proxy.url, timeout=30) as database:
         asking = asyncio.create_task(database.read.first(PID))
         await eventually_async(lambda: _is(proxy.bytes > 0), within=5)
         asking.cancel()
         await asyncio.wait({asking})
         pool = database.engine.pool
-        assert isinstance(pool, HeadroomPool)
+        assert isinstance(pool, BoundedPool)
         assert pool.state.used == 1
 
     assert pool.state.used == 0
@@ -422,7 +423,7 @@ async def test_a_thousand_cancelled_requests_leave_nothing_and_never_exceed_the_
         with suppress(asyncio.CancelledError, HeadroomError):
             await running
 
-    async with new_database(pool_size=3, max_overflow=3, pool_max_waiters=10, pool_timeout=5) as database:
+    async with new_database(size=3, max_overflow=3, max_waiters=10, timeout=5) as database:
         for _ in range(50):
             storm = asyncio.gather(*(cancelled(database) for _ in range(20)))
             while not storm.done():

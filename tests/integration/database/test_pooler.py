@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import URL, func, select
 
-from app.database import Database, make_engine
+from app.database import Database, PoolOptions, make_engine
 from app.domains.users.models import User
 from app.errors import PoolExhausted
 from tests.support.postgres import PgBouncer, Server, run_pgbouncer
@@ -35,7 +35,7 @@ def url(narrow: PgBouncer, database_url: URL) -> URL:
 
 
 async def test_six_clients_work_on_two_server_connections(url: URL) -> None:
-    engine = make_engine(url=url, application_name="headroom:narrow", pool_size=6, max_overflow=0)
+    engine = make_engine(url=url, application_name="headroom:narrow", pool=PoolOptions(size=6, max_overflow=0))
     database = Database(engine)
 
     async def client(number: int) -> set[int]:
@@ -58,7 +58,7 @@ async def test_six_clients_work_on_two_server_connections(url: URL) -> None:
 
 
 async def test_whoever_waits_too_long_for_a_server_connection_is_told_to_come_back(url: URL) -> None:
-    engine = make_engine(url=url, application_name="headroom:narrow", pool_size=6, max_overflow=0)
+    engine = make_engine(url=url, application_name="headroom:narrow", pool=PoolOptions(size=6, max_overflow=0))
     database = Database(engine)
     ends = await asyncio.gather(*(database.read.first(SLEEP) for _ in range(6)), return_exceptions=True)
     await engine.dispose()

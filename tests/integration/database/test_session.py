@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import URL, Float, Integer, Select, bindparam, func, insert, literal, select, update
 
 from app.database import Database, make_engine, warm_up
-from app.database.integrity import violations
-from app.database.loan import borrow
+from app.database.checkout import check_out
+from app.database.error_mapping import violations
 from app.database.pool import pool_state
 from app.domains.posts.models import Post
 from app.domains.users.errors import EmailTaken, UserNotFound
@@ -300,10 +300,10 @@ async def test_who_gives_back_a_connection_that_was_closed_and_is_cancelled_leav
     database: Database,
 ) -> None:
     await database.read.first(NOW)
-    loan = await borrow(database.engine)
-    await loan.driver_connection.close()
+    checkout = await check_out(database.engine)
+    await checkout.driver_connection.close()
 
-    giving_back = asyncio.create_task(loan.give_back())
+    giving_back = asyncio.create_task(checkout.release())
     await asyncio.sleep(0)
     while not giving_back.done():
         giving_back.cancel()

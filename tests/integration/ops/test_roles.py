@@ -6,7 +6,7 @@ import psycopg
 import pytest
 from sqlalchemy import URL
 
-from app.database.libpq import parameters
+from app.database.conninfo import parameters
 from tests.support.postgres import ROLES, Server, as_role, connect
 
 

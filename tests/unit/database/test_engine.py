@@ -1,8 +1,9 @@
 import pytest
 from sqlalchemy import make_url
 
-from app.database import make_engine
-from app.database.pool import HeadroomPool, PoolState, pool_state
+from app.database import PoolOptions, make_engine
+from app.database.pool import BoundedPool, pool_state
+from app.database.pool_events import PoolState
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
@@ -10,15 +11,12 @@ def test_a_pool_is_built_as_it_is_asked_for(driver: str) -> None:
     engine = make_engine(
         url=make_url(f"postgresql+{driver}://db/headroom"),
         application_name="headroom:test",
-        pool_size=2,
-        max_overflow=3,
-        pool_timeout=1.5,
-        pool_recycle=60,
+        pool=PoolOptions(size=2, max_overflow=3, recycle=60),
     )
 
-    assert isinstance(engine.pool, HeadroomPool)
+    assert isinstance(engine.pool, BoundedPool)
     assert pool_state(engine) == PoolState(size=2, max_overflow=3, idle=0, used=0, waiting=0)
-    assert (engine.pool._timeout, engine.pool._recycle) == (1.5, 60)
+    assert engine.pool._recycle == 60
 
 
 def test_sqlite_in_memory_has_no_bounded_pool() -> None:

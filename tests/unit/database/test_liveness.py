@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy.util import await_only, greenlet_spawn
 
-from app.database.liveness import Line, answers, hang_up
+from app.database.liveness import SocketProbe, ping, shut_down
 
 
 @pytest.fixture
@@ -34,18 +34,18 @@ def test_the_end_of_the_stream_is_noticed_and_silence_is_not_mistaken_for_it(
     pair: tuple[socket.socket, socket.socket], like: Any
 ) -> None:
     ours, theirs = pair
-    line = Line(like(ours))
-    assert not line.hung_up()
-    assert not line.hung_up()
+    line = SocketProbe(like(ours))
+    assert not line.closed_by_server()
+    assert not line.closed_by_server()
 
     theirs.close()
-    assert line.hung_up()
+    assert line.closed_by_server()
 
 
 @pytest.mark.parametrize("like", [asyncpg_like, psycopg_like])
 def test_hanging_up_wakes_whoever_waits_for_an_answer(pair: tuple[socket.socket, socket.socket], like: Any) -> None:
     ours, theirs = pair
-    hang_up(like(ours))
+    shut_down(like(ours))
 
     assert ours.recv(1) == theirs.recv(1) == b""
 
@@ -56,8 +56,8 @@ def test_a_descriptor_that_may_be_somebody_elses_by_now_is_left_alone(
     ours, theirs = pair
     closing = asyncpg_like(ours, closing=True)
 
-    assert Line(closing).hung_up()
-    hang_up(closing)
+    assert SocketProbe(closing).closed_by_server()
+    shut_down(closing)
     theirs.sendall(b"x")
     assert ours.recv(1) == b"x"
 
@@ -85,7 +85,7 @@ async def test_an_answer_that_is_there_when_the_process_goes_on_is_one_though_ti
         await readable.wait()
         loop.remove_reader(ours)
 
-    assert await greenlet_spawn(answers, pinged(answered_while_we_stood_still), psycopg_like(ours), within=0.01)
+    assert await greenlet_spawn(ping, pinged(answered_while_we_stood_still), psycopg_like(ours), within=0.01)
 
 
 async def test_an_answer_that_came_as_time_ran_out_is_none_for_it_was_hung_up_on(
@@ -96,4 +96,4 @@ async def test_an_answer_that_came_as_time_ran_out_is_none_for_it_was_hung_up_on
     async def answered_after_all() -> None:
         assert await asyncio.get_running_loop().run_in_executor(None, theirs.recv, 1) == b"", "was hung up on"
 
-    assert not await greenlet_spawn(answers, pinged(answered_after_all), psycopg_like(ours), within=0)
+    assert not await greenlet_spawn(ping, pinged(answered_after_all), psycopg_like(ours), within=0)

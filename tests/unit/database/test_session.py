@@ -5,8 +5,8 @@ from datetime import UTC
 from sqlalchemy import bindparam, select
 
 from app.database import Database
-from app.database.driver import compile_statement
 from app.database.engine import make_engine
+from app.database.fast_path import compile_statement
 from app.domains.users.models import User
 from tests.unit.conftest import SQLITE
 

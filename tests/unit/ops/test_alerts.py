@@ -4,11 +4,11 @@ import re
 
 import pytest
 
-from app.exporter import conditions
-from app.exporter.conditions import CONDITIONS
+from app.exporter.status import conditions
+from app.exporter.status.conditions import CONDITIONS
 from app.observability import catalogue
+from app.paths import PROJECT_ROOT
 from tests.support.prometheus import FOLDER, expressions, read, rules
-from tests.support.stacks import ROOT
 
 ALERTS = rules("alerts.yml")
 RUNBOOK = (FOLDER / "README.md").read_text()
@@ -45,7 +45,7 @@ def test_an_alert_says_a_number_how_bad_it_is_and_where_to_read_on(alert: dict[s
     assert "$value" in alert["annotations"]["summary"]
     file, _, anchor = alert["annotations"]["runbook"].partition("#")
     assert anchor == str(alert["alert"]).lower()
-    assert anchor in anchors((ROOT / file).read_text())
+    assert anchor in anchors((PROJECT_ROOT / file).read_text())
 
 
 def test_every_recording_rule_has_a_case() -> None:

@@ -9,15 +9,15 @@ import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
+from app.paths import PROJECT_ROOT
 from tests.support.prometheus import DASHBOARD, panels
-from tests.support.stacks import ROOT
 
-CODE = ROOT / "ops/grafana/dashboard.py"
-PROVISIONING = ROOT / "ops/grafana/provisioning"
+CODE = PROJECT_ROOT / "ops/grafana/dashboard.py"
+PROVISIONING = PROJECT_ROOT / "ops/grafana/provisioning"
 
 
 def compose(service: str) -> dict[str, Any]:
-    return dict(yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"][service])
+    return dict(yaml.safe_load((PROJECT_ROOT / "docker-compose.yml").read_text())["services"][service])
 
 
 def test_the_dashboard_is_what_its_code_gives() -> None:
@@ -40,7 +40,7 @@ def test_grafanas_schema_knows_every_field_of_the_dashboard() -> None:
 def test_the_schema_is_that_of_the_grafana_that_is_started() -> None:
     release = compose("grafana")["image"].partition(":")[2]
 
-    assert f"!{release}" in (ROOT / "pyproject.toml").read_text()
+    assert f"!{release}" in (PROJECT_ROOT / "pyproject.toml").read_text()
 
 
 @pytest.mark.parametrize("panel", panels(), ids=lambda panel: panel["title"])

@@ -6,7 +6,7 @@ import pytest
 from httpx import ASGITransport, AsyncClient
 
 from app.database import Database
-from app.main import create_app, introduce
+from app.main import create_app, provide_state
 from app.settings import load_settings
 from tests.unit.conftest import SQLITE
 
@@ -17,7 +17,7 @@ KEY = "for tests only, for tests only, for tests only"
 def client_of(database: Database, **settings: str) -> AsyncClient:
     read = load_settings(database_url=SQLITE, secret_key=KEY, **settings)
     app = create_app(read)
-    introduce(app, database, read)
+    provide_state(app, database, read)
     return AsyncClient(transport=ASGITransport(app), base_url="http://test")
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 
-from app.web.pagination import Cursors, ListParams
-from app.web.types import BIGINT_MAX
+from app.fields import BIGINT_MAX
+from app.pagination.cursor import Cursors
+from app.pagination.page import ListParams
 
 # What one character of a title can take in a cursor at the most: four bytes of UTF-8, six of an escape, two of another.
 LONGEST_TITLES = ["\U0001f600" * 200, "\x01" * 200, '"' * 200]

@@ -1,0 +1,1 @@
+"""The command line: `headroom COMMAND`. `main.py` parses it; each command has a module."""

@@ -1,0 +1,36 @@
+"""`headroom budget`: show the connection budget."""
+
+import asyncio
+import json
+
+from app.budget.sources import from_server, from_settings
+from app.errors import BudgetExceeded
+from app.settings import load_settings
+
+
+def show_budget(*, offline: bool, as_json: bool, suggest: bool) -> None:
+    """Print the budget. Raise BudgetExceeded if the connections do not fit.
+
+    `offline` uses the settings alone; `suggest` adds the largest pool that fits.
+    """
+    settings = load_settings()
+    report = from_settings(settings) if offline else asyncio.run(from_server(settings))
+    budget = report.budget
+    suggestion = budget.suggest()
+    if as_json:
+        document = budget.as_dict() | {
+            "observed": report.observed,
+            "sources": report.sources,
+            "remarks": report.remarks,
+        }
+        if suggest:
+            document["suggestion"] = suggestion and suggestion.variables
+        print(json.dumps(document, indent=2))
+    else:
+        print(budget.table(), *report.notes, sep="\n")
+        if suggest and suggestion:
+            print("the largest pool that fits:", *(f"{name}={value}" for name, value in suggestion.variables.items()))
+        elif suggest:
+            print("no pool fits: the limits do not allow one connection for each worker")
+    if budget.over:
+        raise BudgetExceeded("\n".join(budget.complaints))

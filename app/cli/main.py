@@ -1,0 +1,133 @@
+"""The parser of `headroom COMMAND`. Each command is imported when it runs, so that `--help` does not wait for it."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from app.errors import HeadroomError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Return 0 if it succeeded, otherwise 1 after printing the reason on stderr."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (HeadroomError, OSError) as error:
+        print(f"headroom {options.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="headroom", description="A FastAPI + PostgreSQL stack with a connection budget."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    up = commands.add_parser("up", help="run the whole stack as local processes, with an embedded PostgreSQL")
+    up.set_defaults(run=_up)
+
+    api = commands.add_parser("api", help="run one replica of the API: WEB_CONCURRENCY workers under Gunicorn")
+    api.set_defaults(run=_api)
+
+    exporter = commands.add_parser("exporter", help="serve the metrics of every replica on this host")
+    exporter.set_defaults(run=_exporter)
+
+    budget = commands.add_parser("budget", help="show the connection budget; exit with 1 if it is exceeded")
+    budget.add_argument("--offline", action="store_true", help="use the settings alone, without querying the server")
+    budget.add_argument("--json", action="store_true", help="print JSON")
+    budget.add_argument("--suggest", action="store_true", help="also print the largest pool that fits")
+    budget.set_defaults(run=_budget)
+
+    seed = commands.add_parser("seed", help="add plausible data to the database")
+    seed.add_argument("--users", type=_count, default=1_000, metavar="N", help="users to add (default: %(default)s)")
+    seed.add_argument("--posts", type=_count, default=5_000, metavar="N", help="posts to add (default: %(default)s)")
+    seed.set_defaults(run=_seed)
+
+    admin = commands.add_parser(
+        "create-admin", help="create an administrator; prompts for the password, or reads stdin"
+    )
+    admin.add_argument("--email", required=True)
+    admin.add_argument("--name", default="Administrator", help="(default: %(default)s)")
+    admin.set_defaults(run=_create_admin)
+
+    settings = commands.add_parser("settings", help="print the table of settings")
+    settings.set_defaults(run=_settings)
+
+    metrics = commands.add_parser("metrics", help="print the table of metrics")
+    metrics.set_defaults(run=_metrics)
+    return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError
+    return value
+
+
+def _up(options: argparse.Namespace) -> None:
+    from app.cli.up import up
+
+    up()
+
+
+def _api(options: argparse.Namespace) -> None:
+    import os
+    from pathlib import Path
+
+    from app.paths import GUNICORN_CONFIG
+    from app.settings import load_settings
+
+    # Check the settings before Gunicorn starts: it reads WEB_CONCURRENCY itself, and fails with a traceback.
+    load_settings()
+    gunicorn = Path(sys.executable).with_name("gunicorn")
+    os.execv(gunicorn, [str(gunicorn), "-c", str(GUNICORN_CONFIG)])  # noqa: S606
+
+
+def _exporter(options: argparse.Namespace) -> None:
+    from app.exporter.app import serve
+    from app.observability.logging import configure_logging
+    from app.settings import load_settings
+
+    settings = load_settings()
+    configure_logging(format=settings.log_format, level=settings.log_level)
+    serve(settings)
+
+
+def _budget(options: argparse.Namespace) -> None:
+    from app.cli.budget import show_budget
+
+    show_budget(offline=options.offline, as_json=options.json, suggest=options.suggest)
+
+
+def _seed(options: argparse.Namespace) -> None:
+    from app.cli.seed import seed
+    from app.settings import load_settings
+
+    password = seed(url=load_settings().require_migration_database_url(), users=options.users, posts=options.posts)
+    print(f"{options.users} users and {options.posts} posts added; every new user has the password {password}")
+
+
+def _create_admin(options: argparse.Namespace) -> None:
+    from app.cli.create_admin import create_administrator
+
+    create_administrator(email=options.email, name=options.name)
+
+
+def _settings(options: argparse.Namespace) -> None:
+    from app.settings import settings_table
+
+    print(settings_table())
+
+
+def _metrics(options: argparse.Namespace) -> None:
+    from app.observability.catalogue import metrics_table
+
+    print(metrics_table())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

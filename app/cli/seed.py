@@ -1,0 +1,110 @@
+"""Plausible data in bulk: `headroom seed`. COPY, because half a million INSERTs take minutes and COPY takes seconds."""
+
+import asyncio
+import secrets
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from random import Random
+
+import psycopg
+from psycopg import sql
+from sqlalchemy import URL
+from tqdm import tqdm
+
+from app.database.conninfo import parameters
+from app.domains.users.passwords import hash_password
+from app.errors import ConfigurationError, DatabaseUnavailable, HeadroomError
+
+HISTORY = timedelta(days=730)
+FIRST_NAMES = (
+    "Ada Alan Barbara Claude Donald Edsger Frances Grace Hedy Ivan John Katherine Leslie Margaret Niklaus Radia Shafi "
+    "Tim Vint Yukihiro"
+).split()
+LAST_NAMES = (
+    "Allen Berners Cerf Dijkstra Goldwasser Hamilton Hopper Johnson Knuth Lamport Liskov Lovelace Matsumoto Neumann "
+    "Perlman Shannon Sutherland Turing Wirth"
+).split()
+WORDS = (
+    "a after already always an and answer backend because before budget by cache client commit connection count cursor "
+    "database deadline deploy driver each error every exporter fast for from graceful headroom idle in index is it job "
+    "keeps latency limit lock migration never nobody of on one overflow page pool query queue read replica request "
+    "restart row server session slow statement table that the timeout to transaction under until wait when while with "
+    "worker write"
+).split()
+
+Row = tuple[object, ...]
+
+
+def seed(*, url: URL, users: int, posts: int) -> str:
+    """Add users and posts to what is there, in one transaction; return the password that all the new users have.
+
+    Raises ConfigurationError for a database that is not PostgreSQL or posts that nobody could have written,
+    DatabaseUnavailable where it cannot be reached, HeadroomError where it has not been migrated.
+    """
+    if url.get_backend_name() != "postgresql":
+        raise ConfigurationError(f"DATABASE_URL: seeding needs PostgreSQL, got {url.get_backend_name()}")
+    password = secrets.token_urlsafe(12)
+    password_hash = asyncio.run(hash_password(password))
+    random = Random()  # noqa: S311 - plausible, not secret
+    start = datetime.now(UTC) - HISTORY
+    # psycopg, whichever the driver of the URL: one way to COPY is enough.
+    address = parameters(url) | {"application_name": "headroom:seed"}
+    try:
+        with psycopg.connect(**address) as connection:
+            user_ids = _reserve_ids(connection, "users", users)
+            rows = _user_rows(random, user_ids, start, password_hash)
+            _copy(
+                connection, "users", ("id", "email", "name", "password_hash", "created_at", "updated_at"), rows, users
+            )
+            authors = [row[0] for row in connection.execute("SELECT id FROM users ORDER BY id")]
+            if posts and not authors:
+                raise ConfigurationError("--posts: there is nobody to write them; add --users")
+            post_ids = _reserve_ids(connection, "posts", posts)
+            rows = _post_rows(random, post_ids, authors, start)
+            _copy(connection, "posts", ("id", "author_id", "title", "content", "created_at", "updated_at"), rows, posts)
+        with psycopg.connect(**address, autocommit=True) as connection:
+            # The planner should know at once; autovacuum would tell it within a minute.
+            connection.execute("VACUUM (ANALYZE) users, posts")
+    except psycopg.errors.UndefinedTable:
+        raise HeadroomError("the database has no tables yet: migrate it first (make migrate)") from None
+    except psycopg.OperationalError as error:
+        raise DatabaseUnavailable(f"cannot seed {url!r}: {error}") from error
+    except psycopg.Error as error:
+        raise HeadroomError(f"cannot seed {url!r}: {error}") from error
+    return password
+
+
+def _reserve_ids(connection: psycopg.Connection, table: str, count: int) -> list[int]:
+    """Ids from the table's own sequence, so that an API that is running collides with none of them."""
+    query = "SELECT nextval(pg_get_serial_sequence(%s, 'id')) FROM generate_series(1, %s)"
+    return [row[0] for row in connection.execute(query, (table, count))]
+
+
+def _copy(
+    connection: psycopg.Connection, table: str, columns: tuple[str, ...], rows: Iterable[Row], count: int
+) -> None:
+    statement = sql.SQL("COPY {} ({}) FROM STDIN").format(
+        sql.Identifier(table), sql.SQL(", ").join(map(sql.Identifier, columns))
+    )
+    with connection.cursor() as cursor, cursor.copy(statement) as copy:
+        for row in tqdm(rows, desc=table, total=count, unit=" rows", unit_scale=True):
+            copy.write_row(row)
+
+
+def _user_rows(random: Random, ids: list[int], start: datetime, password_hash: str) -> Iterator[Row]:
+    for user_id in ids:
+        first, last = random.choice(FIRST_NAMES), random.choice(LAST_NAMES)
+        signed_up = start - timedelta(seconds=random.randrange(365 * 86_400))
+        email = f"{first}.{last}.{user_id}@example.com".lower()
+        yield user_id, email, f"{first} {last}", password_hash, signed_up, signed_up
+
+
+def _post_rows(random: Random, ids: list[int], authors: list[int], start: datetime) -> Iterator[Row]:
+    for number, post_id in enumerate(ids):
+        # Squared: a few write a lot, most write little.
+        author = authors[int(len(authors) * random.random() ** 2)]
+        title = " ".join(random.choices(WORDS, k=random.randint(3, 8))).capitalize()
+        content = " ".join(random.choices(WORDS, k=random.randint(20, 80))).capitalize() + "."
+        # In the order of their ids, as rows that were written one after the other are.
+        written = start + HISTORY * (number / len(ids))
+        yield post_id, author, title, content, written, written

@@ -1,0 +1,193 @@
+"""`headroom up`: the whole topology as local processes. PostgreSQL (embedded, unless DATABASE_URL is set), migrations,
+the exporter and the API, in one log and under one Ctrl-C."""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Event, Thread
+from time import monotonic
+from types import FrameType
+
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.cli.embedded_postgres import postgres, say
+from app.errors import BudgetExceeded, ConfigurationError, LocalStackFailed
+from app.paths import PYPROJECT
+from app.settings import Settings, load_settings
+
+PROGRAMS = {
+    "exporter": ["-m", "app.cli.main", "exporter"],
+    "api": ["-m", "app.cli.main", "api"],
+}
+Program = subprocess.Popen[bytes]
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+READY_WITHIN_SECONDS = 30.0
+# More than GRACEFUL_TIMEOUT's default, less than the 10 s after which people lose patience.
+STOP_WITHIN_SECONDS = 9.0
+
+
+def up() -> None:
+    """Run until a stop signal arrives; leave no process behind.
+
+    Raises ConfigurationError, BudgetExceeded, LocalStackFailed.
+    """
+    settings = load_settings()
+    if "log_format" not in settings.model_fields_set:
+        os.environ["LOG_FORMAT"] = "console"
+    if settings.api_port == settings.exporter_port:
+        raise ConfigurationError(f"EXPORTER_PORT: is {settings.exporter_port}, and so is API_PORT")
+    for variable, host, port in (
+        ("API_PORT", settings.api_host, settings.api_port),
+        ("EXPORTER_PORT", settings.exporter_host, settings.exporter_port),
+    ):
+        _require_free(variable, host, port)
+
+    # Until the programs run, each of the signals ends this function the way Ctrl-C does.
+    for number in STOP_SIGNALS:
+        signal.signal(number, _interrupt)
+    if settings.secret_key is None:
+        os.environ["SECRET_KEY"] = _own_secret_key(settings.data_dir)
+    with suppress(KeyboardInterrupt), _database(settings):
+        _migrate()
+        _run_programs(settings)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    for each in STOP_SIGNALS:
+        signal.signal(each, signal.SIG_IGN)  # one is enough, and a second would interrupt the stopping
+    raise KeyboardInterrupt
+
+
+def _require_free(variable: str, host: str, port: int) -> None:
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        # A number below zero is of the name look-up, which has words of its own.
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise ConfigurationError(f"{variable}: cannot listen on {host}:{port}: {reason}") from error
+
+
+def _own_secret_key(data_dir: Path) -> str:
+    """A key of this machine's own, made once: a restart signs nobody out."""
+    file = data_dir / "secret-key"
+    if not file.exists():
+        data_dir.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=0o600)
+        file.write_text(secrets.token_hex(32), encoding="utf-8")
+    return file.read_text(encoding="utf-8")
+
+
+@contextmanager
+def _database(settings: Settings) -> Iterator[None]:
+    """While the block runs, the environment names a database that answers."""
+    if settings.database_url is None:
+        if settings.migration_database_url is not None:
+            raise ConfigurationError("MIGRATION_DATABASE_URL: is set, and DATABASE_URL is not")
+        with postgres(settings.data_dir.absolute()) as urls:
+            # The files are for `headroom seed`, `make migrate` and whoever else works beside us.
+            files = {
+                "DATABASE_URL": (settings.local_database_url_file, urls.app),
+                "MIGRATION_DATABASE_URL": (settings.local_migration_database_url_file, urls.owner),
+                "EXPORTER_DATABASE_URL": (settings.local_monitor_database_url_file, urls.monitor),
+            }
+            for variable, (file, url) in files.items():
+                os.environ[variable] = url.render_as_string(hide_password=False)
+                file.write_text(os.environ[variable], encoding="utf-8")
+            try:
+                yield
+            finally:
+                for file, _ in files.values():
+                    file.unlink(missing_ok=True)
+    elif settings.database_url.get_backend_name() != "postgresql":
+        raise ConfigurationError("DATABASE_URL: must name a PostgreSQL here; SQLite is for unit tests")
+    else:
+        yield
+
+
+def _migrate() -> None:
+    say("migrating")
+    try:
+        command.upgrade(Config(toml_file=PYPROJECT), "head")
+    except (CommandError, SQLAlchemyError) as error:
+        if isinstance(error.__cause__, BudgetExceeded):
+            raise error.__cause__ from None
+        raise LocalStackFailed(f"the migration failed: {error}") from error
+
+
+def _run_programs(settings: Settings) -> None:
+    """Run the programs until a stop signal; where one of them ends by itself, end the others: LocalStackFailed."""
+    stopping = Event()
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda *_: stopping.set())
+
+    api = f"http://{settings.api_host}:{settings.api_port}"
+    exporter = f"http://{settings.exporter_host}:{settings.exporter_port}"
+    ready = False
+    deadline = monotonic() + READY_WITHIN_SECONDS
+    programs: dict[str, Program] = {}
+    try:
+        for name, arguments in PROGRAMS.items():
+            programs[name] = _start(name, arguments)
+        while not stopping.wait(timeout=0.1):
+            for name, program in programs.items():
+                if program.poll() is not None:
+                    raise LocalStackFailed(f"the {name} ended by itself with status {program.returncode}")
+            if not ready and (ready := _answers(f"{api}/readyz")):
+                say(f"ready\n\n    API       {api}/docs\n    pools     {exporter}/\n    metrics   {exporter}/metrics\n")
+            elif not ready and monotonic() > deadline:
+                raise LocalStackFailed(f"{api}/readyz was not ready within {READY_WITHIN_SECONDS:g} s")
+        say("stopping")
+    finally:
+        _stop(list(programs.values()))
+
+
+def _start(name: str, arguments: list[str]) -> Program:
+    program = subprocess.Popen(
+        [sys.executable, *arguments],
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        # A session of its own: Ctrl-C in a terminal reaches us alone, and what is left at the end is one group.
+        start_new_session=True,
+    )
+    Thread(target=_copy_output, args=(name, program), name=f"output of the {name}", daemon=True).start()
+    return program
+
+
+def _copy_output(name: str, program: Program) -> None:
+    assert program.stdout is not None
+    with program.stdout as lines:
+        for line in lines:
+            print(f"{name:<8} | {line.decode(errors='replace').rstrip()}", flush=True)
+
+
+def _stop(programs: list[Program]) -> None:
+    """Ask each to stop, wait, then kill what is left of their groups: a worker can outlive its master."""
+    for program in programs:
+        program.terminate()
+    deadline = monotonic() + STOP_WITHIN_SECONDS
+    for program in programs:
+        with suppress(subprocess.TimeoutExpired):
+            program.wait(timeout=max(0, deadline - monotonic()))
+    for program in programs:
+        with suppress(ProcessLookupError):
+            os.killpg(program.pid, signal.SIGKILL)
+        program.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:  # noqa: S310 - our own address
+            return bool(response.status == 200)
+    except OSError:
+        return False

@@ -1,0 +1,124 @@
+"""One administrative connection to PostgreSQL or to PgBouncer's console, for startup checks, the exporter and the CLI.
+
+Uses psycopg whatever the URL's driver: PgBouncer's console speaks the simple query protocol only.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from time import monotonic
+from typing import Any, Self
+
+import psycopg
+from psycopg.rows import DictRow, dict_row
+from sqlalchemy import URL
+
+from app.database.conninfo import parameters
+from app.database.deadline import poll
+from app.database.liveness import shut_down
+from app.errors import DatabaseUnavailable
+
+Row = Mapping[str, Any]
+
+CONNECT_SECONDS = 3
+QUERY_SECONDS = 2.0
+POLL_SECONDS = 0.5
+
+
+class AdminConnection:
+    """Opened by the first query, kept, and opened again after the server closed it. One query runs at a time.
+
+    Every query is a statement of its own, in autocommit mode, with a deadline of QUERY_SECONDS.
+    """
+
+    def __init__(self, url: URL, *, application_name: str) -> None:
+        self._url = url
+        self._application_name = application_name
+        self._connection: psycopg.AsyncConnection[DictRow] | None = None
+        self._lock = asyncio.Lock()
+        self._expired = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def query(self, statement: str) -> list[dict[str, Any]]:
+        """Run one statement and return its rows, by column name.
+
+        Raise DatabaseUnavailable if the server cannot be reached, refuses, or does not answer in time.
+        """
+        try:
+            async with self._lock:
+                return await self._query(statement)
+        except (psycopg.Error, OSError) as error:
+            raise DatabaseUnavailable(first_line(error)) from error
+
+    async def close(self) -> None:
+        """Close the connection, if it is open. A later query opens another one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    async def _query(self, statement: str) -> list[dict[str, Any]]:
+        if self._connection is not None:
+            try:
+                return await self._rows(self._connection, statement)
+            except psycopg.OperationalError:
+                if self._expired or not self._connection.closed:
+                    raise
+                # The server closed an idle connection, as it does when it restarts: try a new one.
+            finally:
+                if self._connection.closed:
+                    self._connection = None
+        self._connection = await self._open()
+        return await self._rows(self._connection, statement)
+
+    async def _rows(self, connection: psycopg.AsyncConnection[DictRow], statement: str) -> list[dict[str, Any]]:
+        self._expired = False
+
+        def expire() -> None:
+            # Not by cancellation: psycopg would send a cancel request and wait for it.
+            self._expired = True
+            shut_down(connection)
+
+        expiry = asyncio.get_running_loop().call_later(QUERY_SECONDS, expire)
+        try:
+            cursor = await connection.execute(statement.encode())
+            return await cursor.fetchall()
+        finally:
+            expiry.cancel()
+
+    async def _open(self) -> psycopg.AsyncConnection[DictRow]:
+        try:
+            return await psycopg.AsyncConnection.connect(
+                **parameters(self._url),
+                application_name=self._application_name,
+                connect_timeout=CONNECT_SECONDS,
+                autocommit=True,
+                prepare_threshold=None,  # the console speaks the simple query protocol only
+                row_factory=dict_row,
+            )
+        except (psycopg.Error, OSError) as error:
+            raise DatabaseUnavailable(f"cannot connect: {first_line(error)}") from error
+
+
+async def wait_until_available(url: URL, *, seconds: float, application_name: str) -> None:
+    """Wait until the server answers a query, for at most `seconds`. Raise DatabaseUnavailable with the last reason."""
+
+    async def attempt() -> DatabaseUnavailable | None:
+        async with AdminConnection(url, application_name=application_name) as connection:
+            try:
+                await connection.query("SELECT 1 AS one")
+            except DatabaseUnavailable as error:
+                return error
+        return None
+
+    error = await poll(attempt, until=lambda error: error is None, deadline=monotonic() + seconds, every=POLL_SECONDS)
+    if error is not None:
+        raise error
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

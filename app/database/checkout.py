@@ -1,0 +1,70 @@
+"""Checkouts for a single statement outside a transaction: without SQLAlchemy's proxy where the pool allows it."""
+
+from typing import Any, NamedTuple
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
+from sqlalchemy.util import greenlet_spawn
+
+from app.database.liveness import shut_down
+from app.database.pool import BoundedPool
+
+
+class Checkout(NamedTuple):
+    """A connection that is held for one statement. `proxy` is SQLAlchemy's; None if the pool gave out the bare entry.
+
+    Exactly one of `release()`, `abort()` and `abandon()` must be called.
+    """
+
+    pool: BoundedPool
+    record: ConnectionPoolEntry
+    proxy: PoolProxiedConnection | None = None
+
+    @property
+    def driver_connection(self) -> Any:
+        """Return asyncpg's or psycopg's connection."""
+        return self.record.driver_connection
+
+    async def release(self) -> None:
+        """Return the connection to the pool. It must have no transaction."""
+        pool, record, proxy = self
+        if proxy is not None:
+            if not pool.return_proxy_nowait(proxy):
+                await greenlet_spawn(proxy.close)
+        elif not pool.return_nowait(record):
+            await greenlet_spawn(pool._do_return_conn, record)
+
+    async def abort(self, error: BaseException) -> None:
+        """Close the connection, which is unusable after `error`, and free its slot."""
+
+        def close() -> None:
+            pool, record, proxy = self
+            if proxy is not None:
+                proxy.invalidate(error)
+                proxy.close()
+                return
+            try:
+                record.invalidate(error)
+            finally:
+                pool._do_return_conn(record)
+
+        await greenlet_spawn(close)
+
+    def abandon(self) -> None:
+        """Return the connection in the middle of a statement, where nothing can be awaited."""
+        if self.proxy is None:  # SQLAlchemy's proxy does this itself when it is garbage-collected
+            # Closing it would have to be awaited: the next checkout finds the socket shut down, and replaces it.
+            shut_down(self.driver_connection)
+            self.pool._do_return_conn(self.record)
+
+
+async def check_out(engine: AsyncEngine) -> Checkout:
+    """Check out a connection of the engine's BoundedPool. Raise PoolExhausted, DatabaseUnavailable."""
+    pool: Pool = engine.pool
+    assert isinstance(pool, BoundedPool)
+    record = pool.checkout_nowait()
+    if record is not None:
+        return Checkout(pool, record)
+    proxy = await engine.raw_connection()
+    # The proxy's own pool: while this caller waited, `dispose()` may have given the engine another one.
+    return Checkout(proxy._pool, proxy._connection_record, proxy)

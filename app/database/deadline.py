@@ -1,0 +1,63 @@
+"""Deadlines: one for each checkout, passed down to its ping and connect, and one loop that polls until a deadline."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from sqlalchemy.util import await_only, greenlet_spawn
+
+Result = TypeVar("Result")
+
+# Deadline of the checkout in progress, on the clock of time.monotonic(); infinite outside a checkout.
+_deadline: ContextVar[float] = ContextVar("checkout deadline", default=float("inf"))
+
+
+@contextmanager
+def checkout_deadline(deadline: float) -> Iterator[None]:
+    """Set the deadline of the checkout in this context, on the clock of time.monotonic()."""
+    token = _deadline.set(deadline)
+    try:
+        yield
+    finally:
+        _deadline.reset(token)
+
+
+def current_deadline() -> float:
+    """Return the deadline of the checkout in progress, on the clock of time.monotonic(); infinite outside one."""
+    return _deadline.get()
+
+
+def seconds_left() -> float:
+    """Return the seconds until the deadline of the checkout in progress, at least 0; infinite outside one."""
+    return max(0.0, _deadline.get() - time.monotonic())
+
+
+def call_within(seconds: float, call: Callable[[], Result]) -> Result:
+    """Call a synchronous function of SQLAlchemy's in a greenlet of its own, and return its result.
+
+    Cancel the call after `seconds` and raise TimeoutError. Must itself be called in a greenlet of SQLAlchemy's.
+    """
+
+    async def bounded() -> Result:
+        async with asyncio.timeout(seconds):
+            return await greenlet_spawn(call)
+
+    run: Coroutine[Any, Any, Result] = bounded()
+    return await_only(run)
+
+
+async def poll(
+    attempt: Callable[[], Awaitable[Result]], *, until: Callable[[Result], bool], deadline: float, every: float
+) -> Result:
+    """Await `attempt()` every `every` seconds until `until(result)` is true, and return the last result.
+
+    Makes at least one attempt, and none after `deadline` (on the clock of time.monotonic()).
+    """
+    while True:
+        result = await attempt()
+        if until(result) or time.monotonic() >= deadline:
+            return result
+        await asyncio.sleep(every)

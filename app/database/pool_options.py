@@ -1,0 +1,34 @@
+"""The options of the connection pool, declared once."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolOptions:
+    """What `BoundedPool` can be told. Times are seconds, sizes are connections.
+
+    A setting whose field in `app/settings.py` is marked `pool_option="..."` sets the option of that name. So a new pool
+    setting is a field here and a field there.
+    """
+
+    size: int = 5
+    """Connections that stay open when they are not needed."""
+    max_overflow: int = 10
+    """Connections that may be opened beyond `size` under load."""
+    timeout: float = 3.0
+    """Deadline of a checkout: the queue, a ping and a connect included."""
+    max_waiters: int = 100
+    """Callers that may wait in the queue; further ones are refused at once."""
+    recycle: int = 3600
+    """Age at which a connection is replaced."""
+    ping_after: float | None = 0.5
+    """Idle time after which a connection is pinged before it is checked out. None: never."""
+    shrink_after: float = 10.0
+    """Idle time after which a connection beyond `size` is closed."""
+    one_per_task: bool = False
+    """Raise RuntimeError when an asyncio task that holds a connection checks out a second one."""
+
+    @property
+    def max_size(self) -> int:
+        """Return the largest number of connections that may be open."""
+        return self.size + self.max_overflow

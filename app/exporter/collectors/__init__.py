@@ -1,0 +1,1 @@
+"""One collector a module: a source of metrics, its deadline kept by the scraper."""

@@ -1,0 +1,38 @@
+"""Types of schema fields that more than one domain uses. Knows no web framework, so repositories can import it."""
+
+from typing import Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler, StringConstraints
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+BIGINT_MAX = 2**63 - 1
+
+# PostgreSQL stores every Unicode character except NUL. A pattern, so that the OpenAPI document says so too.
+NO_NUL = r"^[^\x00]*$"
+NoNul = StringConstraints(pattern=NO_NUL)
+# No NUL, and at least one visible character. str.strip() removes four control characters that `\s` does not match.
+NOT_BLANK = r"^[^\x00]*[^\s\x00\x1c-\x1f][^\x00]*$"
+# Strips after validation. pydantic's strip_whitespace strips before, and then accepts text over the documented length.
+Trimmed = AfterValidator(str.strip)
+
+# Default of every field of a Patch. pydantic does not validate defaults, so an explicit null is still refused where the
+# field's type excludes it.
+NOT_SENT: Any = None
+
+
+class Patch(BaseModel):
+    """A partial update. A field that was not sent keeps its value."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    def changes(self) -> dict[str, Any]:
+        """Return the fields that were sent, with their values."""
+        return self.model_dump(exclude_unset=True)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        described = handler.resolve_ref_schema(handler(schema))
+        for field in described.get("properties", {}).values():
+            field.pop("default", None)  # NOT_SENT is not a value that a client could send
+        return described

@@ -1,0 +1,51 @@
+"""The Gunicorn worker: UvicornWorker with a graceful stop that ends in time, and a fair share of the connections."""
+
+import logging
+import sys
+from typing import Any
+
+from gunicorn.arbiter import Arbiter
+from uvicorn_worker import UvicornWorker
+
+from app.server.fair_listener import FairServer, Share, Shares
+from app.settings import load_settings
+
+# Created when Gunicorn's master reads its configuration, so every forked worker shares the memory.
+shares = Shares()
+
+# Seconds between uvicorn's deadline for a graceful stop and Gunicorn's SIGKILL: time to close connections.
+KILL_MARGIN_SECONDS = 2
+
+
+class Worker(UvicornWorker):  # type: ignore[misc]  # Gunicorn has no types
+    """One process of the API.
+
+    UvicornWorker sets no deadline for a graceful stop: it waits for its clients until Gunicorn kills it, and then
+    closes no connection and runs no lifespan shutdown.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        settings = load_settings()
+        # UvicornWorker's name for the options of uvicorn.Config.
+        self.CONFIG_KWARGS = {
+            **UvicornWorker.CONFIG_KWARGS,
+            "timeout_graceful_shutdown": max(1, settings.graceful_timeout - KILL_MARGIN_SECONDS),
+            "server_header": False,
+            # A trusted proxy can claim any client address, and failed sign-ins are counted by address.
+            "proxy_headers": bool(settings.forwarded_allow_ips),
+            "forwarded_allow_ips": list(settings.forwarded_allow_ips),
+        }
+        super().__init__(*args, **kwargs)
+        # UvicornWorker copies the handlers of gunicorn.error and disables propagation; ours are on the root logger.
+        logging.getLogger("uvicorn.error").propagate = True
+        # Uvicorn closes the listener first, and Gunicorn then logs an error at every stop.
+        self.log.error_log.addFilter(lambda record: "Error while closing socket" not in record.getMessage())
+
+    async def _serve(self) -> None:
+        """Serve until the worker is told to stop. As in UvicornWorker, with FairServer instead of uvicorn's Server."""
+        self.config.app = self.wsgi
+        server = FairServer(self.config, Share(shares, self.slot))
+        self._install_sigquit_handler()
+        await server.serve(sockets=self.sockets)
+        if not server.started:
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)

@@ -1,0 +1,26 @@
+"""Which request holds a connection for too long."""
+
+import logging
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.database.pool import leak_suspects
+from app.observability.logging import request_id, request_scope
+from app.web.middleware import route_of
+
+logger = logging.getLogger("headroom.leaks")
+
+
+def report(engine: AsyncEngine, after: float) -> None:
+    """Log each connection that has been held for more than `after` seconds, once. The pool counts it."""
+    for seconds, holder in leak_suspects(engine, after):
+        scope = holder.context.get(request_scope, {})
+        route = f"{scope['method']} {route_of(scope)}" if scope else "no request"
+        identity = holder.context.get(request_id, "-")
+        logger.warning(
+            "leak suspect: a connection held for %.1f s by request %s, %s",
+            seconds,
+            identity,
+            route,
+            extra={"holder_request_id": identity, "holder": route, "held_seconds": round(seconds, 1)},
+        )

@@ -1,0 +1,43 @@
+"""The API, with routes that do what no route should: `/hold?ms=50` holds a connection for as long as it is told,
+`/stick?seconds=5&waiting=3` makes so many requests queue for one and then stops the worker's event loop."""
+
+import asyncio
+import time
+
+from fastapi import FastAPI, Request
+from sqlalchemy import Float, bindparam, func, select
+from sqlalchemy.util import greenlet_spawn
+
+from app.database import Database
+from app.database.pool import pool_state
+from app.main import create_app
+from app.observability.multiprocess import current_worker
+from app.web.deps import ReadDb
+
+_HOLD = select(func.pg_sleep(bindparam("seconds", type_=Float())).label("slept"))
+
+
+def create() -> FastAPI:
+    app = create_app()
+
+    @app.get("/hold")
+    async def hold(db: ReadDb, ms: float = 50) -> dict[str, str]:
+        await db.first(_HOLD, seconds=ms / 1000)
+        return {"worker": current_worker()}
+
+    @app.get("/stick")
+    async def stick(request: Request, seconds: float, waiting: int) -> dict[str, str]:
+        database: Database = request.app.state.database
+        state = pool_state(database.engine)
+        assert state is not None
+        held = [await database.engine.raw_connection() for _ in range(state.size + state.max_overflow)]
+        queue = [asyncio.create_task(database.read.first(_HOLD, seconds=0)) for _ in range(waiting)]
+        while (now := pool_state(database.engine)) and now.waiting < waiting:  # noqa: ASYNC110 - nothing tells us
+            await asyncio.sleep(0.01)
+        time.sleep(seconds)  # noqa: ASYNC251 - the whole point
+        for connection in held:
+            await greenlet_spawn(connection.close)
+        await asyncio.gather(*queue)
+        return {"worker": current_worker()}
+
+    return app

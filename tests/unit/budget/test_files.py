@@ -1,0 +1,137 @@
+"""One number, one home: the Compose files, ops/ and the README against `app/budget/model.py`."""
+
+import re
+from typing import Any
+
+import yaml
+
+from app.budget.model import ApiPools, Budget, Pooler, Server
+from app.paths import PROJECT_ROOT
+from app.settings import Settings
+
+README = (PROJECT_ROOT / "README.md").read_text()
+ASSIGNMENT = re.compile(r"^(\w+) *= *(\S+)", re.MULTILINE)
+DEFAULT = re.compile(r"\$\{\w+:-(.*?)\}")
+
+
+def values(file: str) -> dict[str, str]:
+    """What a configuration of PostgreSQL or PgBouncer sets."""
+    return dict(ASSIGNMENT.findall((PROJECT_ROOT / file).read_text()))
+
+
+def compose(file: str, service: str) -> dict[str, Any]:
+    """A service of a Compose file, with the defaults of its variables."""
+    text = DEFAULT.sub(r"\1", (PROJECT_ROOT / file).read_text())
+    found: dict[str, Any] = yaml.safe_load(text)["services"][service]
+    return found
+
+
+def api_of(environment: dict[str, Any]) -> ApiPools:
+    return ApiPools(
+        replicas=int(environment["API_REPLICAS"]),
+        surge=int(environment["API_SURGE"]),
+        workers=int(environment["WEB_CONCURRENCY"]),
+        pool_size=int(environment["DB_POOL_SIZE"]),
+        max_overflow=int(environment["DB_MAX_OVERFLOW"]),
+    )
+
+
+def server() -> Server:
+    conf = values("ops/postgres/postgresql.conf")
+    return Server(
+        max_connections=int(conf["max_connections"]),
+        superuser_reserved_connections=int(conf["superuser_reserved_connections"]),
+        reserved_connections=int(conf["reserved_connections"]),
+    )
+
+
+def pooler() -> Pooler:
+    ini = values("ops/pgbouncer/pgbouncer.ini")
+    return Pooler(
+        max_client_conn=int(ini["max_client_conn"]),
+        default_pool_size=int(ini["default_pool_size"]),
+        reserve_pool_size=int(ini["reserve_pool_size"]),
+        max_db_connections=int(ini["max_db_connections"]),
+    )
+
+
+def test_the_budgets_defaults_are_those_of_the_settings() -> None:
+    settings = Settings()
+
+    assert ApiPools() == ApiPools(
+        replicas=settings.api_replicas,
+        surge=settings.api_surge,
+        workers=settings.web_concurrency,
+        pool_size=settings.db_pool_size,
+        max_overflow=settings.db_max_overflow,
+    )
+
+
+def test_the_development_stack_is_within_its_budget() -> None:
+    service = compose("docker-compose.yml", "api")
+    budget = Budget(api_of(service["environment"]), server())
+
+    assert budget.over == []
+    assert f"{budget.on_server.demand} of {budget.on_server.supply} server connections" in README
+    assert service["environment"].items() >= compose("docker-compose.yml", "migrate")["environment"].items()
+
+
+def test_the_production_stack_is_within_its_budget_surge_included() -> None:
+    service = compose("compose.prod.yml", "api")
+    environment = service["environment"]
+    budget = Budget(api_of(environment), server(), pooler())
+
+    assert environment["DB_POOLER"] == "pgbouncer"
+    assert budget.api.surge >= 1, "a start-first deploy is part of it"
+    assert budget.over == []
+    assert budget.on_pooler is not None
+    assert service["deploy"]["replicas"] == budget.api.replicas
+    assert f"{budget.on_server.demand} of {budget.on_server.supply} server connections" in README
+    assert f"{budget.on_pooler.demand} of {budget.on_pooler.supply} clients" in README
+    migrate = compose("compose.prod.yml", "migrate")["environment"]
+    terms = ("DB_POOLER", "API_REPLICAS", "API_SURGE", "WEB_CONCURRENCY", "DB_POOL_SIZE", "DB_MAX_OVERFLOW")
+    assert {name: migrate[name] for name in terms} == {name: environment[name] for name in terms}
+
+
+def test_both_stacks_run_the_configuration_that_was_checked() -> None:
+    for file in ("docker-compose.yml", "compose.prod.yml"):
+        postgres = compose(file, "postgres")
+        assert "./ops/postgres/postgresql.conf:/etc/postgresql/postgresql.conf:ro" in postgres["volumes"]
+        assert postgres["command"] == ["postgres", "-c", "config_file=/etc/postgresql/postgresql.conf"]
+    assert compose("compose.prod.yml", "pgbouncer")["build"] == "ops/pgbouncer"
+
+
+def test_pgbouncer_gives_up_on_a_client_no_later_than_the_pool_does() -> None:
+    ini = values("ops/pgbouncer/pgbouncer.ini")
+
+    assert float(ini["reserve_pool_timeout"]) < float(ini["query_wait_timeout"]) < Settings().db_pool_timeout
+
+
+def test_pgbouncer_has_a_descriptor_for_every_client_and_server_connection() -> None:
+    limits = pooler()
+    descriptors = compose("compose.prod.yml", "pgbouncer")["ulimits"]["nofile"]
+
+    assert descriptors > limits.max_client_conn + limits.max_db_connections + 32
+
+
+def test_a_lock_is_given_up_before_the_pool_gives_up_on_those_who_wait() -> None:
+    roles = (PROJECT_ROOT / "ops/postgres/roles.sql").read_text()
+    [seconds] = re.findall(r"ALTER ROLE headroom_app SET lock_timeout = '(\d+)s'", roles)
+
+    assert int(seconds) < Settings().db_pool_timeout
+
+
+def test_the_readme_shows_the_table_of_the_development_stack() -> None:
+    budget = Budget(ApiPools(), server())
+    suggestion = budget.suggest()
+
+    assert budget.table() in README
+    assert suggestion is not None
+    assert " ".join(f"{name}={value}" for name, value in suggestion.variables.items()) in README
+
+
+def test_the_readmes_arithmetic_is_right() -> None:
+    api = ApiPools()
+    total = api.workers * (api.pool_size + api.max_overflow)
+
+    assert f"{api.workers} * ({api.pool_size} + {api.max_overflow}) = {total}" in README

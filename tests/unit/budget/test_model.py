@@ -1,0 +1,167 @@
+"""The arithmetic of the budget: each way to be over it, and the largest pool that fits."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.budget.model import ApiPools, Budget, Pooler, Server
+from app.errors import ConfigurationError
+
+DIRECT = Budget()
+POOLED = Budget(pooler=Pooler(max_client_conn=100, default_pool_size=20, max_db_connections=30))
+
+
+def test_the_defaults_are_sixty_connections_and_the_jobs_beside_them() -> None:
+    on_server = DIRECT.on_server
+
+    assert {term.name: term.connections for term in on_server.demanded} == {
+        "api": 60,
+        "migrate": 2,
+        "exporter": 1,
+        "admin": 1,
+    }
+    assert (on_server.demand, on_server.supply, on_server.headroom) == (64, 97, 33)
+    assert DIRECT.over == []
+
+
+def test_behind_a_pooler_clients_and_server_connections_are_two_sums() -> None:
+    assert [(each.name, each.demand, each.supply) for each in POOLED.inequalities] == [
+        ("server connections", 30 + 4, 97),
+        ("pooler clients", 60 + 2, 100),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pooler", "connections"),
+    [
+        (Pooler(default_pool_size=20), 40),
+        (Pooler(default_pool_size=20, reserve_pool_size=5), 50),
+        (Pooler(default_pool_size=20, reserve_pool_size=5, max_db_connections=30), 30),
+        (Pooler(default_pool_size=20, max_db_connections=300), 40),
+    ],
+)
+def test_a_pooler_opens_a_pool_for_each_user_up_to_its_cap(pooler: Pooler, connections: int) -> None:
+    assert pooler.term.connections == connections
+
+
+OVER: Mapping[str, tuple[Budget, str, tuple[int, int]]] = {
+    "workers": (replace(DIRECT, api=ApiPools(workers=8)), "WEB_CONCURRENCY 8", (124, 97)),
+    "pool": (replace(DIRECT, api=ApiPools(pool_size=50)), "DB_POOL_SIZE 50", (244, 97)),
+    "overflow": (replace(DIRECT, api=ApiPools(max_overflow=20)), "DB_MAX_OVERFLOW 20", (104, 97)),
+    "replicas": (replace(DIRECT, api=ApiPools(replicas=2)), "API_REPLICAS 2", (124, 97)),
+    "surge": (replace(DIRECT, api=ApiPools(surge=1)), "API_SURGE 1", (124, 97)),
+    "max_connections": (replace(DIRECT, server=Server(max_connections=66)), "max_connections 66", (64, 63)),
+    "superuser reserve": (
+        replace(DIRECT, server=Server(superuser_reserved_connections=40)),
+        "superuser_reserved_connections -40",
+        (64, 60),
+    ),
+    "reserve": (replace(DIRECT, server=Server(reserved_connections=90)), "reserved_connections -90", (64, 7)),
+    "more reserved than there is": (replace(DIRECT, server=Server(reserved_connections=200)), "-200", (64, 0)),
+    "limit of the role": (replace(DIRECT, server=Server(role_limit=59)), "CONNECTION LIMIT of the role 59", (60, 59)),
+    "limit of the database": (
+        replace(DIRECT, server=Server(database_limit=63)),
+        "CONNECTION LIMIT of the database 63",
+        (64, 63),
+    ),
+    "max_client_conn": (replace(POOLED, pooler=Pooler(max_client_conn=61)), "max_client_conn 61", (62, 61)),
+    "default_pool_size": (replace(POOLED, pooler=Pooler(default_pool_size=47)), "default_pool_size 47", (98, 97)),
+    "reserve_pool_size": (replace(POOLED, pooler=Pooler(reserve_pool_size=27)), "reserve_pool_size 27", (98, 97)),
+    "max_db_connections": (
+        replace(POOLED, pooler=Pooler(default_pool_size=90, max_db_connections=94)),
+        "max_db_connections 94",
+        (98, 97),
+    ),
+}
+
+
+@pytest.mark.parametrize(("budget", "named", "numbers"), OVER.values(), ids=OVER.keys())
+def test_what_is_over_budget_is_named_with_both_numbers(budget: Budget, named: str, numbers: tuple[int, int]) -> None:
+    [complaint] = budget.complaints
+
+    assert complaint.startswith("over budget: ")
+    assert named in complaint
+    assert f"{numbers[0]} demanded, {numbers[1]} available" in complaint
+    assert "OVER BUDGET" in budget.table()
+
+
+@pytest.mark.parametrize(
+    ("build", "complaint"),
+    [
+        (lambda: ApiPools(pool_size=0), "DB_POOL_SIZE: must be at least 1, got 0"),
+        (lambda: ApiPools(max_overflow=-1), "DB_MAX_OVERFLOW: must be at least 0, got -1"),
+        (lambda: ApiPools(workers=0), "WEB_CONCURRENCY: must be at least 1, got 0"),
+        (lambda: ApiPools(replicas=0), "API_REPLICAS: must be at least 1, got 0"),
+        (lambda: ApiPools(surge=-1), "API_SURGE: must be at least 0, got -1"),
+        (lambda: Server(max_connections=0), "POSTGRES_MAX_CONNECTIONS: must be at least 1, got 0"),
+        (lambda: Server(reserved_connections=-1), "POSTGRES_RESERVED_CONNECTIONS: must be at least 0, got -1"),
+        (lambda: Pooler(max_client_conn=0), "PGBOUNCER_MAX_CLIENT_CONN: must be at least 1, got 0"),
+        (lambda: Pooler(default_pool_size=0), "PGBOUNCER_DEFAULT_POOL_SIZE: must be at least 1, got 0"),
+        (lambda: Pooler(max_db_connections=-1), "PGBOUNCER_MAX_DB_CONNECTIONS: must be at least 0, got -1"),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused_by_its_variable(build: type, complaint: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        build()
+
+    assert str(caught.value) == complaint
+
+
+@pytest.mark.parametrize(("fits", "split"), [(1, (1, 0)), (2, (1, 1)), (3, (1, 2)), (15, (5, 10)), (16, (6, 10))])
+def test_a_third_of_the_suggested_pool_is_kept_open(fits: int, split: tuple[int, int]) -> None:
+    budget = Budget(ApiPools(workers=1), Server(max_connections=fits + 4, superuser_reserved_connections=0))
+
+    suggestion = budget.suggest()
+    assert suggestion is not None
+    assert (suggestion.pool_size, suggestion.max_overflow) == split
+
+
+counts = st.integers(1, 10**6)
+apis = st.builds(ApiPools, counts, st.integers(0, 50), st.integers(1, 500), counts, st.integers(0, 10**6))
+limits = st.none() | st.integers(0, 10**7)
+servers = st.builds(
+    Server, st.integers(1, 10**9), st.integers(0, 1000), st.integers(0, 1000), st.none(), limits, limits
+)
+poolers = st.none() | st.builds(
+    Pooler, st.integers(1, 10**9), st.integers(1, 10**5), st.integers(0, 1000), st.integers(0, 10**6)
+)
+budgets = st.builds(Budget, apis, servers, poolers)
+
+
+@given(budgets)
+def test_a_suggested_pool_is_never_refused_and_one_more_connection_a_worker_would_be(budget: Budget) -> None:
+    suggestion = budget.suggest()
+    if suggestion is None:
+        least = replace(budget.api, pool_size=1, max_overflow=0)
+        # With a pooler it may also be the server that has no room, even for the smallest cap.
+        pooler = budget.pooler and replace(budget.pooler, max_db_connections=1)
+        assert replace(budget, api=least, pooler=pooler).over
+        return
+
+    adopted = budget.adopting(suggestion)
+    assert not adopted.over
+    one_more = replace(adopted.api, max_overflow=adopted.api.max_overflow + 1)
+    assert replace(adopted, api=one_more).over
+
+
+@given(budgets)
+def test_every_sum_is_that_of_its_terms_and_every_term_is_named(budget: Budget) -> None:
+    for each in budget.inequalities:
+        assert each.demand == sum(term.connections for term in each.demanded)
+        assert each.headroom == each.supply - each.demand
+        assert all(term.name for term in (*each.demanded, *each.supplied))
+        assert each.supply >= 0
+    assert bool(budget.over) == bool(budget.complaints) == (not budget.as_dict()["ok"])
+
+
+def test_more_connections_than_the_cores_can_use_is_a_warning_not_an_error() -> None:
+    budget = Budget(server=Server(cores=4))
+
+    assert budget.over == []
+    [warning] = budget.warnings
+    assert "60 connections can be active at once; 4 cores do useful work for about 9" in warning
+    assert Budget(api=ApiPools(workers=1, pool_size=9, max_overflow=0), server=Server(cores=4)).warnings == []
+    assert Budget(server=Server(cores=16), pooler=Pooler(max_db_connections=33)).warnings == []

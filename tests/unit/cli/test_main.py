@@ -1,0 +1,51 @@
+import socket
+
+import pytest
+
+from app.cli import main as cli
+from app.settings import settings_table
+
+
+def test_settings_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["settings"]) == 0
+    assert capsys.readouterr().out.strip() == settings_table()
+
+
+@pytest.mark.parametrize("command", ["up", "exporter", "seed"])
+def test_a_bad_setting_is_one_line_and_a_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.setenv("DB_POOL_SIZE", "0")
+
+    assert cli.main([command]) == 1
+    complaint = f"headroom {command}: DB_POOL_SIZE: must be at least 1, got 0\n"
+    assert capsys.readouterr().err == complaint
+
+
+def test_a_busy_port_is_one_line_and_a_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        monkeypatch.setenv("API_PORT", str(port))
+        assert cli.main(["up"]) == 1
+
+    assert (
+        capsys.readouterr().err == f"headroom up: API_PORT: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+    )
+
+
+def test_seeding_sqlite_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("DATABASE_URL", "sqlite+aiosqlite://")
+
+    assert cli.main(["seed"]) == 1
+    assert capsys.readouterr().err == "headroom seed: DATABASE_URL: seeding needs PostgreSQL, got sqlite\n"
+
+
+@pytest.mark.parametrize("count", ["-1", "many"])
+def test_a_count_that_is_none_is_refused(capsys: pytest.CaptureFixture[str], count: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["seed", "--users", count])
+
+    assert stopped.value.code == 2
+    assert "--users" in capsys.readouterr().err

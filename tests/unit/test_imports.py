@@ -1,0 +1,33 @@
+"""Which packages a fresh interpreter loads for a module: more than import-linter sees."""
+
+import subprocess
+import sys
+
+import pytest
+
+MODULES = [
+    "app.budget.check",
+    "app.database.schema_version",
+    "app.domains.auth.service",
+    "app.domains.posts.repository",
+    "app.domains.posts.service",
+    "app.domains.users.service",
+    "app.pagination.page",
+]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_below_the_web_layer_loads_no_web_framework(module: str) -> None:
+    program = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+
+    assert "sqlalchemy" in loaded
+    assert {"fastapi", "starlette"}.isdisjoint(loaded)
+
+
+def test_the_worker_loads_prometheus_client_only_after_its_directory_is_chosen() -> None:
+    """`multiprocess.open_directory()` has to come first: prometheus_client reads its directory at import."""
+    program = "import sys, app.server.startup, app.server.worker; print('prometheus_client' in sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+
+    assert loaded.strip() == "False"

@@ -1,4 +1,4 @@
-"""The check before a start: do the connections that could be opened fit the server, and the pooler?"""
+"""The check before a start: compare the connections that could be opened with the limits."""
 
 import logging
 import sys
@@ -22,7 +22,7 @@ async def check_budget(settings: Settings) -> None:
     budget = report.budget
     for line in (*report.remarks, *budget.warnings):
         logger.warning("connection budget: %s", line)
-    if not budget.over:
+    if not budget.exceeded:
         tightest = min(budget.inequalities, key=lambda inequality: inequality.headroom)
         logger.info(
             "connection budget: %d of %d %s, %d left",

@@ -1,16 +1,20 @@
-"""The connection budget: what the stack may open, against what the database admits. Pure arithmetic on plain integers.
+"""The connection budget: arithmetic on plain integers that compares the connections of the stack with its limits.
 
-This file is the one home of that arithmetic. What is checked before a start, exported while it runs and attacked in
-tests is a `Budget`; a test holds the Compose files, `ops/` and the README against it.
+This module is the only place with that arithmetic (docs/decisions/0007-connection-budget.md). The check before a start,
+the exporter and the tests all use `Budget`; a test compares the Compose files, `ops/` and the README with it.
 
-Directly, there is one inequality:
+Without a pooler there is one inequality:
 
-    (replicas + surge) * workers * (pool_size + max_overflow) + jobs
+    (replicas + surge) * workers * (pool_size + max_overflow) + other programs
         <= max_connections - superuser_reserved_connections - reserved_connections
 
-Behind PgBouncer there are two. The left side above, as clients, must fit `max_client_conn`; and what PgBouncer opens,
-`default_pool_size + reserve_pool_size` for each pair of user and database, capped by `max_db_connections`, must fit
-the right side above, with the jobs that go to the server directly.
+Behind PgBouncer there are two:
+
+- The left side above counts clients of PgBouncer, and must not exceed `max_client_conn`.
+- PgBouncer opens `default_pool_size + reserve_pool_size` connections for each pair of user and database, at most
+  `max_db_connections`. Together with the programs that bypass PgBouncer, they must not exceed the right side above.
+
+A CONNECTION LIMIT of the database or of the API's role adds an inequality of its own.
 """
 
 from collections.abc import Sequence
@@ -20,40 +24,44 @@ from typing import Any, NamedTuple
 from app.errors import ConfigurationError
 
 
-def _at_least(least: int, **variables: int) -> None:
+def _require_minimum(minimum: int, **variables: int) -> None:
+    """Raise ConfigurationError, with the name of the setting, if a value is too small."""
     for name, value in variables.items():
-        if value < least:
-            raise ConfigurationError(f"{name}: must be at least {least}, got {value}")
+        if value < minimum:
+            raise ConfigurationError(f"{name}: must be at least {minimum}, got {value}")
 
 
-class Job(NamedTuple):
-    """Connections of something that is not an API worker: to the server itself, and where the API's go."""
+class Program(NamedTuple):
+    """The connections of a program other than the API: `direct` to the server, `pooled` to PgBouncer."""
 
     name: str
     direct: int
     pooled: int = 0
 
 
-# One for the lock, one for the migration: see migrations/env.py.
-MIGRATE = Job("migrate", direct=2)
-# Its view of the server; behind a pooler, a look at the pooler's console, too.
-EXPORTER = Job("exporter", direct=1)
-# `psql`, `headroom seed`, `headroom create-admin`: somebody who looks after things while everything runs.
-ADMIN = Job("admin", direct=1)
-JOBS = (MIGRATE, EXPORTER, ADMIN)
-POOLER_JOBS = (MIGRATE, EXPORTER._replace(pooled=1), ADMIN._replace(pooled=1))
+# One connection for the lock and one for the migration: see migrations/env.py.
+MIGRATE = Program("migrate", direct=2)
+# One connection to the server; behind a pooler, also one to its console.
+EXPORTER = Program("exporter", direct=1)
+# One operator at a time: `psql`, `headroom seed`, `headroom create-admin`.
+ADMIN = Program("admin", direct=1)
+PROGRAMS = (MIGRATE, EXPORTER, ADMIN)
+PROGRAMS_WITH_POOLER = (MIGRATE, EXPORTER._replace(pooled=1), ADMIN._replace(pooled=1))
 
 
 class Term(NamedTuple):
-    """One summand, in connections, by the name that an operator would look for."""
+    """A term of a sum, in connections, with a name that an operator knows.
+
+    `formula` says how the number is computed, for a term that is a product.
+    """
 
     name: str
     connections: int
-    of: str = ""
+    formula: str = ""
 
 
 class Inequality(NamedTuple):
-    """What is demanded must not exceed what there is."""
+    """A limit: the sum of the demanded terms must not exceed the sum of the supplied ones."""
 
     name: str
     demanded: Sequence[Term]
@@ -61,28 +69,29 @@ class Inequality(NamedTuple):
 
     @property
     def demand(self) -> int:
+        """Return the number of connections that could be opened."""
         return sum(term.connections for term in self.demanded)
 
     @property
     def supply(self) -> int:
-        """Never below zero: reserving more than there is leaves nothing."""
+        """Return the number of connections that the limit allows; 0 if more are reserved than exist."""
         return max(0, sum(term.connections for term in self.supplied))
 
     @property
     def headroom(self) -> int:
-        """What is left; negative when over budget."""
+        """Return supply minus demand; negative if the budget is exceeded."""
         return self.supply - self.demand
 
     def __str__(self) -> str:
         demanded = " + ".join(f"{term.name} {term.connections}" for term in self.demanded)
         supplied = ", ".join(f"{term.name} {term.connections}" for term in self.supplied)
-        of = "; ".join(term.of for term in self.demanded if term.of)
-        return f"{self.name}: {self.demand} demanded, {self.supply} available ({demanded}, with {of}; {supplied})"
+        formulas = "; ".join(term.formula for term in self.demanded if term.formula)
+        return f"{self.name}: {self.demand} demanded, {self.supply} available ({demanded}, with {formulas}; {supplied})"
 
 
 @dataclass(frozen=True)
 class ApiPools:
-    """Every pool of every worker of the API, in a deploy's worst moment."""
+    """The connection pools of all API workers, at the moment of a deploy when old and new replicas run together."""
 
     replicas: int = 1
     surge: int = 0
@@ -91,15 +100,17 @@ class ApiPools:
     max_overflow: int = 10
 
     def __post_init__(self) -> None:
-        _at_least(1, API_REPLICAS=self.replicas, WEB_CONCURRENCY=self.workers, DB_POOL_SIZE=self.pool_size)
-        _at_least(0, API_SURGE=self.surge, DB_MAX_OVERFLOW=self.max_overflow)
+        _require_minimum(1, API_REPLICAS=self.replicas, WEB_CONCURRENCY=self.workers, DB_POOL_SIZE=self.pool_size)
+        _require_minimum(0, API_SURGE=self.surge, DB_MAX_OVERFLOW=self.max_overflow)
 
     @property
     def processes(self) -> int:
+        """Return the number of API workers of all replicas."""
         return (self.replicas + self.surge) * self.workers
 
     @property
     def term(self) -> Term:
+        """Return the connections of all pools as a term."""
         return Term(
             "api",
             self.processes * (self.pool_size + self.max_overflow),
@@ -110,9 +121,10 @@ class ApiPools:
 
 @dataclass(frozen=True)
 class Server:
-    """What PostgreSQL admits. The defaults are PostgreSQL's own; `cores` is for a warning, and unknown if None.
+    """The limits of the PostgreSQL server. The defaults are PostgreSQL's own.
 
-    `role_limit` and `database_limit` are the CONNECTION LIMIT of the API's role and database, if they have one.
+    `role_limit` and `database_limit` are the CONNECTION LIMIT of the API's role and database; None if there is none.
+    `cores` is used for a warning only; None if unknown.
     """
 
     max_connections: int = 100
@@ -123,8 +135,8 @@ class Server:
     database_limit: int | None = None
 
     def __post_init__(self) -> None:
-        _at_least(1, POSTGRES_MAX_CONNECTIONS=self.max_connections)
-        _at_least(
+        _require_minimum(1, POSTGRES_MAX_CONNECTIONS=self.max_connections)
+        _require_minimum(
             0,
             POSTGRES_SUPERUSER_RESERVED_CONNECTIONS=self.superuser_reserved_connections,
             POSTGRES_RESERVED_CONNECTIONS=self.reserved_connections,
@@ -132,6 +144,7 @@ class Server:
 
     @property
     def terms(self) -> Sequence[Term]:
+        """Return the limits as terms of the supply."""
         return (
             Term("max_connections", self.max_connections),
             Term("superuser_reserved_connections", -self.superuser_reserved_connections),
@@ -139,28 +152,30 @@ class Server:
         )
 
     @property
-    def useful(self) -> int | None:
-        """Connections that can do work at the same time: 2 * cores + 1 disk (PostgreSQL's wiki)."""
+    def useful_connections(self) -> int | None:
+        """Return how many connections can do work at once, as in PostgreSQL's wiki: 2 * cores + 1 disk."""
         return None if self.cores is None else 2 * self.cores + 1
 
 
 @dataclass(frozen=True)
 class Pooler:
-    """PgBouncer's limits, with its own defaults. `max_db_connections` 0 is no limit.
+    """The limits of PgBouncer. The defaults are PgBouncer's own; `max_db_connections` 0 means no limit.
 
-    `pairs` are the pairs of user and database for which it keeps a pool: the application's, and the one that looks up
-    passwords (auth_query), which is in the same database.
+    `pools` is the number of users for which it keeps a pool to the API's database: the API's role and the role that
+    looks up passwords (auth_query).
     """
 
     max_client_conn: int = 100
     default_pool_size: int = 20
     reserve_pool_size: int = 0
     max_db_connections: int = 0
-    pairs: int = 2
+    pools: int = 2
 
     def __post_init__(self) -> None:
-        _at_least(1, PGBOUNCER_MAX_CLIENT_CONN=self.max_client_conn, PGBOUNCER_DEFAULT_POOL_SIZE=self.default_pool_size)
-        _at_least(
+        _require_minimum(
+            1, PGBOUNCER_MAX_CLIENT_CONN=self.max_client_conn, PGBOUNCER_DEFAULT_POOL_SIZE=self.default_pool_size
+        )
+        _require_minimum(
             0,
             PGBOUNCER_RESERVE_POOL_SIZE=self.reserve_pool_size,
             PGBOUNCER_MAX_DB_CONNECTIONS=self.max_db_connections,
@@ -168,17 +183,18 @@ class Pooler:
 
     @property
     def term(self) -> Term:
-        pools = self.pairs * (self.default_pool_size + self.reserve_pool_size)
+        """Return the connections that PgBouncer can open to the server as a term."""
+        connections = self.pools * (self.default_pool_size + self.reserve_pool_size)
         return Term(
             "pgbouncer",
-            min(pools, self.max_db_connections) if self.max_db_connections else pools,
-            f"pgbouncer = {self.pairs} pools * (default_pool_size {self.default_pool_size}"
+            min(connections, self.max_db_connections) if self.max_db_connections else connections,
+            f"pgbouncer = {self.pools} pools * (default_pool_size {self.default_pool_size}"
             f" + reserve_pool_size {self.reserve_pool_size}), max_db_connections {self.max_db_connections or 'none'}",
         )
 
 
 class Suggestion(NamedTuple):
-    """The largest pool of a worker that fits; `max_db_connections` is PgBouncer's, None where there is none."""
+    """The largest pool of a worker that fits. `max_db_connections` is for PgBouncer; None without one."""
 
     pool_size: int
     max_overflow: int
@@ -186,41 +202,43 @@ class Suggestion(NamedTuple):
 
     @property
     def variables(self) -> dict[str, int]:
+        """Return the values by the name of the setting."""
         pool = {"DB_POOL_SIZE": self.pool_size, "DB_MAX_OVERFLOW": self.max_overflow}
         return pool if self.max_db_connections is None else pool | {"max_db_connections": self.max_db_connections}
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Demand and supply together. Raises ConfigurationError, by the variable's name, for a number that cannot be."""
+    """The demand of the stack and the limits of the server, and of PgBouncer if there is one."""
 
     api: ApiPools = ApiPools()
     server: Server = Server()
     pooler: Pooler | None = None
 
     @property
-    def jobs(self) -> Sequence[Job]:
-        return POOLER_JOBS if self.pooler else JOBS
+    def programs(self) -> Sequence[Program]:
+        """Return the programs other than the API."""
+        return PROGRAMS_WITH_POOLER if self.pooler else PROGRAMS
 
     @property
     def on_server(self) -> Inequality:
-        """Connections of the PostgreSQL server."""
+        """Return the inequality of connections to the PostgreSQL server."""
         first = self.pooler.term if self.pooler else self.api.term
-        jobs = [Term(job.name, job.direct) for job in self.jobs if job.direct]
-        return Inequality("server connections", (first, *jobs), self.server.terms)
+        others = [Term(program.name, program.direct) for program in self.programs if program.direct]
+        return Inequality("server connections", (first, *others), self.server.terms)
 
     @property
     def on_pooler(self) -> Inequality | None:
-        """Connections that clients have to PgBouncer."""
+        """Return the inequality of client connections to PgBouncer; None without PgBouncer."""
         if self.pooler is None:
             return None
-        jobs = [Term(job.name, job.pooled) for job in self.jobs if job.pooled]
+        others = [Term(program.name, program.pooled) for program in self.programs if program.pooled]
         limit = Term("max_client_conn", self.pooler.max_client_conn)
-        return Inequality("pooler clients", (self.api.term, *jobs), (limit,))
+        return Inequality("pooler clients", (self.api.term, *others), (limit,))
 
     @property
     def inequalities(self) -> Sequence[Inequality]:
-        """All that must hold."""
+        """Return every inequality that must hold."""
         server = self.on_server
         limited = []
         if self.server.database_limit is not None:
@@ -232,57 +250,59 @@ class Budget:
         return [server, *([self.on_pooler] if self.on_pooler else []), *limited]
 
     @property
-    def over(self) -> Sequence[Inequality]:
-        """Those that do not hold."""
+    def exceeded(self) -> Sequence[Inequality]:
+        """Return the inequalities that do not hold."""
         return [each for each in self.inequalities if each.headroom < 0]
 
     @property
     def warnings(self) -> Sequence[str]:
-        """What fits, and is still not wise."""
-        at_once = (self.pooler.term if self.pooler else self.api.term).connections
-        if self.server.useful is not None and at_once > self.server.useful:
+        """Return a line if more connections can be active than the server's cores can use."""
+        active = (self.pooler.term if self.pooler else self.api.term).connections
+        useful = self.server.useful_connections
+        if useful is not None and active > useful:
             return [
-                f"{at_once} connections can be active at once; {self.server.cores} cores do useful work for about "
-                f"{self.server.useful} (2 * POSTGRES_CORES + 1): more only queue inside the server"
+                f"{active} connections can be active at once; {self.server.cores} cores do useful work for about "
+                f"{useful} (2 * POSTGRES_CORES + 1): more only queue inside the server"
             ]
         return []
 
     def suggest(self) -> Suggestion | None:
-        """The largest pool that every inequality admits; None if not even one connection a worker fits.
+        """Return the largest pool that fits; None if not even one connection for each worker does.
 
-        A third of it, rounded up, is kept open (DB_POOL_SIZE), the rest is overflow: 15 is 5 + 10.
+        A third of it, rounded up, is DB_POOL_SIZE; the rest is DB_MAX_OVERFLOW: 15 is 5 + 10.
         """
-        cap = None
+        max_db_connections = None
         if self.pooler:
-            direct = sum(job.direct for job in self.jobs)
-            cap = min(each.supply for each in self.inequalities if each != self.on_pooler) - direct
-            if cap < 1:
+            direct = sum(program.direct for program in self.programs)
+            supply = min(each.supply for each in self.inequalities if each != self.on_pooler)
+            max_db_connections = supply - direct
+            if max_db_connections < 1:
                 return None
-        # What a pool of n costs is linear in n, so one division finds the largest.
-        rooms = []
+        # Demand is linear in the size of the pool, so a division finds the largest size for each inequality.
+        sizes = []
         for each in self.inequalities:
             if self.api.term in each.demanded:
                 others = each.demand - self.api.term.connections
-                rooms.append((each.supply - others) // self.api.processes)
-        largest = min(rooms)
+                sizes.append((each.supply - others) // self.api.processes)
+        largest = min(sizes)
         if largest < 1:
             return None
-        size = -(-largest // 3)
-        return Suggestion(size, largest - size, cap)
+        pool_size = -(-largest // 3)
+        return Suggestion(pool_size, largest - pool_size, max_db_connections)
 
-    def adopting(self, suggestion: Suggestion) -> "Budget":
-        """This budget with the suggestion followed."""
+    def with_suggestion(self, suggestion: Suggestion) -> "Budget":
+        """Return this budget with the suggested values."""
         api = replace(self.api, pool_size=suggestion.pool_size, max_overflow=suggestion.max_overflow)
         pooler = self.pooler and replace(self.pooler, max_db_connections=suggestion.max_db_connections or 0)
         return replace(self, api=api, pooler=pooler)
 
     @property
     def complaints(self) -> Sequence[str]:
-        """A line for each inequality that does not hold."""
-        return [f"over budget: {each}" for each in self.over]
+        """Return a line for each inequality that does not hold, with the numbers and every term."""
+        return [f"over budget: {each}" for each in self.exceeded]
 
     def table(self) -> str:
-        """For a person: every term, every sum, and how the products come about."""
+        """Return the table for people: every term, every sum, and the formulas."""
         rows: list[tuple[str, str]] = []
         for each in self.inequalities:
             rows += [(each.name, "")]
@@ -292,15 +312,15 @@ class Budget:
             rows += [("  = supply", str(each.supply))]
             rows += [("  headroom", f"{each.headroom:>6}{'   OVER BUDGET' if each.headroom < 0 else ''}")]
         width = max(len(name) for name, _ in rows)
-        # Each product once: it can be a term of two inequalities.
-        products = dict.fromkeys(term.of for each in self.inequalities for term in each.demanded if term.of)
-        return "\n".join([*(f"{name:<{width}}  {value:>6}".rstrip() for name, value in rows), "", *products])
+        # Each formula once: its term can be part of two inequalities.
+        formulas = dict.fromkeys(term.formula for each in self.inequalities for term in each.demanded if term.formula)
+        return "\n".join([*(f"{name:<{width}}  {value:>6}".rstrip() for name, value in rows), "", *formulas])
 
     def as_dict(self) -> dict[str, Any]:
-        """For a program. `demand`, `supply` and `headroom` at the top are the server's."""
+        """Return the budget for JSON. `demand`, `supply` and `headroom` at the top level are those of the server."""
         server = self.on_server
         return {
-            "ok": not self.over,
+            "ok": not self.exceeded,
             "demand": server.demand,
             "supply": server.supply,
             "headroom": server.headroom,

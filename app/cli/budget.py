@@ -32,5 +32,5 @@ def show_budget(*, offline: bool, as_json: bool, suggest: bool) -> None:
             print("the largest pool that fits:", *(f"{name}={value}" for name, value in suggestion.variables.items()))
         elif suggest:
             print("no pool fits: the limits do not allow one connection for each worker")
-    if budget.over:
+    if budget.exceeded:
         raise BudgetExceeded("\n".join(budget.complaints))

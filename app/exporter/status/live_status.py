@@ -143,7 +143,7 @@ class Live:
             "terms": [
                 {"name": term.name, "connections": term.connections} for term in (*limit.demanded, *limit.supplied)
             ],
-            "formula": "; ".join(term.of for term in limit.demanded if term.of),
+            "formula": "; ".join(term.formula for term in limit.demanded if term.formula),
         }
 
 

@@ -1,4 +1,4 @@
-"""One number, one home: the Compose files, ops/ and the README against `app/budget/model.py`."""
+"""The numbers in the Compose files, `ops/` and the README agree with `app/budget/model.py`."""
 
 import re
 from typing import Any
@@ -15,18 +15,18 @@ DEFAULT = re.compile(r"\$\{\w+:-(.*?)\}")
 
 
 def values(file: str) -> dict[str, str]:
-    """What a configuration of PostgreSQL or PgBouncer sets."""
+    """Return the parameters that a PostgreSQL or PgBouncer configuration file sets."""
     return dict(ASSIGNMENT.findall((PROJECT_ROOT / file).read_text()))
 
 
 def compose(file: str, service: str) -> dict[str, Any]:
-    """A service of a Compose file, with the defaults of its variables."""
+    """Return a service of a Compose file, with the default of each variable."""
     text = DEFAULT.sub(r"\1", (PROJECT_ROOT / file).read_text())
     found: dict[str, Any] = yaml.safe_load(text)["services"][service]
     return found
 
 
-def api_of(environment: dict[str, Any]) -> ApiPools:
+def api_pools(environment: dict[str, Any]) -> ApiPools:
     return ApiPools(
         replicas=int(environment["API_REPLICAS"]),
         surge=int(environment["API_SURGE"]),
@@ -55,7 +55,7 @@ def pooler() -> Pooler:
     )
 
 
-def test_the_budgets_defaults_are_those_of_the_settings() -> None:
+def test_default_pools_are_those_of_the_settings() -> None:
     settings = Settings()
 
     assert ApiPools() == ApiPools(
@@ -67,23 +67,23 @@ def test_the_budgets_defaults_are_those_of_the_settings() -> None:
     )
 
 
-def test_the_development_stack_is_within_its_budget() -> None:
+def test_development_stack_is_within_the_budget() -> None:
     service = compose("docker-compose.yml", "api")
-    budget = Budget(api_of(service["environment"]), server())
+    budget = Budget(api_pools(service["environment"]), server())
 
-    assert budget.over == []
+    assert budget.exceeded == []
     assert f"{budget.on_server.demand} of {budget.on_server.supply} server connections" in README
     assert service["environment"].items() >= compose("docker-compose.yml", "migrate")["environment"].items()
 
 
-def test_the_production_stack_is_within_its_budget_surge_included() -> None:
+def test_production_stack_with_surge_is_within_the_budget() -> None:
     service = compose("compose.prod.yml", "api")
     environment = service["environment"]
-    budget = Budget(api_of(environment), server(), pooler())
+    budget = Budget(api_pools(environment), server(), pooler())
 
     assert environment["DB_POOLER"] == "pgbouncer"
-    assert budget.api.surge >= 1, "a start-first deploy is part of it"
-    assert budget.over == []
+    assert budget.api.surge >= 1, "a deploy starts new replicas before it stops old ones"
+    assert budget.exceeded == []
     assert budget.on_pooler is not None
     assert service["deploy"]["replicas"] == budget.api.replicas
     assert f"{budget.on_server.demand} of {budget.on_server.supply} server connections" in README
@@ -93,7 +93,7 @@ def test_the_production_stack_is_within_its_budget_surge_included() -> None:
     assert {name: migrate[name] for name in terms} == {name: environment[name] for name in terms}
 
 
-def test_both_stacks_run_the_configuration_that_was_checked() -> None:
+def test_both_stacks_mount_the_configuration_in_ops() -> None:
     for file in ("docker-compose.yml", "compose.prod.yml"):
         postgres = compose(file, "postgres")
         assert "./ops/postgres/postgresql.conf:/etc/postgresql/postgresql.conf:ro" in postgres["volumes"]
@@ -101,27 +101,27 @@ def test_both_stacks_run_the_configuration_that_was_checked() -> None:
     assert compose("compose.prod.yml", "pgbouncer")["build"] == "ops/pgbouncer"
 
 
-def test_pgbouncer_gives_up_on_a_client_no_later_than_the_pool_does() -> None:
+def test_pgbouncer_timeouts_are_shorter_than_the_pool_timeout() -> None:
     ini = values("ops/pgbouncer/pgbouncer.ini")
 
     assert float(ini["reserve_pool_timeout"]) < float(ini["query_wait_timeout"]) < Settings().db_pool_timeout
 
 
-def test_pgbouncer_has_a_descriptor_for_every_client_and_server_connection() -> None:
+def test_pgbouncer_has_a_file_descriptor_for_each_connection() -> None:
     limits = pooler()
     descriptors = compose("compose.prod.yml", "pgbouncer")["ulimits"]["nofile"]
 
     assert descriptors > limits.max_client_conn + limits.max_db_connections + 32
 
 
-def test_a_lock_is_given_up_before_the_pool_gives_up_on_those_who_wait() -> None:
+def test_lock_timeout_is_shorter_than_the_pool_timeout() -> None:
     roles = (PROJECT_ROOT / "ops/postgres/roles.sql").read_text()
     [seconds] = re.findall(r"ALTER ROLE headroom_app SET lock_timeout = '(\d+)s'", roles)
 
     assert int(seconds) < Settings().db_pool_timeout
 
 
-def test_the_readme_shows_the_table_of_the_development_stack() -> None:
+def test_readme_shows_the_budget_table_of_the_development_stack() -> None:
     budget = Budget(ApiPools(), server())
     suggestion = budget.suggest()
 
@@ -130,7 +130,7 @@ def test_the_readme_shows_the_table_of_the_development_stack() -> None:
     assert " ".join(f"{name}={value}" for name, value in suggestion.variables.items()) in README
 
 
-def test_the_readmes_arithmetic_is_right() -> None:
+def test_readme_shows_the_sum_of_the_default_pools() -> None:
     api = ApiPools()
     total = api.workers * (api.pool_size + api.max_overflow)
 

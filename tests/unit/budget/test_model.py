@@ -1,4 +1,4 @@
-"""The arithmetic of the budget: each way to be over it, and the largest pool that fits."""
+"""The arithmetic of the budget: each way to exceed it, and the largest pool that fits."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,7 +14,7 @@ DIRECT = Budget()
 POOLED = Budget(pooler=Pooler(max_client_conn=100, default_pool_size=20, max_db_connections=30))
 
 
-def test_the_defaults_are_sixty_connections_and_the_jobs_beside_them() -> None:
+def test_budget_with_defaults_counts_api_and_other_programs() -> None:
     on_server = DIRECT.on_server
 
     assert {term.name: term.connections for term in on_server.demanded} == {
@@ -24,10 +24,10 @@ def test_the_defaults_are_sixty_connections_and_the_jobs_beside_them() -> None:
         "admin": 1,
     }
     assert (on_server.demand, on_server.supply, on_server.headroom) == (64, 97, 33)
-    assert DIRECT.over == []
+    assert DIRECT.exceeded == []
 
 
-def test_behind_a_pooler_clients_and_server_connections_are_two_sums() -> None:
+def test_budget_with_pooler_has_one_inequality_for_each_side() -> None:
     assert [(each.name, each.demand, each.supply) for each in POOLED.inequalities] == [
         ("server connections", 30 + 4, 97),
         ("pooler clients", 60 + 2, 100),
@@ -43,11 +43,11 @@ def test_behind_a_pooler_clients_and_server_connections_are_two_sums() -> None:
         (Pooler(default_pool_size=20, max_db_connections=300), 40),
     ],
 )
-def test_a_pooler_opens_a_pool_for_each_user_up_to_its_cap(pooler: Pooler, connections: int) -> None:
+def test_pooler_term_is_a_pool_for_each_user_up_to_the_cap(pooler: Pooler, connections: int) -> None:
     assert pooler.term.connections == connections
 
 
-OVER: Mapping[str, tuple[Budget, str, tuple[int, int]]] = {
+EXCEEDED: Mapping[str, tuple[Budget, str, tuple[int, int]]] = {
     "workers": (replace(DIRECT, api=ApiPools(workers=8)), "WEB_CONCURRENCY 8", (124, 97)),
     "pool": (replace(DIRECT, api=ApiPools(pool_size=50)), "DB_POOL_SIZE 50", (244, 97)),
     "overflow": (replace(DIRECT, api=ApiPools(max_overflow=20)), "DB_MAX_OVERFLOW 20", (104, 97)),
@@ -60,7 +60,7 @@ OVER: Mapping[str, tuple[Budget, str, tuple[int, int]]] = {
         (64, 60),
     ),
     "reserve": (replace(DIRECT, server=Server(reserved_connections=90)), "reserved_connections -90", (64, 7)),
-    "more reserved than there is": (replace(DIRECT, server=Server(reserved_connections=200)), "-200", (64, 0)),
+    "more reserved than exist": (replace(DIRECT, server=Server(reserved_connections=200)), "-200", (64, 0)),
     "limit of the role": (replace(DIRECT, server=Server(role_limit=59)), "CONNECTION LIMIT of the role 59", (60, 59)),
     "limit of the database": (
         replace(DIRECT, server=Server(database_limit=63)),
@@ -78,8 +78,8 @@ OVER: Mapping[str, tuple[Budget, str, tuple[int, int]]] = {
 }
 
 
-@pytest.mark.parametrize(("budget", "named", "numbers"), OVER.values(), ids=OVER.keys())
-def test_what_is_over_budget_is_named_with_both_numbers(budget: Budget, named: str, numbers: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("budget", "named", "numbers"), EXCEEDED.values(), ids=EXCEEDED.keys())
+def test_complaint_names_the_term_and_both_numbers(budget: Budget, named: str, numbers: tuple[int, int]) -> None:
     [complaint] = budget.complaints
 
     assert complaint.startswith("over budget: ")
@@ -103,7 +103,7 @@ def test_what_is_over_budget_is_named_with_both_numbers(budget: Budget, named: s
         (lambda: Pooler(max_db_connections=-1), "PGBOUNCER_MAX_DB_CONNECTIONS: must be at least 0, got -1"),
     ],
 )
-def test_a_number_that_cannot_be_is_refused_by_its_variable(build: type, complaint: str) -> None:
+def test_number_below_its_minimum_is_refused_by_variable_name(build: type, complaint: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         build()
 
@@ -111,7 +111,7 @@ def test_a_number_that_cannot_be_is_refused_by_its_variable(build: type, complai
 
 
 @pytest.mark.parametrize(("fits", "split"), [(1, (1, 0)), (2, (1, 1)), (3, (1, 2)), (15, (5, 10)), (16, (6, 10))])
-def test_a_third_of_the_suggested_pool_is_kept_open(fits: int, split: tuple[int, int]) -> None:
+def test_suggestion_splits_the_pool_into_a_third_and_overflow(fits: int, split: tuple[int, int]) -> None:
     budget = Budget(ApiPools(workers=1), Server(max_connections=fits + 4, superuser_reserved_connections=0))
 
     suggestion = budget.suggest()
@@ -132,35 +132,35 @@ budgets = st.builds(Budget, apis, servers, poolers)
 
 
 @given(budgets)
-def test_a_suggested_pool_is_never_refused_and_one_more_connection_a_worker_would_be(budget: Budget) -> None:
+def test_suggestion_fits_and_one_more_connection_does_not(budget: Budget) -> None:
     suggestion = budget.suggest()
     if suggestion is None:
-        least = replace(budget.api, pool_size=1, max_overflow=0)
-        # With a pooler it may also be the server that has no room, even for the smallest cap.
+        smallest = replace(budget.api, pool_size=1, max_overflow=0)
+        # With a pooler, the limit that is too low may also be the server's.
         pooler = budget.pooler and replace(budget.pooler, max_db_connections=1)
-        assert replace(budget, api=least, pooler=pooler).over
+        assert replace(budget, api=smallest, pooler=pooler).exceeded
         return
 
-    adopted = budget.adopting(suggestion)
-    assert not adopted.over
-    one_more = replace(adopted.api, max_overflow=adopted.api.max_overflow + 1)
-    assert replace(adopted, api=one_more).over
+    changed = budget.with_suggestion(suggestion)
+    assert not changed.exceeded
+    larger = replace(changed.api, max_overflow=changed.api.max_overflow + 1)
+    assert replace(changed, api=larger).exceeded
 
 
 @given(budgets)
-def test_every_sum_is_that_of_its_terms_and_every_term_is_named(budget: Budget) -> None:
+def test_inequality_sums_are_those_of_its_named_terms(budget: Budget) -> None:
     for each in budget.inequalities:
         assert each.demand == sum(term.connections for term in each.demanded)
         assert each.headroom == each.supply - each.demand
         assert all(term.name for term in (*each.demanded, *each.supplied))
         assert each.supply >= 0
-    assert bool(budget.over) == bool(budget.complaints) == (not budget.as_dict()["ok"])
+    assert bool(budget.exceeded) == bool(budget.complaints) == (not budget.as_dict()["ok"])
 
 
-def test_more_connections_than_the_cores_can_use_is_a_warning_not_an_error() -> None:
+def test_more_connections_than_cores_can_use_are_a_warning() -> None:
     budget = Budget(server=Server(cores=4))
 
-    assert budget.over == []
+    assert budget.exceeded == []
     [warning] = budget.warnings
     assert "60 connections can be active at once; 4 cores do useful work for about 9" in warning
     assert Budget(api=ApiPools(workers=1, pool_size=9, max_overflow=0), server=Server(cores=4)).warnings == []

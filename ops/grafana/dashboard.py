@@ -1,6 +1,7 @@
-"""Grafana's dashboard as code: `make dashboard` writes dashboards/headroom.json, which a test holds against this file.
+"""Generate Grafana's dashboard: `make dashboard` writes dashboards/headroom.json. A test compares the two.
 
-Each exporter reports the server and the budget, hence `max`; only one reports a pool or a worker, hence `sum`.
+Every exporter reports the server and the budget: the queries use `max`. Each pool and each worker is reported by one
+exporter: the queries use `sum`.
 """
 
 from collections.abc import Iterator
@@ -15,19 +16,21 @@ from grafana_foundation_sdk.models import common, dashboard
 
 FILE = Path(__file__).parent / "dashboards/headroom.json"
 DATASOURCE = dashboard.DataSourceRef(type_val="prometheus", uid="prometheus")
-PICKED = 'pool=~"$pool", replica=~"$replica"'
+SELECTED = 'pool=~"$pool", replica=~"$replica"'
+SELECTED_REPLICAS = 'replica=~"$replica"'
 WIDTH, HALF, THIRD, QUARTER = 24, 12, 8, 6
 HEIGHT = 8
 
 
 def query(expression: str, legend: str = "") -> prometheus.Dataquery:
+    """Return a Prometheus query for a panel."""
     return prometheus.Dataquery().expr(expression).legend_format(legend)
 
 
-def number(
+def stat_panel(
     title: str, description: str, expression: str, *, unit: str = "short", red: float, below: bool = False
 ) -> stat.Panel:
-    """One number, red from `red` on, or below it."""
+    """Return a panel with one number. It is red from the threshold `red` upwards; with `below`, red below it."""
     colours = ("red", "green") if below else ("green", "red")
     steps = [dashboard.Threshold(value=None, color=colours[0]), dashboard.Threshold(value=red, color=colours[1])]
     return (
@@ -44,7 +47,7 @@ def number(
     )
 
 
-def lines(
+def timeseries_panel(
     title: str,
     description: str,
     *queries: tuple[str, str],
@@ -52,7 +55,7 @@ def lines(
     span: int = THIRD,
     stacked: bool = False,
 ) -> timeseries.Panel:
-    """Lines over time: pairs of expression and legend."""
+    """Return a panel with one line per series. `queries` are pairs of expression and legend."""
     panel = (
         timeseries.Panel()
         .title(title)
@@ -65,54 +68,67 @@ def lines(
         .fill_opacity(20 if stacked else 0)
         .legend(VizLegendOptions().display_mode(common.LegendDisplayMode.LIST).show_legend(True))
     )
-    for reference, (expression, legend) in enumerate(queries):
-        panel = panel.with_target(query(expression, legend).ref_id(chr(ord("A") + reference)))
+    for index, (expression, legend) in enumerate(queries):
+        panel = panel.with_target(query(expression, legend).ref_id(chr(ord("A") + index)))
     return panel
 
 
-def quantile(share: float, metric: str, by: str = "le", picked: str = PICKED) -> str:
-    return f"histogram_quantile({share}, sum by ({by}) (rate({metric}_bucket{{{picked}}}[$__rate_interval])))"
+def quantile(fraction: float, metric: str, by: str = "le", selector: str = SELECTED) -> str:
+    """Return the expression for a quantile of a histogram; `fraction` 0.99 is the 99th percentile."""
+    return f"histogram_quantile({fraction}, sum by ({by}) (rate({metric}_bucket{{{selector}}}[$__rate_interval])))"
 
 
-def rate(metric: str, by: str, picked: str = PICKED) -> str:
-    return f"sum by ({by}) (rate({metric}{{{picked}}}[$__rate_interval]))"
+def rate(metric: str, by: str, selector: str = SELECTED) -> str:
+    """Return the expression for the increase of a counter per second, summed by labels."""
+    return f"sum by ({by}) (rate({metric}{{{selector}}}[$__rate_interval]))"
 
 
-def time_taken(title: str, metric: str, description: str) -> timeseries.Panel:
-    quantiles = [(quantile(share, metric), f"p{share * 100:.0f}") for share in (0.5, 0.9, 0.99)]
-    return lines(title, description, *quantiles, unit="s", span=QUARTER)
+def quantiles_panel(title: str, metric: str, description: str) -> timeseries.Panel:
+    """Return a panel with the median, the 90th and the 99th percentile of a histogram in seconds."""
+    quantiles = [(quantile(fraction, metric), f"p{fraction * 100:.0f}") for fraction in (0.5, 0.9, 0.99)]
+    return timeseries_panel(title, description, *quantiles, unit="s", span=QUARTER)
 
 
 def headroom() -> Iterator[stat.Panel | timeseries.Panel]:
-    yield number(
-        "Headroom", "Connections that may still be promised.", "min(db_budget_headroom)", red=0, below=True
+    """Yield the panels of the connection budget."""
+    yield stat_panel(
+        "Headroom",
+        "Budget left: connections admitted minus connections allowed by the settings.",
+        "min(db_budget_headroom)",
+        red=0,
+        below=True,
     ).no_value("no exporter")
-    yield number(
-        "Not open",
-        "What is admitted and not open: the tightest limit's share.",
+    yield stat_panel(
+        "Free",
+        "Share of admitted connections that are not open, for the tightest limit.",
         "min(limit:db_budget_free:ratio)",
         unit="percentunit",
         red=0.1,
         below=True,
     )
-    yield number("Requests waiting", "For a connection, now.", f"sum(db_pool_pending_requests{{{PICKED}}})", red=1)
-    yield number(
-        "Server beside pools",
-        "Connections that the server, or PgBouncer, counts beyond those of the pools. Lasting, it is a leak.",
+    yield stat_panel(
+        "Requests waiting",
+        "Requests in the queues of the pools.",
+        f"sum(db_pool_pending_requests{{{SELECTED}}})",
+        red=1,
+    )
+    yield stat_panel(
+        "Server minus pools",
+        "The API's connections: the server's (or PgBouncer's) count minus the pools'. A leak is a lasting value > 0.",
         "stack:db_connections_beyond_pools:difference",
         red=1,
     )
-    yield lines(
+    yield timeseries_panel(
         "Budget",
-        "What may be opened and what is open, beside what is admitted, for each limit.",
-        ("max by (limit) (db_budget_supply)", "admitted: {{limit}}"),
-        ("max by (limit) (db_budget_demand)", "promised: {{limit}}"),
+        "Connections admitted (supply), allowed by the settings (demand), and open, for each limit.",
+        ("max by (limit) (db_budget_supply)", "supply: {{limit}}"),
+        ("max by (limit) (db_budget_demand)", "demand: {{limit}}"),
         ("max by (limit) (db_budget_observed)", "open: {{limit}}"),
         span=HALF,
     )
-    yield lines(
-        "Promised to whom",
-        "The terms of the demand.",
+    yield timeseries_panel(
+        "Demand",
+        "The demand of the budget by term: the API's pools and each job.",
         ('max by (limit, term) (db_budget_connections{side="demand"})', "{{term}} ({{limit}})"),
         span=HALF,
         stacked=True,
@@ -120,66 +136,68 @@ def headroom() -> Iterator[stat.Panel | timeseries.Panel]:
 
 
 def pools() -> Iterator[timeseries.Panel]:
-    yield lines(
+    """Yield the panels of the connection pools."""
+    yield timeseries_panel(
         "Connections",
-        "Of all pools picked, beside what they may open.",
-        (f"sum by (state) (db_pool_connections{{{PICKED}}})", "{{state}}"),
-        (f"sum(db_pool_connections_overflow{{{PICKED}}})", "overflow"),
-        (f"sum(db_pool_connections_idle_max{{{PICKED}}})", "size"),
-        (f"sum(db_pool_connections_max{{{PICKED}}})", "may open"),
+        "Connections of the selected pools by state, with the pools' size and maximum.",
+        (f"sum by (state) (db_pool_connections{{{SELECTED}}})", "{{state}}"),
+        (f"sum(db_pool_connections_overflow{{{SELECTED}}})", "overflow"),
+        (f"sum(db_pool_connections_idle_max{{{SELECTED}}})", "size"),
+        (f"sum(db_pool_connections_max{{{SELECTED}}})", "maximum"),
     )
-    yield lines(
-        "In use, by replica",
-        "Used connections per allowed one. PoolSaturated fires above 90 %.",
-        ("replica_pool:db_pool_used:ratio{" + PICKED + "}", "{{replica}}"),
+    yield timeseries_panel(
+        "Utilisation",
+        "Used connections divided by the maximum, by replica. PoolSaturated fires above 90 %.",
+        ("replica_pool:db_pool_used:ratio{" + SELECTED + "}", "{{replica}}"),
         unit="percentunit",
     )
-    yield lines(
-        "Checkouts, and those that had to wait",
-        "Per second.",
+    yield timeseries_panel(
+        "Checkouts",
+        "Checkouts per second, and how many of them had to queue.",
         (rate("db_pool_checkouts_total", "pool"), "checkouts"),
-        (rate("db_pool_waits_total", "pool"), "had to wait"),
+        (rate("db_pool_waits_total", "pool"), "queued"),
         unit="reqps",
     )
     for title, metric, description in (
-        ("Wait", "db_pool_wait_seconds", "From asking for a connection to having it."),
-        ("Use", "db_pool_use_seconds", "From having a connection to giving it back."),
-        ("Create", "db_pool_create_seconds", "To open a connection."),
-        ("Ping", "db_pool_ping_seconds", "To ask the server whether an idle connection lives."),
+        ("Wait", "db_pool_wait_seconds", "Time to get a connection: queue, ping and connect."),
+        ("Use", "db_pool_use_seconds", "Time a connection is held: from checkout to return."),
+        ("Create", "db_pool_create_seconds", "Time to open a connection."),
+        ("Ping", "db_pool_ping_seconds", "Time to test an idle connection."),
     ):
-        yield time_taken(title, metric, description)
-    yield lines(
+        yield quantiles_panel(title, metric, description)
+    yield timeseries_panel(
         "Refused",
-        "Requests per second that got no connection: their clients got 503.",
+        "Failed checkouts and failed connects per second. The clients got 503.",
         (rate("db_pool_timeouts_total", "replica"), "timed out: {{replica}}"),
         (rate("db_pool_rejections_total", "replica"), "queue full: {{replica}}"),
-        (rate("db_pool_connect_errors_total", "replica"), "cannot connect: {{replica}}"),
+        (rate("db_pool_connect_errors_total", "replica"), "connect failed: {{replica}}"),
         unit="reqps",
     )
-    yield lines(
+    yield timeseries_panel(
         "Closed",
-        "Connections closed a second, and why.",
+        "Connections closed or invalidated per second, by reason.",
         (rate("db_pool_closed_total", "reason"), "{{reason}}"),
-        (rate("db_pool_invalidations_total", "cause"), "given up: {{cause}}"),
+        (rate("db_pool_invalidations_total", "cause"), "invalidated: {{cause}}"),
         unit="cps",
     )
-    yield lines(
+    yield timeseries_panel(
         "Leak suspects",
-        "Connections held too long or never given back; the API's log names the request.",
-        (f"sum by (replica) (increase(db_pool_leaks_total{{{PICKED}}}[$__rate_interval]))", "{{replica}}"),
+        "Connections held too long or never returned. The API's log names the request.",
+        (f"sum by (replica) (increase(db_pool_leaks_total{{{SELECTED}}}[$__rate_interval]))", "{{replica}}"),
     )
 
 
 def server() -> Iterator[timeseries.Panel]:
-    yield lines(
-        "The server's view beside the pools'",
-        "The API's connections, as the server counts them and as the pools do. Behind PgBouncer the server sees fewer.",
-        ('max(sum by (instance) (db_server_connections{application="headroom:api"}))', "the server counts"),
-        ("sum(db_pool_connections)", "the pools count"),
+    """Yield the panels of PostgreSQL's own view."""
+    yield timeseries_panel(
+        "Server and pools",
+        "The API's connections as counted by the server and by the pools. Behind PgBouncer the server counts fewer.",
+        ('max(sum by (instance) (db_server_connections{application="headroom:api"}))', "server"),
+        ("sum(db_pool_connections)", "pools"),
         span=HALF,
     )
-    yield lines(
-        "Who is connected",
+    yield timeseries_panel(
+        "Connections by application",
         "Client connections of the server.",
         (
             "max by (role, application) (sum by (instance, role, application) (db_server_connections))",
@@ -188,9 +206,9 @@ def server() -> Iterator[timeseries.Panel]:
         span=QUARTER,
         stacked=True,
     )
-    yield lines(
-        "What they do",
-        "`idle in transaction` holds locks and does nothing.",
+    yield timeseries_panel(
+        "Connections by state",
+        "Client connections of the server. A session `idle in transaction` holds its locks and does no work.",
         ("max by (state) (sum by (instance, state) (db_server_connections))", "{{state}}"),
         span=QUARTER,
         stacked=True,
@@ -198,20 +216,21 @@ def server() -> Iterator[timeseries.Panel]:
 
 
 def pgbouncer() -> Iterator[timeseries.Panel]:
-    yield lines(
+    """Yield the panels of PgBouncer's console."""
+    yield timeseries_panel(
         "Clients",
-        "SHOW POOLS.",
+        "Client connections by state, and the longest wait of a client (SHOW POOLS).",
         ("max by (state) (sum by (instance, state) (pgbouncer_pools_client_connections))", "{{state}}"),
-        ("max(pgbouncer_pools_client_maxwait_seconds)", "longest wait, s"),
+        ("max(pgbouncer_pools_client_maxwait_seconds)", "longest wait (s)"),
     )
-    yield lines(
+    yield timeseries_panel(
         "Server connections",
-        "SHOW POOLS.",
+        "Connections to PostgreSQL by state (SHOW POOLS).",
         ("max by (state) (sum by (instance, state) (pgbouncer_pools_server_connections))", "{{state}}"),
     )
-    yield lines(
-        "Mean time of a query, and mean wait for a server connection",
-        "SHOW STATS.",
+    yield timeseries_panel(
+        "Query and wait",
+        "Mean duration of a query, and mean wait for a server connection (SHOW STATS).",
         (
             "max(sum by (instance) (rate(pgbouncer_stats_query_seconds_total[$__rate_interval]))"
             " / sum by (instance) (rate(pgbouncer_stats_queries_total[$__rate_interval])))",
@@ -227,41 +246,46 @@ def pgbouncer() -> Iterator[timeseries.Panel]:
 
 
 def http() -> Iterator[timeseries.Panel]:
-    replica = 'replica=~"$replica"'
-    yield lines(
+    """Yield the panels of HTTP requests."""
+    yield timeseries_panel(
         "Requests",
-        "Per second, by status.",
-        (rate("http_requests_total", "status", replica), "{{status}}"),
+        "Requests per second, by status.",
+        (rate("http_requests_total", "status", SELECTED_REPLICAS), "{{status}}"),
         unit="reqps",
     )
-    yield lines(
+    yield timeseries_panel(
         "Duration, p99",
-        "By route.",
-        (quantile(0.99, "http_request_duration_seconds", "le, method, route", replica), "{{method}} {{route}}"),
+        "99th percentile of the request duration, by route.",
+        (
+            quantile(0.99, "http_request_duration_seconds", "le, method, route", SELECTED_REPLICAS),
+            "{{method}} {{route}}",
+        ),
         unit="s",
     )
-    yield lines(
-        "In flight", "Requests under way.", (f"sum by (replica) (http_requests_in_flight{{{replica}}})", "{{replica}}")
+    yield timeseries_panel(
+        "In flight",
+        "Requests being processed.",
+        (f"sum by (replica) (http_requests_in_flight{{{SELECTED_REPLICAS}}})", "{{replica}}"),
     )
 
 
 def workers() -> Iterator[timeseries.Panel]:
-    replica = 'replica=~"$replica"'
-    yield lines(
-        "Processor",
-        "Cores in use, by replica.",
-        (rate("headroom_worker_cpu_seconds_total", "replica", replica), "{{replica}}"),
+    """Yield the panels of the worker processes."""
+    yield timeseries_panel(
+        "CPU",
+        "CPU cores in use, by replica.",
+        (rate("headroom_worker_cpu_seconds_total", "replica", SELECTED_REPLICAS), "{{replica}}"),
     )
-    yield lines(
+    yield timeseries_panel(
         "Memory",
-        "Of each worker, shared pages included.",
-        (f"headroom_worker_resident_memory_bytes{{{replica}}}", "{{replica}} {{worker}}"),
+        "Resident memory of each worker, shared pages included.",
+        (f"headroom_worker_resident_memory_bytes{{{SELECTED_REPLICAS}}}", "{{replica}} {{worker}}"),
         unit="bytes",
     )
-    yield lines(
-        "Starts of workers",
-        "Within ten minutes. A reload starts each once.",
-        (f"sum by (replica) (increase(headroom_worker_starts_total{{{replica}}}[10m]))", "{{replica}}"),
+    yield timeseries_panel(
+        "Worker starts",
+        "Starts within ten minutes, by replica. A reload starts every worker once.",
+        (f"sum by (replica) (increase(headroom_worker_starts_total{{{SELECTED_REPLICAS}}}[10m]))", "{{replica}}"),
     )
 
 
@@ -276,6 +300,7 @@ ROWS = {
 
 
 def variable(name: str, label: str) -> build.QueryVariable:
+    """Return a dashboard variable with the values of a label of the pools; any number can be selected."""
     return (
         build.QueryVariable(name)
         .label(label)
@@ -289,26 +314,28 @@ def variable(name: str, label: str) -> build.QueryVariable:
     )
 
 
-def text() -> str:
-    """The file's content."""
+def render() -> str:
+    """Return the dashboard as JSON text."""
     result = (
         build.Dashboard("Headroom")
         .uid("headroom")
         .tags(["headroom", "postgresql"])
-        .description("How many database connections are left, who has them, and what waiting for one takes.")
+        .description(
+            "Database connections: how many are left, which process holds them, and how long requests wait for one."
+        )
         .time("now-30m", "now")
         .refresh("5s")
         .tooltip(dashboard.DashboardCursorSync.CROSSHAIR)
         .with_variable(variable("pool", "Pool"))
         .with_variable(variable("replica", "Replica"))
     )
-    identities = count(1)
+    panel_ids = count(1)
     for title, panels in ROWS.items():
-        result = result.with_row(build.Row(title).id(next(identities)))
+        result = result.with_row(build.Row(title).id(next(panel_ids)))
         for panel in panels():
-            result = result.with_panel(panel.id(next(identities)))
+            result = result.with_panel(panel.id(next(panel_ids)))
     return JSONEncoder(sort_keys=True, indent=2).encode(result.build()) + "\n"
 
 
 if __name__ == "__main__":
-    FILE.write_text(text())
+    FILE.write_text(render())

@@ -1,4 +1,4 @@
-"""The alerts, beside what tests them, what explains them, and what the page says of them."""
+"""The alerts agree with their promtool tests, their runbooks, the metrics catalogue and the live page."""
 
 import re
 
@@ -11,54 +11,59 @@ from app.paths import PROJECT_ROOT
 from tests.support.prometheus import FOLDER, expressions, read, rules
 
 ALERTS = rules("alerts.yml")
-RUNBOOK = (FOLDER / "README.md").read_text()
-TESTS = [test for file in sorted((FOLDER / "tests").glob("*.yml")) for test in read(file)["tests"]]
-# What Prometheus makes itself.
-BUILT_IN = {"up"}
+PROMTOOL_TESTS = [test for file in sorted((FOLDER / "tests").glob("*.yml")) for test in read(file)["tests"]]
+PROMETHEUS_OWN_METRICS = {"up"}
 
 
-def anchors(markdown: str) -> set[str]:
-    """As GitHub makes them of headings."""
+def heading_anchors(markdown: str) -> set[str]:
+    """Return the anchors that GitHub derives from the headings."""
     headings = re.findall(r"^#+ (.+)$", markdown, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
-def test_an_alert_has_a_case_that_makes_it_fire_and_one_that_keeps_it_quiet(alert: dict[str, str]) -> None:
+def test_alert_has_a_firing_and_a_quiet_promtool_case(alert: dict[str, str]) -> None:
     cases = [
         case
-        for test in TESTS
+        for test in PROMTOOL_TESTS
         for case in test.get("alert_rule_test", [])
         if case["alertname"] == alert["alert"] and test["name"].startswith(alert["alert"])
     ]
 
     assert any(case["exp_alerts"] for case in cases)
     assert any(
-        f"{alert['alert']} keeps quiet" in test["name"] and not any(c["exp_alerts"] for c in test["alert_rule_test"])
-        for test in TESTS
+        test["name"].startswith(f"{alert['alert']} does not fire")
+        and not any(case["exp_alerts"] for case in test["alert_rule_test"])
+        for test in PROMTOOL_TESTS
     )
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
-def test_an_alert_says_a_number_how_bad_it_is_and_where_to_read_on(alert: dict[str, dict[str, str]]) -> None:
+def test_alert_states_severity_value_and_next_step(alert: dict[str, dict[str, str]]) -> None:
     assert alert["labels"]["severity"] in ("critical", "warning")
     assert "$value" in alert["annotations"]["summary"]
+    assert alert["annotations"]["description"]
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
+def test_alert_names_a_section_of_the_runbooks(alert: dict[str, dict[str, str]]) -> None:
     file, _, anchor = alert["annotations"]["runbook"].partition("#")
+
     assert anchor == str(alert["alert"]).lower()
-    assert anchor in anchors((PROJECT_ROOT / file).read_text())
+    assert anchor in heading_anchors((PROJECT_ROOT / file).read_text())
 
 
-def test_every_recording_rule_has_a_case() -> None:
-    tested = {test["name"].split()[0] for test in TESTS}
+def test_recording_rules_have_promtool_cases() -> None:
+    tested = {test["name"].split()[0] for test in PROMTOOL_TESTS}
 
     assert {rule["record"] for rule in rules("recording.yml")} <= tested
 
 
-def test_every_metric_that_an_expression_names_is_in_the_catalogue() -> None:
-    known = BUILT_IN | {rule["record"] for rule in rules("recording.yml")}
-    for each in catalogue.described():
-        suffixes = ("_bucket", "_sum", "_count") if each.kind == "histogram" else ("",)
-        known |= {each.name + suffix for suffix in suffixes}
+def test_expressions_name_only_metrics_of_the_catalogue() -> None:
+    known = PROMETHEUS_OWN_METRICS | {rule["record"] for rule in rules("recording.yml")}
+    for metric in catalogue.described():
+        suffixes = ("_bucket", "_sum", "_count") if metric.kind == "histogram" else ("",)
+        known |= {metric.name + suffix for suffix in suffixes}
 
     for expression in expressions():
         bare = re.sub(r'"[^"]*"|\{[^}]*\}|\[[^\]]*\]|\b(by|on|without|unless) *\([^)]*\)', " ", expression.text)
@@ -67,9 +72,9 @@ def test_every_metric_that_an_expression_names_is_in_the_catalogue() -> None:
         assert names - functions <= known, expression.origin
 
 
-def test_the_page_tells_of_the_alerts_conditions_by_the_same_names_and_thresholds() -> None:
+def test_page_conditions_match_names_and_thresholds_of_the_alerts() -> None:
     alerts = {alert["alert"]: alert for alert in ALERTS}
-    # That the exporter is down, it cannot tell.
+    # The exporter serves the page, so the page cannot report ExporterDown.
     assert alerts.keys() - {"ExporterDown"} == {condition.name for condition in CONDITIONS}
     for condition in CONDITIONS:
         assert condition.severity == alerts[condition.name]["labels"]["severity"], condition.name

@@ -1,4 +1,4 @@
-"""Grafana's dashboard: the file is what the code gives, and what Grafana's schema knows."""
+"""Grafana's dashboard: the JSON file matches its generator and Grafana's schema."""
 
 import importlib.util
 import json
@@ -12,7 +12,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from app.paths import PROJECT_ROOT
 from tests.support.prometheus import DASHBOARD, panels
 
-CODE = PROJECT_ROOT / "ops/grafana/dashboard.py"
+GENERATOR = PROJECT_ROOT / "ops/grafana/dashboard.py"
 PROVISIONING = PROJECT_ROOT / "ops/grafana/provisioning"
 
 
@@ -20,46 +20,49 @@ def compose(service: str) -> dict[str, Any]:
     return dict(yaml.safe_load((PROJECT_ROOT / "docker-compose.yml").read_text())["services"][service])
 
 
-def test_the_dashboard_is_what_its_code_gives() -> None:
-    spec = importlib.util.spec_from_file_location("dashboard", CODE)
+def test_dashboard_file_equals_the_output_of_its_generator() -> None:
+    spec = importlib.util.spec_from_file_location("dashboard", GENERATOR)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
-    assert DASHBOARD.read_text() == module.text(), "run `make dashboard`"
+    assert DASHBOARD.read_text() == module.render(), "run `make dashboard`"
 
 
-def test_grafanas_schema_knows_every_field_of_the_dashboard() -> None:
+def test_dashboard_has_only_fields_of_grafanas_schema() -> None:
     document = json.loads(DASHBOARD.read_text())
 
-    # What the schema's classes do not know, they do not keep.
+    # The classes of the schema drop unknown fields.
     assert json.loads(JSONEncoder().encode(Dashboard.from_json(document))) == document
 
 
-def test_the_schema_is_that_of_the_grafana_that_is_started() -> None:
+def test_schema_release_is_the_grafana_release_of_compose() -> None:
     release = compose("grafana")["image"].partition(":")[2]
 
     assert f"!{release}" in (PROJECT_ROOT / "pyproject.toml").read_text()
 
 
 @pytest.mark.parametrize("panel", panels(), ids=lambda panel: panel["title"])
-def test_a_panel_says_what_it_shows_in_which_unit_and_does_not_lie_on_another(panel: dict[str, Any]) -> None:
+def test_panel_has_description_unit_and_query(panel: dict[str, Any]) -> None:
     assert panel["description"]
     assert panel["fieldConfig"]["defaults"]["unit"]
     assert panel["targets"]
-    mine = _cells(panel)
-    assert not any(mine & _cells(other) for other in panels() if other["id"] != panel["id"])
 
 
-def _cells(panel: dict[str, Any]) -> set[tuple[int, int]]:
-    place = panel["gridPos"]
-    return {
-        (x, y) for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + place["h"])
-    }
+@pytest.mark.parametrize("panel", panels(), ids=lambda panel: panel["title"])
+def test_panel_overlaps_no_other_panel(panel: dict[str, Any]) -> None:
+    cells = _grid_cells(panel)
+
+    assert not any(cells & _grid_cells(other) for other in panels() if other["id"] != panel["id"])
 
 
-def test_the_data_source_and_the_folder_are_where_the_dashboard_and_compose_have_them() -> None:
+def _grid_cells(panel: dict[str, Any]) -> set[tuple[int, int]]:
+    grid = panel["gridPos"]
+    return {(x, y) for x in range(grid["x"], grid["x"] + grid["w"]) for y in range(grid["y"], grid["y"] + grid["h"])}
+
+
+def test_provisioning_matches_the_dashboard_and_compose() -> None:
     [source] = yaml.safe_load((PROVISIONING / "datasources/prometheus.yml").read_text())["datasources"]
     [provider] = yaml.safe_load((PROVISIONING / "dashboards/headroom.yml").read_text())["providers"]
 

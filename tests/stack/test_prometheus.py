@@ -13,9 +13,10 @@ import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.database.conninfo import parameters
+from app.paths import PROJECT_ROOT
 from tests.support.docker import require_engine
 from tests.support.load import load
-from tests.support.prometheus import FOLDER, Expression, expressions, files, hasty, promtool, query, rules
+from tests.support.prometheus import Expression, expressions, files, hasty, promtool, query, rules
 from tests.support.stacks import ComposeStack, ProdStack, Stack
 from tests.support.waiting import eventually
 
@@ -97,8 +98,8 @@ def test_promtool_finds_nothing_wrong_with_those_of_pgbouncer_either(prod: ProdS
 
 @in_compose
 def test_what_people_know_from_elsewhere_has_a_counterpart_that_is_scraped(compose: ComposeStack) -> None:
-    """The tables of ops/prometheus/README.md: known names on the left, ours on the right."""
-    _, tables = (FOLDER / "README.md").read_text().split("## Coming from elsewhere")
+    """The tables of docs/metrics.md: the other library's name on the left, Headroom's on the right."""
+    _, tables = (PROJECT_ROOT / "docs/metrics.md").read_text().split("## Counterparts in other libraries")
     rows = re.findall(r"^\| (`.+`) \| (.+) \|$", tables, re.MULTILINE)
     assert len(rows) == 28, "ten of HikariCP's, nine of Go's, nine of OpenTelemetry's"
     scraped = [

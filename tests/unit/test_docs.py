@@ -3,19 +3,13 @@
 import re
 from pathlib import Path
 
-from app.observability.catalogue import metrics_table
 from app.settings import Settings, settings_table
 
 README = Path("README.md").read_text(encoding="utf-8")
-METRICS = Path("ops/prometheus/README.md").read_text(encoding="utf-8")
 
 
 def test_the_readme_has_the_table_of_settings() -> None:
     assert settings_table() in README, "README.md: paste the output of `headroom settings`"
-
-
-def test_the_documentation_has_the_table_of_metrics() -> None:
-    assert metrics_table() in METRICS, "ops/prometheus/README.md: paste the output of `headroom metrics`"
 
 
 def test_the_example_environment_names_only_settings_and_ports_of_compose() -> None:

@@ -1,4 +1,4 @@
-"""Every metric by name: the contract with dashboards and alerts. The table in ops/prometheus/README.md is made of it.
+"""Every metric by name: the contract with dashboards and alerts. The table in docs/metrics.md is made of it.
 
 The labels `replica` and `worker` are not here: the exporter adds `replica` to whatever a worker has written, and
 `worker` to its gauges.

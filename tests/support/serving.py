@@ -20,8 +20,8 @@ SECRET_KEY = "for tests only, for tests only, for tests only"
 
 @contextmanager
 def holding_api(url: URL, directory: Path, **settings: str) -> Iterator[str]:
-    """The address of benchmarks/holding.py, while the block runs."""
-    with gunicorn("benchmarks.holding:create()", url, directory, **settings) as served:
+    """Serve tests/support/holding.py. Yield its address."""
+    with gunicorn("tests.support.holding:create()", url, directory, **settings) as served:
         yield served.address
 
 
@@ -37,18 +37,24 @@ class Served(NamedTuple):
 
 
 @contextmanager
-def gunicorn(application: str, url: URL, directory: Path, **settings: str) -> Iterator[Served]:
-    """An application of ours, while the block runs. Its metrics are in `directory`/metrics-<port>."""
+def gunicorn(
+    application: str, url: URL, directory: Path, *, checkout: Path = PROJECT_ROOT, **settings: str
+) -> Iterator[Served]:
+    """Serve an application of this project. Its metrics are in `directory`/metrics-<port>.
+
+    Another `checkout` is served with its own code and its own .venv.
+    """
     port = free_port()
+    python = sys.executable if checkout == PROJECT_ROOT else str(checkout / ".venv/bin/python")
     environment = {
         "DATABASE_URL": url.render_as_string(hide_password=False),
         "SECRET_KEY": SECRET_KEY,
         "METRICS_DIR": str(directory / f"metrics-{port}"),
         "API_PORT": str(port),
         "LOG_LEVEL": "error",
-        "PYTHONPATH": str(PROJECT_ROOT),
+        "PYTHONPATH": str(checkout),
     }
-    command = [sys.executable, "-m", "gunicorn", "-c", str(PROJECT_ROOT / "ops/gunicorn/gunicorn.conf.py"), application]
+    command = [python, "-m", "gunicorn", "-c", str(checkout / "ops/gunicorn/gunicorn.conf.py"), application]
 
     def ready() -> bool:
         return httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200

@@ -1,5 +1,8 @@
-"""The API, with routes that do what no route should: `/hold?ms=50` holds a connection for as long as it is told,
-`/stick?seconds=5&waiting=3` makes so many requests queue for one and then stops the worker's event loop."""
+"""The API with two more routes for load tests.
+
+- `/hold?ms=50` holds a connection for that time.
+- `/stick?seconds=5&waiting=3` queues that many requests for a connection, then blocks the worker's event loop.
+"""
 
 import asyncio
 import time
@@ -18,6 +21,7 @@ _HOLD = select(func.pg_sleep(bindparam("seconds", type_=Float())).label("slept")
 
 
 def create() -> FastAPI:
+    """Return the application, with the two routes added."""
     app = create_app()
 
     @app.get("/hold")
@@ -32,9 +36,9 @@ def create() -> FastAPI:
         assert state is not None
         held = [await database.engine.raw_connection() for _ in range(state.size + state.max_overflow)]
         queue = [asyncio.create_task(database.read.first(_HOLD, seconds=0)) for _ in range(waiting)]
-        while (now := pool_state(database.engine)) and now.waiting < waiting:  # noqa: ASYNC110 - nothing tells us
+        while (now := pool_state(database.engine)) and now.waiting < waiting:  # noqa: ASYNC110 - the pool has no event
             await asyncio.sleep(0.01)
-        time.sleep(seconds)  # noqa: ASYNC251 - the whole point
+        time.sleep(seconds)  # noqa: ASYNC251 - blocks the event loop on purpose
         for connection in held:
             await greenlet_spawn(connection.close)
         await asyncio.gather(*queue)

@@ -1,12 +1,8 @@
-"""Which worker takes a new connection: the one that has the fewest.
+"""A listener that spreads new connections evenly over the workers of a replica.
 
-Workers share one listening socket, and the kernel wakes whom it likes: whoever gets there first takes all there is.
-Measured with four idle workers and 32 clients that keep their connections: 1 + 31 + 0 + 0, 7 + 10 + 15 + 0. For as long
-as those clients stay, one worker's pool is exhausted and refuses, while the connections of the others' pools are idle.
-Here it is 8 + 8 + 8 + 8.
-
-A socket for each worker (SO_REUSEPORT) would leave it to chance, and what waits in the socket of a worker that stops is
-reset.
+All workers listen on one socket, and the kernel lets whichever worker comes first accept everything. Clients that keep
+their connections then exhaust one worker's pool while the pools of the others are idle. Here, a worker that has more
+connections than another one defers. The measurements, and why not SO_REUSEPORT: docs/decisions/0004-fair-listener.md.
 """
 
 import asyncio
@@ -21,201 +17,217 @@ from uvicorn import Config, Server
 
 logger = logging.getLogger(__name__)
 
-# How long a worker that has more connections than another leaves a new one to the others, who were woken with it. They
-# take it within microseconds, unless they are all busy: then it is for whoever is free first. (So next to a worker that
-# is stuck with few connections, another takes 500 a second at the most, until Gunicorn ends the stuck one.)
-STEP_ASIDE_SECONDS = 0.002
-# How far a worker may get ahead of the other with the fewest by what it takes in one turn of the event loop, as a part
-# of what that one has. When it always took one, the slowest hundredth of 1,000 clients that came at once waited for
-# 1.9 to 3 s: a turn takes longer with each that has come.
-AHEAD = 1 / 8
-# What a worker that stops gives those that it has just accepted.
-OPENING_SECONDS = 1.0
-# Without a descriptor, or memory, for one more: until somebody has hung up.
-PAUSE_SECONDS = 1.0
+# Seconds for which a worker with more connections leaves a new one to the other workers. They accept it within
+# microseconds unless they are busy. Next to a stuck worker with few connections, this allows 500 accepts a second.
+DEFER_SECONDS = 0.002
+# How far accepting in one event-loop iteration may take a worker ahead of the worker with the fewest connections, as a
+# part of those. With one accept in each iteration, 1,000 clients that connect at once wait too long (decision 0004).
+MAX_EXCESS_RATIO = 1 / 8
+# Seconds that a stopping worker waits for the TLS handshakes of connections that it has accepted.
+HANDSHAKE_SECONDS = 1.0
+# Seconds without accepting after the process ran out of file descriptors or memory.
+EXHAUSTED_PAUSE_SECONDS = 1.0
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
-MOST_WORKERS = 65_535  # a reload has twice WEB_CONCURRENCY; memory that nobody touches is none
-_NOBODY = -1
+# A reload has twice WEB_CONCURRENCY workers. Shared memory that is never written takes no space.
+MAX_SLOTS = 65_535
+_NOT_LISTENING = -1
 
 
-class Shares:
-    """How many connections each worker has, by its slot (from 1). Made before the fork, in memory that they share."""
+class ConnectionCounts:
+    """The number of open connections of each worker, by its slot (from 1), in memory that all workers share.
+
+    Must be created in the master, before the first fork.
+    """
 
     def __init__(self) -> None:
-        self.counts = memoryview(mmap.mmap(-1, 8 * (MOST_WORKERS + 1))).cast("q")
-        self.counts[0] = 0  # the highest slot there has been
+        # Index 0 holds the highest slot that was ever added.
+        self.by_slot = memoryview(mmap.mmap(-1, 8 * (MAX_SLOTS + 1))).cast("q")
+        self.by_slot[0] = 0
 
-    def enter(self, slot: int) -> None:
-        """In the master, before the fork."""
-        self.counts[0] = max(slot, self.counts[0])
-        self.leave(slot)
+    def add_slot(self, slot: int) -> None:
+        """Add a slot whose worker does not listen yet. Must be called in the master, before the fork."""
+        self.by_slot[0] = max(slot, self.by_slot[0])
+        self.clear_slot(slot)
 
-    def leave(self, slot: int) -> None:
-        """There is no worker in this slot, or none that listens."""
-        self.counts[slot] = _NOBODY
+    def clear_slot(self, slot: int) -> None:
+        """Record that no worker listens in this slot."""
+        self.by_slot[slot] = _NOT_LISTENING
 
 
-class Share:
-    """What one worker has, and the others see."""
+class WorkerCount:
+    """The number of open connections of one worker, compared with the other workers."""
 
-    def __init__(self, shares: Shares, slot: int) -> None:
-        self._shares = shares
+    def __init__(self, counts: ConnectionCounts, slot: int) -> None:
+        self._counts = counts
         self._slot = slot
-        self._listens = False
+        self._listening = False
 
-    def listen(self) -> None:
-        self._listens = True
-        self.connections(0)
+    def start(self) -> None:
+        """Record that the worker listens and has no connection."""
+        self._listening = True
+        self.update(0)
 
     def stop(self) -> None:
-        self._listens = False
-        self._shares.leave(self._slot)
+        """Record that the worker no longer listens. Later updates have no effect."""
+        self._listening = False
+        self._counts.clear_slot(self._slot)
 
-    def connections(self, number: int) -> None:
-        if self._listens:
-            self._shares.counts[self._slot] = number
+    def update(self, connections: int) -> None:
+        """Set the number of open connections."""
+        if self._listening:
+            self._counts.by_slot[self._slot] = connections
 
-    def one_more(self) -> None:
-        """It has been accepted; that it is open, the server knows a moment later."""
-        if self._listens:
-            self._shares.counts[self._slot] += 1
-
-    @property
-    def lead(self) -> int:
-        """How many more it has than the other with the fewest."""
-        return self._own - self._fewest_of_another
+    def increment(self) -> None:
+        """Count a connection that was accepted, before uvicorn knows it."""
+        if self._listening:
+            self._counts.by_slot[self._slot] += 1
 
     @property
-    def room(self) -> int:
-        """How many it may take at once: at least one."""
-        return max(1, int(self._fewest_of_another * AHEAD) - self.lead)
+    def excess(self) -> int:
+        """Return how many more connections this worker has than the listening worker with the fewest."""
+        return self._own - self._fewest_of_others
+
+    @property
+    def accept_limit(self) -> int:
+        """Return how many connections to accept in one event-loop iteration; at least 1."""
+        return max(1, int(self._fewest_of_others * MAX_EXCESS_RATIO) - self.excess)
 
     @property
     def _own(self) -> int:
-        return self._shares.counts[self._slot]
+        return self._counts.by_slot[self._slot]
 
     @property
-    def _fewest_of_another(self) -> int:
-        counts = self._shares.counts
-        others = (*counts[1 : self._slot], *counts[self._slot + 1 : counts[0] + 1])
-        return min((each for each in others if each > _NOBODY), default=self._own)
+    def _fewest_of_others(self) -> int:
+        by_slot = self._counts.by_slot
+        others = (*by_slot[1 : self._slot], *by_slot[self._slot + 1 : by_slot[0] + 1])
+        return min((count for count in others if count != _NOT_LISTENING), default=self._own)
 
 
 class FairServer(Server):
     """Uvicorn's server, for one of several workers that listen on the same sockets."""
 
-    def __init__(self, config: Config, share: Share) -> None:
+    def __init__(self, config: Config, count: WorkerCount) -> None:
         super().__init__(config)
-        self.server_state.connections = _Connections(share)
-        self._share = share
+        self.server_state.connections = _CountedConnections(count)
+        self._count = count
         self._listeners: list[_Listener] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets=[])  # the application's; nothing listens yet
-        self._share.listen()
-        self._listeners = [_Listener(each, self._open, self._share) for each in sockets or ()]
+        """Start the application, then listen on the sockets."""
+        await super().startup(sockets=[])  # without sockets, uvicorn starts only the application
+        self._count.start()
+        self._listeners = [_Listener(each, self._open, self._count) for each in sockets or ()]
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._share.stop()
+        """Stop listening, finish handshakes for up to HANDSHAKE_SECONDS, then shut down as uvicorn does."""
+        self._count.stop()
         for listener in self._listeners:
             listener.close()
-        # What was accepted is open, and so known to who closes the rest; but nobody waits for a TLS handshake that a
-        # client does not go on with.
+        # Uvicorn closes the connections that it knows, and it knows a connection only after its handshake. The wait is
+        # bounded because a client may never finish its TLS handshake.
         if opening := {task for listener in self._listeners for task in listener.opening}:
-            await asyncio.wait(opening, timeout=OPENING_SECONDS)
+            await asyncio.wait(opening, timeout=HANDSHAKE_SECONDS)
         await super().shutdown(sockets)
 
     async def _open(self, connection: socket.socket) -> None:
+        """Give an accepted connection to uvicorn's HTTP protocol, after the TLS handshake if there is one."""
+
         def protocol() -> asyncio.Protocol:
             make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
             return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
         try:
             await asyncio.get_running_loop().connect_accepted_socket(protocol, connection, ssl=self.config.ssl)
-        except OSError as error:  # it has hung up, or does not agree on TLS
-            logger.debug("a connection ended before it began: %s", error)
+        except OSError as error:  # the client closed it, or the TLS handshake failed
+            logger.debug("an accepted connection could not be opened: %s", error)
             connection.close()
-            self._share.connections(len(self.server_state.connections))
+            self._count.update(len(self.server_state.connections))
 
 
-class _Connections(set[Any]):
-    """Uvicorn's set of those that are open, and its number in the share."""
+class _CountedConnections(set[Any]):
+    """Uvicorn's set of open connections, which updates the worker's count."""
 
-    def __init__(self, share: Share) -> None:
+    def __init__(self, count: WorkerCount) -> None:
         super().__init__()
-        self._share = share
+        self._count = count
 
     def add(self, connection: Any) -> None:
         super().add(connection)
-        self._share.connections(len(self))
+        self._count.update(len(self))
 
     def discard(self, connection: Any) -> None:
         super().discard(connection)
-        self._share.connections(len(self))
+        self._count.update(len(self))
 
-    def remove(self, connection: Any) -> None:  # what the protocols for WebSockets call
+    def remove(self, connection: Any) -> None:  # called by uvicorn's WebSocket protocols
         super().remove(connection)
-        self._share.connections(len(self))
+        self._count.update(len(self))
 
 
 class _Listener:
-    """Accepts a few connections in each turn of the event loop, and lets another worker go first that has fewer."""
+    """Accepts connections from a socket, a few in each event-loop iteration.
+
+    If another worker has fewer connections, it waits for DEFER_SECONDS first.
+    """
 
     def __init__(
-        self, sock: socket.socket, open_: Callable[[socket.socket], Coroutine[Any, Any, None]], share: Share
+        self, sock: socket.socket, open_: Callable[[socket.socket], Coroutine[Any, Any, None]], count: WorkerCount
     ) -> None:
         self._socket = sock
         self._open = open_
-        self._share = share
+        self._count = count
         self._loop = asyncio.get_running_loop()
+        # Accepted connections whose handshake is in progress.
         self.opening: set[asyncio.Task[None]] = set()
         self._pause: asyncio.TimerHandle | None = None
         sock.setblocking(False)
         self._listen()
 
     def close(self) -> None:
-        """Accept no more."""
+        """Accept no more connections."""
         if self._pause is not None:
             self._pause.cancel()
         self._loop.remove_reader(self._socket)
 
     def _listen(self) -> None:
         self._pause = None
-        self._loop.add_reader(self._socket, self._ready)
+        self._loop.add_reader(self._socket, self._accept_or_defer)
 
     def _pause_for(self, seconds: float, then: Callable[[], None]) -> None:
         self._loop.remove_reader(self._socket)
         self._pause = self._loop.call_later(seconds, then)
 
-    def _ready(self) -> None:
-        if self._share.lead > 0:
-            self._pause_for(STEP_ASIDE_SECONDS, self._after_the_others)
+    def _accept_or_defer(self) -> None:
+        if self._count.excess > 0:
+            self._pause_for(DEFER_SECONDS, self._listen_and_accept)
         else:
             self._accept_some()
 
-    def _after_the_others(self) -> None:
+    def _listen_and_accept(self) -> None:
         self._listen()
         self._accept_some()
 
     def _accept_some(self) -> None:
-        for _ in range(self._share.room):
+        for _ in range(self._count.accept_limit):
             if not self._accept():
                 break
 
     def _accept(self) -> bool:
-        """Whether there may be more."""
+        """Accept a connection. Return False if there is none, or none can be accepted now."""
         try:
             connection, _ = self._socket.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return False  # another worker has it, or nobody any more
+            return False  # another worker accepted it, or the client closed it
         except OSError as error:
             if error.errno not in _EXHAUSTED:
                 raise
-            logger.error("no connection can be accepted for %.0f s: %s", PAUSE_SECONDS, error)  # noqa: TRY400
-            self._pause_for(PAUSE_SECONDS, self._listen)
+            logger.error(  # noqa: TRY400 - the traceback says nothing more
+                "cannot accept connections: %s; next attempt in %.0f s", error, EXHAUSTED_PAUSE_SECONDS
+            )
+            self._pause_for(EXHAUSTED_PAUSE_SECONDS, self._listen)
             return False
-        self._share.one_more()
+        self._count.increment()
         connection.setblocking(False)
         task = self._loop.create_task(self._open(connection))
         self.opening.add(task)

@@ -7,11 +7,11 @@ from typing import Any
 from gunicorn.arbiter import Arbiter
 from uvicorn_worker import UvicornWorker
 
-from app.server.fair_listener import FairServer, Share, Shares
+from app.server.fair_listener import ConnectionCounts, FairServer, WorkerCount
 from app.settings import load_settings
 
 # Created when Gunicorn's master reads its configuration, so every forked worker shares the memory.
-shares = Shares()
+connection_counts = ConnectionCounts()
 
 # Seconds between uvicorn's deadline for a graceful stop and Gunicorn's SIGKILL: time to close connections.
 KILL_MARGIN_SECONDS = 2
@@ -44,7 +44,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # Gunicorn has no types
     async def _serve(self) -> None:
         """Serve until the worker is told to stop. As in UvicornWorker, with FairServer instead of uvicorn's Server."""
         self.config.app = self.wsgi
-        server = FairServer(self.config, Share(shares, self.slot))
+        server = FairServer(self.config, WorkerCount(connection_counts, self.slot))
         self._install_sigquit_handler()
         await server.serve(sockets=self.sockets)
         if not server.started:

@@ -27,7 +27,7 @@ if "--check-config" not in sys.argv:
     except OSError as error:
         sys.exit(f"headroom: METRICS_DIR: {error}")
 
-from app.server.worker import Worker, shares
+from app.server.worker import Worker, connection_counts
 
 wsgi_app = "app.main:create_app()"
 worker_class = Worker
@@ -70,18 +70,18 @@ def when_ready(server: Any) -> None:
 
 
 def pre_fork(server: Any, worker: Any) -> None:
-    """Assign the lowest free slot: the worker's name in metrics, in pg_stat_activity and in the listener's shares."""
+    """Assign the lowest free slot: the worker's name in metrics, in pg_stat_activity and in the connection counts."""
     taken = {sibling.slot for sibling in server.WORKERS.values()}
     worker.slot = next(slot for slot in count(1) if slot not in taken)
-    shares.enter(worker.slot)
+    connection_counts.add_slot(worker.slot)
 
 
 def post_fork(server: Any, worker: Any) -> None:
     """Name the worker's metrics files after its slot."""
-    multiprocess.enter_worker(worker.slot)
+    multiprocess.assign_slot(worker.slot)
 
 
 def child_exit(server: Any, worker: Any) -> None:
     """Free the slot. Runs in the master, also for a killed worker."""
-    multiprocess.leave_worker(worker.slot)
-    shares.leave(worker.slot)
+    multiprocess.release_slot(worker.slot)
+    connection_counts.clear_slot(worker.slot)

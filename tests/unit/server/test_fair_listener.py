@@ -1,33 +1,33 @@
-"""Which worker takes a new connection. The server is real, the other workers are numbers in the table of shares."""
+"""Which worker accepts a new connection. The server is real; the other workers are numbers in the shared counts."""
 
 import asyncio
 import errno
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 from uvicorn import Config
 
-from app.server import fair_listener as listener
-from app.server.fair_listener import FairServer, Share, Shares
+from app.server import fair_listener
+from app.server.fair_listener import ConnectionCounts, FairServer, WorkerCount
 from tests.support.load import connect, get
 from tests.support.waiting import eventually_async
 
-OURS, ANOTHERS = 1, 2
+OWN_SLOT, OTHER_SLOT = 1, 2
 
 
-async def answer(scope: Any, receive: Any, send: Any) -> None:
+async def respond(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
     await send({"type": "http.response.body", "body": b"ok"})
 
 
 @pytest.fixture
-def shares() -> Shares:
-    shares = Shares()
-    shares.enter(OURS)
-    shares.enter(ANOTHERS)
-    return shares
+def counts() -> ConnectionCounts:
+    counts = ConnectionCounts()
+    counts.add_slot(OWN_SLOT)
+    counts.add_slot(OTHER_SLOT)
+    return counts
 
 
 @pytest.fixture
@@ -36,118 +36,122 @@ def sock() -> socket.socket:
 
 
 @pytest.fixture
-async def server(shares: Shares, sock: socket.socket) -> AsyncIterator[FairServer]:
-    config = Config(answer, lifespan="off", log_config=None, access_log=False)
-    server = FairServer(config, Share(shares, OURS))
+async def server(counts: ConnectionCounts, sock: socket.socket) -> AsyncIterator[FairServer]:
+    config = Config(respond, lifespan="off", log_config=None, access_log=False)
+    server = FairServer(config, WorkerCount(counts, OWN_SLOT))
     serving = asyncio.create_task(server._serve([sock]))
-    await eventually_async(lambda: _is(server.started), within=5)
+    await wait_until(lambda: server.started or serving.done())
+    if serving.done():
+        serving.result()  # raises the server's own error
     yield server
     server.should_exit = True
     await serving
 
 
-async def _is(truth: bool) -> bool:
-    return truth
+async def wait_until(condition: Callable[[], bool]) -> None:
+    async def check() -> bool:
+        return condition()
+
+    await eventually_async(check, within=10)
 
 
-async def test_the_others_see_how_many_connections_a_worker_has(
-    server: FairServer, shares: Shares, sock: socket.socket
+async def test_worker_count_is_visible_to_other_workers(
+    server: FairServer, counts: ConnectionCounts, sock: socket.socket
 ) -> None:
     connections = [await connect(sock.getsockname()[1]) for _ in range(3)]
     for connection in connections:
         assert (await connection.ask(get("/"))).status == 200
-    assert shares.counts[OURS] == 3
+    assert counts.by_slot[OWN_SLOT] == 3
 
     connections.pop().close()
-    await eventually_async(lambda: _is(shares.counts[OURS] == 2), within=5)
+    await wait_until(lambda: counts.by_slot[OWN_SLOT] == 2)
     for connection in connections:
         connection.close()
 
 
-async def test_a_worker_that_has_more_leaves_a_new_connection_to_another_for_a_moment_only(
-    server: FairServer, shares: Shares, sock: socket.socket, monkeypatch: pytest.MonkeyPatch
+async def test_worker_with_more_connections_defers_once_then_accepts(
+    server: FairServer, counts: ConnectionCounts, sock: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stepped_aside: list[float] = []
-    pause = listener._Listener._pause_for
+    pauses: list[float] = []
+    original = fair_listener._Listener._pause_for
 
     def pause_for(self: Any, seconds: float, then: Any) -> None:
-        stepped_aside.append(seconds)
-        pause(self, seconds, then)
+        pauses.append(seconds)
+        original(self, seconds, then)
 
-    monkeypatch.setattr(listener._Listener, "_pause_for", pause_for)
+    monkeypatch.setattr(fair_listener._Listener, "_pause_for", pause_for)
     first = await connect(sock.getsockname()[1])
     assert (await first.ask(get("/"))).status == 200
-    assert not stepped_aside
+    assert not pauses
 
-    shares.counts[ANOTHERS] = 0  # it has fewer, and is stuck: nobody else will take what comes
+    counts.by_slot[OTHER_SLOT] = 0  # a stuck worker: it has fewer connections and accepts none
     second = await connect(sock.getsockname()[1])
-    assert (await asyncio.wait_for(second.ask(get("/")), 5)).status == 200
-    assert stepped_aside == [listener.STEP_ASIDE_SECONDS]
+    assert (await asyncio.wait_for(second.ask(get("/")), 10)).status == 200
+    assert pauses == [fair_listener.DEFER_SECONDS]
 
-    shares.leave(ANOTHERS)
+    counts.clear_slot(OTHER_SLOT)
     third = await connect(sock.getsockname()[1])
     assert (await third.ask(get("/"))).status == 200
-    assert len(stepped_aside) == 1, "who is not there is waited for by nobody"
+    assert len(pauses) == 1, "a worker that does not listen is no reason to defer"
     for connection in (first, second, third):
         connection.close()
 
 
 @pytest.mark.parametrize(
-    ("has", "another", "turns"),
+    ("own", "other", "iterations"),
     [(0, 0, 8), (15, 15, 8), (32, 32, 2), (0, 8, 1), (64, -1, 1), (64, 64, 1), (68, 64, 2), (99, 64, 8)],
 )
-async def test_a_worker_takes_at_a_time_what_brings_it_an_eighth_ahead_of_another(
+async def test_worker_accepts_up_to_an_eighth_more_than_another_at_once(
     server: FairServer,
-    shares: Shares,
+    counts: ConnectionCounts,
     sock: socket.socket,
     monkeypatch: pytest.MonkeyPatch,
-    has: int,
-    another: int,
-    turns: int,
+    own: int,
+    other: int,
+    iterations: int,
 ) -> None:
-    taken = []
-    shares.counts[ANOTHERS] = another
-    accept_some = listener._Listener._accept_some
+    accepted: list[int] = []
+    counts.by_slot[OTHER_SLOT] = other
+    original = fair_listener._Listener._accept_some
 
-    def counted(self: Any) -> None:
-        shares.counts[OURS] = has
+    def accept_some(self: Any) -> None:
+        counts.by_slot[OWN_SLOT] = own
         before = len(self.opening)
-        accept_some(self)
-        taken.append(len(self.opening) - before)
+        original(self)
+        accepted.append(len(self.opening) - before)
 
-    monkeypatch.setattr(listener._Listener, "_accept_some", counted)
-    clients = [socket.create_connection(sock.getsockname()) for _ in range(8)]  # the loop does not run meanwhile
+    monkeypatch.setattr(fair_listener._Listener, "_accept_some", accept_some)
+    # Connected without an await, so that the event loop finds all of them at once.
+    clients = [socket.create_connection(sock.getsockname()) for _ in range(8)]
 
-    await eventually_async(lambda: _is(sum(taken) == 8), within=5)
-    assert len([number for number in taken if number]) == turns
+    await wait_until(lambda: sum(accepted) == 8)
+    assert len([number for number in accepted if number]) == iterations
     for client in clients:
         client.close()
 
 
-async def test_a_worker_that_stops_is_one_of_those_that_listen_no_more(
-    server: FairServer, shares: Shares, sock: socket.socket
+async def test_stopped_worker_is_ignored_by_other_workers(
+    server: FairServer, counts: ConnectionCounts, sock: socket.socket
 ) -> None:
     connection = await connect(sock.getsockname()[1])
     assert (await connection.ask(get("/"))).status == 200
-    alone = Share(shares, ANOTHERS)
-    alone.listen()
-    alone.connections(9)
-    assert alone.lead == 8
+    other = WorkerCount(counts, OTHER_SLOT)
+    other.start()
+    other.update(9)
+    assert other.excess == 8
 
     server.should_exit = True
-    await eventually_async(lambda: _is(sock.fileno() == -1), within=5)
+    await wait_until(lambda: sock.fileno() == -1)
 
-    assert alone.lead == 0
+    assert other.excess == 0
     with pytest.raises(ConnectionError):
         await connection.ask(get("/"))
 
 
-async def test_without_a_descriptor_it_waits_and_then_goes_on(
+async def test_listener_without_file_descriptors_resumes_after_a_pause(
     server: FairServer, sock: socket.socket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Exhausted:
-        """Fails once."""
-
+    class ExhaustedOnce:
         def accept(self) -> Any:
             server._listeners[0]._socket = sock
             raise OSError(errno.EMFILE, "Too many open files")
@@ -155,10 +159,10 @@ async def test_without_a_descriptor_it_waits_and_then_goes_on(
         def fileno(self) -> int:
             return sock.fileno()
 
-    monkeypatch.setattr(listener, "PAUSE_SECONDS", 0.05)
-    server._listeners[0]._socket = Exhausted()  # type: ignore[assignment]
+    monkeypatch.setattr(fair_listener, "EXHAUSTED_PAUSE_SECONDS", 0.05)
+    server._listeners[0]._socket = ExhaustedOnce()  # type: ignore[assignment]
 
     connection = await connect(sock.getsockname()[1])
-    assert (await asyncio.wait_for(connection.ask(get("/")), 5)).status == 200
-    assert "Too many open files" in caplog.text
+    assert (await asyncio.wait_for(connection.ask(get("/")), 10)).status == 200
+    assert "cannot accept connections: [Errno 24] Too many open files" in caplog.text
     connection.close()

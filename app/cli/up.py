@@ -1,5 +1,7 @@
-"""`headroom up`: the whole topology as local processes. PostgreSQL (embedded, unless DATABASE_URL is set), migrations,
-the exporter and the API, in one log and under one Ctrl-C."""
+"""`headroom up`: run the whole stack as local processes, with one log, until Ctrl-C.
+
+PostgreSQL is embedded unless DATABASE_URL is set. Then come the migrations, the exporter and the API.
+"""
 
 import os
 import secrets
@@ -20,7 +22,7 @@ from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.cli.embedded_postgres import postgres, say
+from app.cli.embedded_postgres import embedded_postgres, log
 from app.errors import BudgetExceeded, ConfigurationError, LocalStackFailed
 from app.paths import PYPROJECT
 from app.settings import Settings, load_settings
@@ -32,31 +34,31 @@ PROGRAMS = {
 Program = subprocess.Popen[bytes]
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 READY_WITHIN_SECONDS = 30.0
-# More than GRACEFUL_TIMEOUT's default, less than the 10 s after which people lose patience.
+# Longer than the default GRACEFUL_TIMEOUT, and shorter than people wait before they press Ctrl-C again.
 STOP_WITHIN_SECONDS = 9.0
 
 
 def up() -> None:
-    """Run until a stop signal arrives; leave no process behind.
+    """Run the stack until a stop signal arrives. Stop every process before returning.
 
-    Raises ConfigurationError, BudgetExceeded, LocalStackFailed.
+    Raise ConfigurationError, BudgetExceeded, LocalStackFailed.
     """
     settings = load_settings()
     if "log_format" not in settings.model_fields_set:
         os.environ["LOG_FORMAT"] = "console"
     if settings.api_port == settings.exporter_port:
-        raise ConfigurationError(f"EXPORTER_PORT: is {settings.exporter_port}, and so is API_PORT")
+        raise ConfigurationError(f"EXPORTER_PORT: must differ from API_PORT, got {settings.exporter_port} for both")
     for variable, host, port in (
         ("API_PORT", settings.api_host, settings.api_port),
         ("EXPORTER_PORT", settings.exporter_host, settings.exporter_port),
     ):
         _require_free(variable, host, port)
 
-    # Until the programs run, each of the signals ends this function the way Ctrl-C does.
+    # Until the programs run, every stop signal acts like Ctrl-C.
     for number in STOP_SIGNALS:
         signal.signal(number, _interrupt)
     if settings.secret_key is None:
-        os.environ["SECRET_KEY"] = _own_secret_key(settings.data_dir)
+        os.environ["SECRET_KEY"] = _local_secret_key(settings.data_dir)
     with suppress(KeyboardInterrupt), _database(settings):
         _migrate()
         _run_programs(settings)
@@ -64,7 +66,7 @@ def up() -> None:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     for each in STOP_SIGNALS:
-        signal.signal(each, signal.SIG_IGN)  # one is enough, and a second would interrupt the stopping
+        signal.signal(each, signal.SIG_IGN)  # a second signal must not interrupt the shutdown
     raise KeyboardInterrupt
 
 
@@ -72,13 +74,13 @@ def _require_free(variable: str, host: str, port: int) -> None:
     try:
         socket.create_server((host, port)).close()
     except OSError as error:
-        # A number below zero is of the name look-up, which has words of its own.
+        # A negative number is an error of the name resolution, which `os.strerror()` does not know.
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         raise ConfigurationError(f"{variable}: cannot listen on {host}:{port}: {reason}") from error
 
 
-def _own_secret_key(data_dir: Path) -> str:
-    """A key of this machine's own, made once: a restart signs nobody out."""
+def _local_secret_key(data_dir: Path) -> str:
+    """Return this machine's secret key. Create it once, so that access tokens stay valid after a restart."""
     file = data_dir / "secret-key"
     if not file.exists():
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -89,12 +91,12 @@ def _own_secret_key(data_dir: Path) -> str:
 
 @contextmanager
 def _database(settings: Settings) -> Iterator[None]:
-    """While the block runs, the environment names a database that answers."""
+    """Run a database, if none is configured, and set the environment variables that name it."""
     if settings.database_url is None:
         if settings.migration_database_url is not None:
-            raise ConfigurationError("MIGRATION_DATABASE_URL: is set, and DATABASE_URL is not")
-        with postgres(settings.data_dir.absolute()) as urls:
-            # The files are for `headroom seed`, `make migrate` and whoever else works beside us.
+            raise ConfigurationError("MIGRATION_DATABASE_URL: is set without DATABASE_URL; set both or neither")
+        with embedded_postgres(settings.data_dir.absolute()) as urls:
+            # The files are for other programs that run meanwhile, such as `headroom seed` and `make migrate`.
             files = {
                 "DATABASE_URL": (settings.local_database_url_file, urls.app),
                 "MIGRATION_DATABASE_URL": (settings.local_migration_database_url_file, urls.owner),
@@ -109,13 +111,13 @@ def _database(settings: Settings) -> Iterator[None]:
                 for file, _ in files.values():
                     file.unlink(missing_ok=True)
     elif settings.database_url.get_backend_name() != "postgresql":
-        raise ConfigurationError("DATABASE_URL: must name a PostgreSQL here; SQLite is for unit tests")
+        raise ConfigurationError("DATABASE_URL: `headroom up` needs PostgreSQL; SQLite is for unit tests only")
     else:
         yield
 
 
 def _migrate() -> None:
-    say("migrating")
+    log("migrating")
     try:
         command.upgrade(Config(toml_file=PYPROJECT), "head")
     except (CommandError, SQLAlchemyError) as error:
@@ -125,7 +127,7 @@ def _migrate() -> None:
 
 
 def _run_programs(settings: Settings) -> None:
-    """Run the programs until a stop signal; where one of them ends by itself, end the others: LocalStackFailed."""
+    """Run the programs until a stop signal. If one of them exits, stop the others and raise LocalStackFailed."""
     stopping = Event()
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: stopping.set())
@@ -141,12 +143,12 @@ def _run_programs(settings: Settings) -> None:
         while not stopping.wait(timeout=0.1):
             for name, program in programs.items():
                 if program.poll() is not None:
-                    raise LocalStackFailed(f"the {name} ended by itself with status {program.returncode}")
-            if not ready and (ready := _answers(f"{api}/readyz")):
-                say(f"ready\n\n    API       {api}/docs\n    pools     {exporter}/\n    metrics   {exporter}/metrics\n")
+                    raise LocalStackFailed(f"the {name} exited unexpectedly with status {program.returncode}")
+            if not ready and (ready := _is_ready(f"{api}/readyz")):
+                log(f"ready\n\n    API       {api}/docs\n    pools     {exporter}/\n    metrics   {exporter}/metrics\n")
             elif not ready and monotonic() > deadline:
                 raise LocalStackFailed(f"{api}/readyz was not ready within {READY_WITHIN_SECONDS:g} s")
-        say("stopping")
+        log("stopping")
     finally:
         _stop(list(programs.values()))
 
@@ -157,7 +159,7 @@ def _start(name: str, arguments: list[str]) -> Program:
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        # A session of its own: Ctrl-C in a terminal reaches us alone, and what is left at the end is one group.
+        # In a session of its own, it does not receive the terminal's Ctrl-C, and its children are one process group.
         start_new_session=True,
     )
     Thread(target=_copy_output, args=(name, program), name=f"output of the {name}", daemon=True).start()
@@ -172,7 +174,7 @@ def _copy_output(name: str, program: Program) -> None:
 
 
 def _stop(programs: list[Program]) -> None:
-    """Ask each to stop, wait, then kill what is left of their groups: a worker can outlive its master."""
+    """Terminate the programs, then kill what is left of their process groups: a worker can outlive its master."""
     for program in programs:
         program.terminate()
     deadline = monotonic() + STOP_WITHIN_SECONDS
@@ -185,7 +187,7 @@ def _stop(programs: list[Program]) -> None:
         program.wait()
 
 
-def _answers(url: str) -> bool:
+def _is_ready(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=2) as response:  # noqa: S310 - our own address
             return bool(response.status == 200)

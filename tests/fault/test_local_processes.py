@@ -78,7 +78,7 @@ def test_the_api_ending_by_itself_ends_everything_and_says_so(local: LocalStack)
         assert local.process.wait(timeout=10) == 1
 
     assert local.descendants() == []
-    assert "headroom up: the api ended by itself with status -9" in local.log.read_text().splitlines()
+    assert "headroom up: the api exited unexpectedly with status -9" in local.log.read_text().splitlines()
 
 
 def test_a_busy_port_is_one_line_and_starts_nothing(local: LocalStack) -> None:
@@ -153,7 +153,7 @@ def test_a_folder_with_a_space_is_one_line(tmp_path: Path) -> None:
     stack.start()
 
     assert stack.process.wait(timeout=20) == 1
-    assert stack.log.read_text().startswith("headroom up: DATA_DIR: the embedded PostgreSQL cannot cope with the space")
+    assert stack.log.read_text().startswith("headroom up: DATA_DIR: must not contain a space")
 
 
 def test_seeding_beside_it_needs_no_setting(local: LocalStack) -> None:

@@ -25,8 +25,8 @@ def test_module_below_the_web_layer_loads_no_web_framework(module: str) -> None:
     assert {"fastapi", "starlette"}.isdisjoint(loaded)
 
 
-def test_the_worker_loads_prometheus_client_only_after_its_directory_is_chosen() -> None:
-    """`multiprocess.open_directory()` has to come first: prometheus_client reads its directory at import."""
+def test_worker_module_does_not_load_prometheus_client() -> None:
+    """Gunicorn's configuration must set the directory first: prometheus_client reads its name at import."""
     program = "import sys, app.server.startup, app.server.worker; print('prometheus_client' in sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
 

@@ -6,23 +6,22 @@ from app.cli import main as cli
 from app.settings import settings_table
 
 
-def test_settings_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_command_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["settings"]) == 0
     assert capsys.readouterr().out.strip() == settings_table()
 
 
 @pytest.mark.parametrize("command", ["up", "exporter", "seed"])
-def test_a_bad_setting_is_one_line_and_a_status(
+def test_command_with_invalid_setting_prints_one_line_and_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     monkeypatch.setenv("DB_POOL_SIZE", "0")
 
     assert cli.main([command]) == 1
-    complaint = f"headroom {command}: DB_POOL_SIZE: must be at least 1, got 0\n"
-    assert capsys.readouterr().err == complaint
+    assert capsys.readouterr().err == f"headroom {command}: DB_POOL_SIZE: must be at least 1, got 0\n"
 
 
-def test_a_busy_port_is_one_line_and_a_status(
+def test_up_on_port_in_use_prints_one_line_and_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
@@ -35,7 +34,7 @@ def test_a_busy_port_is_one_line_and_a_status(
     )
 
 
-def test_seeding_sqlite_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_seed_on_sqlite_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("DATABASE_URL", "sqlite+aiosqlite://")
 
     assert cli.main(["seed"]) == 1
@@ -43,7 +42,7 @@ def test_seeding_sqlite_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 
 @pytest.mark.parametrize("count", ["-1", "many"])
-def test_a_count_that_is_none_is_refused(capsys: pytest.CaptureFixture[str], count: str) -> None:
+def test_seed_with_invalid_count_is_refused(capsys: pytest.CaptureFixture[str], count: str) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(["seed", "--users", count])
 

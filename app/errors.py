@@ -1,34 +1,34 @@
-"""The error tree. Everything that Headroom raises on purpose is a HeadroomError.
+"""The error tree. Every exception that Headroom raises on purpose is a HeadroomError.
 
 HeadroomError
-├── ConfigurationError        a setting is missing, malformed or contradicts another one
-├── BudgetExceeded            more connections could be opened than the server, or the pooler, admits
+├── ConfigurationError        a setting is missing, malformed or contradicts another setting
+├── BudgetExceeded            the configuration allows more connections than the server or the pooler accepts
 ├── SchemaMismatch            the database is not at the revision that this code needs
 ├── MigrationLockTimeout      another migration job held the lock for too long
-├── LocalStackFailed          a part of `headroom up` did not start, or ended by itself
-├── DomainError               the request cannot be done; the client can do something about it
-│   ├── NotAuthenticated      it is not known who asks
-│   ├── Forbidden             it is known, and not allowed
-│   ├── TooManyAttempts       it was tried too often
-│   ├── NotFound              the thing that was asked for does not exist
-│   ├── Conflict              it contradicts something that already exists
-│   └── InvalidInput          well-formed, but the database cannot store it
-└── TemporaryError            the request could not be done now; the same request may work later
-    ├── ServerBusy            too many passwords wait to be hashed
-    └── TransientDatabaseError    it is the database, or the way to it
-        ├── PoolExhausted         no connection became free before the deadline
-        ├── DatabaseUnavailable   the server cannot be reached, or hung up
-        └── StatementTimeout      the server gave up on a statement, or on a lock it waited for
+├── LocalStackFailed          a process of `headroom up` did not start, or exited
+├── DomainError               the request is refused, and the client can correct it
+│   ├── NotAuthenticated      the request has no valid access token
+│   ├── Forbidden             the caller is known, but not allowed to do this
+│   ├── TooManyAttempts       the caller reached the limit of failed attempts
+│   ├── NotFound              the requested resource does not exist
+│   ├── Conflict              the request contradicts existing data
+│   └── InvalidInput          the request is well-formed, but the database cannot store a value
+└── TemporaryError            the request failed, and the same request may succeed later
+    ├── ServerBusy            the queue for password hashing is full
+    └── TransientDatabaseError    the cause is the database or the network
+        ├── PoolExhausted         no connection was free before the deadline
+        ├── DatabaseUnavailable   the server cannot be reached, or closed the connection
+        └── StatementTimeout      the server cancelled a statement at its statement or lock timeout
 
-A domain derives its own leaves next to its models (`app/domains/*/errors.py`). `slug` and `title` are what a client
-reads of a leaf in a problem answer; which HTTP status they get is `app/web/problems.py`'s business.
+A domain derives its own errors in `app/domains/*/errors.py`. `slug` and `title` of an error are sent to the client in a
+problem response. `app/web/problems.py` maps errors to HTTP statuses.
 """
 
 from typing import ClassVar
 
 
 class HeadroomError(Exception):
-    """Root of the tree. The message is for the log; a client reads it only of a DomainError."""
+    """Root of the tree. The message is for the log; only a DomainError's message is sent to the client."""
 
 
 class ConfigurationError(HeadroomError):
@@ -36,7 +36,7 @@ class ConfigurationError(HeadroomError):
 
 
 class BudgetExceeded(HeadroomError):
-    """More connections could be opened than there are. A line for each limit, with both numbers and every term."""
+    """The configuration allows too many connections. The message has one line per limit, with the full calculation."""
 
 
 class SchemaMismatch(HeadroomError):
@@ -48,31 +48,35 @@ class MigrationLockTimeout(HeadroomError):
 
 
 class LocalStackFailed(HeadroomError):
-    """A part of `headroom up` did not start, or ended by itself."""
+    """A process of `headroom up` did not start, or exited."""
 
 
 class DomainError(HeadroomError):
-    """The request cannot be done; the message tells the client why."""
+    """The request is refused. The message tells the client why."""
 
     slug: ClassVar[str]
     title: ClassVar[str]
 
 
 class NotAuthenticated(DomainError):
+    """The request has no valid access token."""
+
     slug = "not-authenticated"
     title = "Not authenticated"
 
-    def __init__(self, message: str = "Sign in first.") -> None:
+    def __init__(self, message: str = "This request needs an access token.") -> None:
         super().__init__(message)
 
 
 class Forbidden(DomainError):
+    """The caller is known, but not allowed to do this."""
+
     slug = "forbidden"
     title = "Forbidden"
 
 
 class TooManyAttempts(DomainError):
-    """`retry_after`, in seconds, is when the next one is let through."""
+    """The caller reached the limit of failed attempts. The next attempt is allowed after `retry_after` seconds."""
 
     slug = "too-many-attempts"
     title = "Too many attempts"
@@ -83,22 +87,28 @@ class TooManyAttempts(DomainError):
 
 
 class NotFound(DomainError):
+    """The requested resource does not exist."""
+
     slug = "not-found"
     title = "Not found"
 
 
 class Conflict(DomainError):
+    """The request contradicts existing data."""
+
     slug = "conflict"
     title = "Conflict"
 
 
 class InvalidInput(DomainError):
+    """The request is well-formed, but the database cannot store a value."""
+
     slug = "validation-error"
     title = "Invalid input"
 
 
 class TemporaryError(HeadroomError):
-    """The request could not be done now; the same request may work after `retry_after` seconds."""
+    """The request failed. The same request may succeed after `retry_after` seconds."""
 
     slug: ClassVar[str]
     title: ClassVar[str]
@@ -107,28 +117,36 @@ class TemporaryError(HeadroomError):
 
 
 class ServerBusy(TemporaryError):
+    """The queue for password hashing is full."""
+
     slug = "server-busy"
     title = "The server is busy"
-    detail = "Too many requests of this kind are waiting. Try again shortly."
+    detail = "The queue for this kind of request is full. Try again shortly."
 
 
 class TransientDatabaseError(TemporaryError):
-    """It is the database, or the way to it."""
+    """The cause is the database or the network."""
 
 
 class PoolExhausted(TransientDatabaseError):
+    """No connection was free before the deadline, or the queue for one was full."""
+
     slug = "pool-exhausted"
     title = "All database connections are in use"
-    detail = "No database connection became free in time. Try again shortly."
+    detail = "No database connection was free in time. Try again shortly."
 
 
 class DatabaseUnavailable(TransientDatabaseError):
+    """The server cannot be reached, or closed the connection."""
+
     slug = "database-unavailable"
     title = "The database is unavailable"
     detail = "The database cannot be reached at the moment. Try again shortly."
 
 
 class StatementTimeout(TransientDatabaseError):
+    """The server cancelled a statement at its statement or lock timeout."""
+
     slug = "statement-timeout"
-    title = "The database took too long"
-    detail = "The database gave up on this request. Try again shortly."
+    title = "The database statement timed out"
+    detail = "The database did not complete this request in time. Try again shortly."

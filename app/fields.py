@@ -1,4 +1,4 @@
-"""Types of schema fields that more than one domain uses. Knows no web framework, so repositories can import it."""
+"""Types of schema fields that several domains use. Imports no web framework, so repositories can use it."""
 
 from typing import Any
 
@@ -8,16 +8,16 @@ from pydantic_core import CoreSchema
 
 BIGINT_MAX = 2**63 - 1
 
-# PostgreSQL stores every Unicode character except NUL. A pattern, so that the OpenAPI document says so too.
+# PostgreSQL stores every Unicode character except NUL. A pattern also appears in the OpenAPI document.
 NO_NUL = r"^[^\x00]*$"
 NoNul = StringConstraints(pattern=NO_NUL)
 # No NUL, and at least one visible character. str.strip() removes four control characters that `\s` does not match.
 NOT_BLANK = r"^[^\x00]*[^\s\x00\x1c-\x1f][^\x00]*$"
-# Strips after validation. pydantic's strip_whitespace strips before, and then accepts text over the documented length.
+# Strips after validation. pydantic's strip_whitespace strips first, and then accepts text over the documented length.
 Trimmed = AfterValidator(str.strip)
 
-# Default of every field of a Patch. pydantic does not validate defaults, so an explicit null is still refused where the
-# field's type excludes it.
+# The default of every field of a Patch. pydantic does not validate defaults, so a field whose type excludes None still
+# refuses an explicit null.
 NOT_SENT: Any = None
 
 
@@ -34,5 +34,5 @@ class Patch(BaseModel):
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         described = handler.resolve_ref_schema(handler(schema))
         for field in described.get("properties", {}).values():
-            field.pop("default", None)  # NOT_SENT is not a value that a client could send
+            field.pop("default", None)  # a client cannot send NOT_SENT
         return described

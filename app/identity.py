@@ -1,4 +1,4 @@
-"""Who is calling: the types that services and repositories receive. Knows no web framework."""
+"""Types for the caller's identity, which services and repositories receive. Imports no web framework."""
 
 from typing import NamedTuple
 
@@ -6,9 +6,9 @@ from app.errors import Forbidden
 
 
 class Claim(NamedTuple):
-    """The user id that a valid access token names, not checked against the database.
+    """The user id in a valid access token, not checked against the database.
 
-    A statement that uses a claim must itself require that the user exists and is active. That saves the round trip
+    A statement that uses a claim must itself require that the user exists and is active. This saves the round trip
     that a Principal costs.
     """
 
@@ -16,7 +16,7 @@ class Claim(NamedTuple):
 
 
 class Principal(NamedTuple):
-    """The user whose access token came with the request; the database says that the user is active."""
+    """The user who sent the request: authenticated by an access token, and active according to the database."""
 
     id: int
     is_admin: bool

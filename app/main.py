@@ -1,4 +1,4 @@
-"""The API: `create_app()` composes settings, database, routes and middleware."""
+"""The API. `create_app()` composes settings, database, routes and middleware."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -28,17 +28,17 @@ from app.web.middleware import BodyLimitMiddleware, ErrorMiddleware, RequestMidd
 from app.web.problems import DATABASE_ERRORS, document_problems, install_problem_handlers, problem_responses
 from app.web.route_checks import check_routes
 
-# Time for closing the pool at shutdown. A server that hangs does not answer; the end of the process closes the rest.
+# Time limit for closing the pool at shutdown: a hung server does not respond. The exit of the process closes the rest.
 DISPOSE_SECONDS = 1.0
 
-# FastAPI looks up OpenTelemetry's providers for each request, 5 % of its CPU time. Without the SDK there are none.
+# FastAPI looks up OpenTelemetry's providers in each request: 5 % of its CPU time. Without the SDK there are none.
 TELEMETRY: TelemetryConfig = (
     {} if find_spec("opentelemetry.sdk") else {"tracing": False, "metrics": False, "logs": False}
 )
 
 
 def provide_state(app: FastAPI, database: Database, settings: Settings) -> None:
-    """Set what dependencies read from `app.state`. Raise ConfigurationError without a SECRET_KEY."""
+    """Set the objects that dependencies read from `app.state`. Raise ConfigurationError without a SECRET_KEY."""
     tokens = Tokens(settings.require_secret_key(), settings.access_token_seconds)
     limits = SignInLimits(
         per_account=settings.sign_in_account_limit,
@@ -54,7 +54,7 @@ def provide_state(app: FastAPI, database: Database, settings: Settings) -> None:
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Return the application. Raise ConfigurationError.
 
-    It opens nothing: its lifespan does, so Gunicorn may create it before the fork.
+    Only its lifespan opens connections, so Gunicorn can create the application before it forks.
     """
     settings = settings or load_settings()
     database_url = settings.require_database_url()
@@ -68,7 +68,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         process_metrics = ProcessMetrics(app.version)
         engine = make_engine(
             url=database_url,
-            application_name=f"headroom:api:{settings.api_replica}:{multiprocess.current_worker()}",
+            application_name=f"headroom:api:{settings.api_replica}:{multiprocess.current_slot()}",
             pool=PoolOptions(one_per_task=True, **settings.pool_options()),
             observer=pool_metrics,
         )
@@ -98,7 +98,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # the redirect would go to the host that the client sent
     )
-    # Each middleware wraps those before it: a request passes them from last to first.
+    # Each middleware wraps the ones added before it: a request passes through them from last to first.
     app.add_middleware(FastRoutes, application=app)
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
     app.add_middleware(ErrorMiddleware)

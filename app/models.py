@@ -1,4 +1,4 @@
-"""Every model, under the name people look for."""
+"""Every ORM model, importable from one module."""
 
 from app.registry import Post, User
 

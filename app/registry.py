@@ -1,4 +1,7 @@
-"""The domains of this service. A new one is a folder in `app/domains`, its models and its router here."""
+"""The domains of this service.
+
+To add a domain, create its folder in `app/domains` and import its models and its router here.
+"""
 
 from app.domains.auth.models import SignInAttempts as SignInAttempts
 from app.domains.auth.router import router as auth

@@ -1,1 +1,1 @@
-"""What every router shares: dependencies, problem answers, middleware, pages and the types of parameters."""
+"""The web layer that all routers share: dependencies, problem responses, middleware, pagination, parameter types."""

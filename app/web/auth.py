@@ -1,4 +1,4 @@
-"""FastAPI dependencies that say who is calling. `app/main.py` provides the Authenticator of the auth domain."""
+"""FastAPI dependencies for the caller's identity. `app/main.py` sets the Authenticator on `app.state`."""
 
 from typing import Annotated, Protocol
 
@@ -10,28 +10,31 @@ from app.identity import Claim, Principal
 
 
 class Authenticator(Protocol):
-    """Verifies access tokens. Both methods raise NotAuthenticated for an invalid or expired one."""
+    """Verifies access tokens. The auth domain implements it, because this layer cannot import a domain."""
 
-    def claim(self, token: str) -> Claim: ...
-    async def principal(self, claim: Claim) -> Principal: ...
+    def claim(self, token: str) -> Claim:
+        """Return the token's claim without a database query. Raise NotAuthenticated."""
+
+    async def principal(self, claim: Claim) -> Principal:
+        """Return the active user that the claim names. Raise NotAuthenticated."""
 
 
 _bearer = OAuth2PasswordBearer(tokenUrl="/auth/token", auto_error=False)
 
 
-async def _claimed(request: Request, token: Annotated[str | None, Depends(_bearer)]) -> Claim:
+async def _get_claim(request: Request, token: Annotated[str | None, Depends(_bearer)]) -> Claim:
     if token is None:
         raise NotAuthenticated
     authenticator: Authenticator = request.app.state.authenticator
     return authenticator.claim(token)
 
 
-Claimed = Annotated[Claim, Depends(_claimed)]
+Claimed = Annotated[Claim, Depends(_get_claim)]
 
 
-async def _signed_in(request: Request, claim: Claimed) -> Principal:
+async def _get_principal(request: Request, claim: Claimed) -> Principal:
     authenticator: Authenticator = request.app.state.authenticator
     return await authenticator.principal(claim)
 
 
-SignedIn = Annotated[Principal, Depends(_signed_in)]
+SignedIn = Annotated[Principal, Depends(_get_principal)]

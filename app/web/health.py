@@ -1,7 +1,6 @@
-"""`/livez`: this process answers. `/readyz`: it can also reach its database."""
+"""Health endpoints: `/livez` for the process, `/readyz` for the process and its database."""
 
 import asyncio
-import logging
 from asyncio import Task
 from typing import Any
 
@@ -15,61 +14,61 @@ from app.database.pool import pool_state
 from app.errors import DatabaseUnavailable, TransientDatabaseError
 from app.web.problems import problem_responses
 
-logger = logging.getLogger(__name__)
 router = APIRouter(tags=["health"])
 
-# An answer is promised within 2 s; this leaves a busy machine some time to give it.
+# The contract is a response within 2 s. The rest is reserve for a busy machine.
 DEADLINE_SECONDS = 1.5
 PROBE_SECONDS = 3.0
 _ONE = select(literal(1).label("one"))
 
 
 class Health(BaseModel):
+    """The state of the service."""
+
     status: str = "ok"
 
 
 @router.get("/livez")
 async def livez() -> Health:
-    """200 while the process answers. Touches no database: restarting the API mends no database."""
+    """Return 200 while the process responds. The database does not matter: a restart of the API cannot repair it."""
     return Health()
 
 
 @router.get("/readyz", responses=problem_responses(DatabaseUnavailable))
 async def readyz(request: Request) -> Health:
-    """200 while the database answers within the deadline, else 503."""
-    probe = _probe(request.app.state)
-    # Waits for the probe without cancelling it: cancelling a query on a hung server takes seconds by itself.
+    """Return 200 if the database responds within the deadline, and 503 otherwise."""
+    probe = _current_probe(request.app.state)
+    # Waits without cancelling the probe at the deadline: cancelling a query on a hung server takes seconds itself.
     done, _ = await asyncio.wait({probe}, timeout=DEADLINE_SECONDS)
     if not done:
-        raise DatabaseUnavailable(f"no answer within {DEADLINE_SECONDS} s")
+        raise DatabaseUnavailable(f"the database did not respond within {DEADLINE_SECONDS} s")
     if isinstance(error := probe.exception(), TransientDatabaseError):
         raise DatabaseUnavailable(str(error)) from error
     probe.result()
     return Health()
 
 
-async def _ask(database: Database) -> None:
-    # Being busy is not being broken: with every connection in use, a probe neither waits for one nor takes another's
-    # place in the queue.
+def _current_probe(state: Any) -> Task[None]:
+    """Return the running probe, or start one. Requests share it, so a hung database occupies only one connection."""
+    probe: Task[None] | None = getattr(state, "readiness_probe", None)
+    if probe is None or probe.done():
+        database: Database = state.database
+        probe = asyncio.create_task(_probe(database), name="readiness probe")
+        # Retrieves the error of a probe that no request waits for any more; asyncio would log it.
+        probe.add_done_callback(lambda done: done.cancelled() or done.exception())
+        state.readiness_probe = probe
+    return probe
+
+
+async def _probe(database: Database) -> None:
+    # A pool whose connections are all in use is busy, not broken: the probe must not compete with requests.
     state = pool_state(database.engine)
     if state is not None and not state.has_capacity:
         await check_accepts_connections(database.engine.url)
         return
-    # Without an end, a connection whose other side is gone would hold the next probe up for as long as TCP hopes.
+    # Without a time limit, a connection to a host that vanished would block the probe until TCP gives up.
     try:
         async with asyncio.timeout(PROBE_SECONDS):
             await database.read.first(_ONE)
     except TimeoutError:
-        raise DatabaseUnavailable(f"no answer within {PROBE_SECONDS} s") from None
-
-
-def _probe(state: Any) -> Task[None]:
-    """The check under way, or a new one: however often a hung database is asked about, one connection waits for it."""
-    probe: Task[None] | None = getattr(state, "readiness_probe", None)
-    if probe is None or probe.done():
-        database: Database = state.database
-        probe = asyncio.create_task(_ask(database), name="readiness probe")
-        # It may fail when nobody waits for it any more.
-        probe.add_done_callback(lambda done: done.cancelled() or done.exception())
-        state.readiness_probe = probe
-    return probe
+        raise DatabaseUnavailable(f"the database did not respond within {PROBE_SECONDS} s") from None

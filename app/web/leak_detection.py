@@ -1,4 +1,4 @@
-"""Which request holds a connection for too long."""
+"""Reports requests that hold a database connection for too long."""
 
 import logging
 
@@ -12,15 +12,15 @@ logger = logging.getLogger("headroom.leaks")
 
 
 def report(engine: AsyncEngine, after: float) -> None:
-    """Log each connection that has been held for more than `after` seconds, once. The pool counts it."""
+    """Log every connection that has been held for more than `after` seconds; each one once. The pool counts them."""
     for seconds, holder in leak_suspects(engine, after):
         scope = holder.context.get(request_scope, {})
         route = f"{scope['method']} {route_of(scope)}" if scope else "no request"
-        identity = holder.context.get(request_id, "-")
+        holder_id = holder.context.get(request_id, "-")
         logger.warning(
             "leak suspect: a connection held for %.1f s by request %s, %s",
             seconds,
-            identity,
+            holder_id,
             route,
-            extra={"holder_request_id": identity, "holder": route, "held_seconds": round(seconds, 1)},
+            extra={"holder_request_id": holder_id, "holder": route, "held_seconds": round(seconds, 1)},
         )

@@ -1,4 +1,4 @@
-"""Pure ASGI middleware. A request passes through it in the order of this file."""
+"""Pure ASGI middleware. A request passes through the classes in the order of this file."""
 
 import asyncio
 import logging
@@ -12,38 +12,37 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.observability.http_metrics import HttpMetrics
-from app.observability.logging import REQUESTS, request_id, request_scope
+from app.observability.logging import REQUEST_LOGGER, request_id, request_scope
 from app.web.problems import http_problem, internal_error
 
-logger = logging.getLogger(REQUESTS)
+logger = logging.getLogger(REQUEST_LOGGER)
 
-_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=-]{0,127}", re.ASCII)
+_VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=-]{0,127}", re.ASCII)
 _PROBES = frozenset({"/livez", "/readyz"})
 
-# What a browser needs to hear of an API: guess no types, appear in no frame, run nothing, tell nobody the path.
-_SECURITY_OF_DOCS: Sequence[tuple[bytes, bytes]] = (
+# For browsers: no content sniffing, no frames, no referrer. The page at /docs needs its own scripts and styles.
+_DOCS_SECURITY_HEADERS: Sequence[tuple[bytes, bytes]] = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
 )
-# Not for /docs, whose page has scripts and styles.
-_SECURITY: Sequence[tuple[bytes, bytes]] = (
-    *_SECURITY_OF_DOCS,
+_SECURITY_HEADERS: Sequence[tuple[bytes, bytes]] = (
+    *_DOCS_SECURITY_HEADERS,
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 )
-_OURS = frozenset({b"x-request-id", *(name for name, _ in _SECURITY)})
+_ADDED_NAMES = frozenset({b"x-request-id", *(name for name, _ in _SECURITY_HEADERS)})
 
 
 def route_of(scope: Mapping[str, Any]) -> str:
-    """The template of the route that a request has taken. What no route has, everything unknown shares."""
-    if (route := scope.get("route")) is not None:  # FastAPI's
+    """Return the path template of the request's route, or "unmatched"."""
+    if (route := scope.get("route")) is not None:  # set by FastAPI
         return str(route.path_format)
-    # Starlette's plain routes, /docs among them, leave no trace but what they call; they have no parameters.
+    # Starlette's plain routes, such as /docs, set only the endpoint. They have no path parameters.
     return str(scope["path"]) if "endpoint" in scope else "unmatched"
 
 
 def _header(scope: Scope, name: bytes) -> str:
-    """The first of this name, in lower case; empty where there is none."""
+    """Return the value of the first header with this name (in lower case), or an empty string."""
     for key, value in scope["headers"]:
         if key == name:
             return str(value, "latin-1")
@@ -51,9 +50,9 @@ def _header(scope: Scope, name: bytes) -> str:
 
 
 class RequestMiddleware:
-    """Gives a request its id, its place in the metrics and its line in the log, and its answer what browsers look for.
+    """Assigns the request id, records metrics, logs the request and adds security headers to the response.
 
-    One layer for all of them: each that looks at what is sent costs a request two more coroutines and a closure.
+    One class for all of this: every middleware that wraps `send` adds two coroutines and a closure to a request.
     """
 
     def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
@@ -61,15 +60,16 @@ class RequestMiddleware:
         self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI event stream."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
 
         started = perf_counter()
-        callers = _header(scope, b"x-request-id")
-        # Told apart, not guessed: no secret, so no system call for it. Python seeds it anew in each forked worker.
-        identity = callers if _SANE_REQUEST_ID.fullmatch(callers) else f"{getrandbits(128):032x}"
-        id_token, scope_token = request_id.set(identity), request_scope.set(scope)
+        sent_id = _header(scope, b"x-request-id")
+        # A request id is unique, not secret, so it needs no system call for randomness. Python reseeds after a fork.
+        own_id = sent_id if _VALID_REQUEST_ID.fullmatch(sent_id) else f"{getrandbits(128):032x}"
+        id_token, scope_token = request_id.set(own_id), request_scope.set(scope)
         self.metrics.started()
         status = 0
 
@@ -78,18 +78,18 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = [*message.get("headers", ())]
-                added = _SECURITY_OF_DOCS if scope["path"].startswith("/docs") else _SECURITY
-                if not _OURS.isdisjoint([name for name, _ in headers]):  # the application has its own opinion
+                added = _DOCS_SECURITY_HEADERS if scope["path"].startswith("/docs") else _SECURITY_HEADERS
+                if not _ADDED_NAMES.isdisjoint([name for name, _ in headers]):  # the route's own headers win
                     headers = [header for header in headers if header[0] != b"x-request-id"]
-                    there = {name for name, _ in headers}
-                    added = [header for header in added if header[0] not in there]
-                message["headers"] = [*headers, *added, (b"x-request-id", identity.encode())]
+                    present = {name for name, _ in headers}
+                    added = [header for header in added if header[0] not in present]
+                message["headers"] = [*headers, *added, (b"x-request-id", own_id.encode())]
             await send(message)
 
         try:
             await self.app(scope, receive, send_with_headers)
         except asyncio.CancelledError:
-            status = status or 499  # the server is stopping, and this took too long
+            status = status or 499  # the server stopped before the response began
             raise
         finally:
             seconds = perf_counter() - started
@@ -102,10 +102,10 @@ class RequestMiddleware:
     def _log(scope: Scope, status: int, seconds: float) -> None:
         level = logging.DEBUG if scope["path"] in _PROBES else logging.INFO
         if logger.isEnabledFor(level):
-            # As it was sent: decoded, it could hold a line break and write a line of its own.
+            # The raw path: a decoded one could contain a line break, and so forge a log line.
             path = scope["raw_path"].decode("ascii", "backslashreplace")
             method, milliseconds = scope["method"], round(seconds * 1000, 1)
-            # As logger.log() would, without looking up the stack for who called it.
+            # Does what logger.log() does, without its search of the stack for the caller.
             record = logging.LogRecord(
                 logger.name, level, __file__, 0, "%s %s %d %.1f ms", (method, path, status, milliseconds), None
             )
@@ -114,37 +114,42 @@ class RequestMiddleware:
 
 
 class ErrorMiddleware:
-    """Gives an answer to an unhandled exception. FastAPI's own handler for those is outside of every middleware, so its
-    answer would have no id, and a browser would not let a page of another origin read it."""
+    """Answers an unhandled exception with a problem response.
+
+    FastAPI handles such an exception outside every middleware: its response would have no request id and no CORS
+    headers, so a browser would hide it from a page of another origin.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI event stream."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
 
         started = False
 
-        async def send_and_note(message: Message) -> None:
+        async def send_and_record(message: Message) -> None:
             nonlocal started
             started = started or message["type"] == "http.response.start"
             await send(message)
 
         try:
-            await self.app(scope, receive, send_and_note)
+            await self.app(scope, receive, send_and_record)
         except Exception:
             logger.exception("unhandled exception in %s %r", scope["method"], scope["path"])
-            if started:  # half an answer is out; only breaking the connection can tell the client
+            if started:  # part of a response was sent: only closing the connection tells the client
                 raise
             await internal_error(scope)(scope, receive, send)
 
 
 class BodyLimitMiddleware:
-    """Refuses a request body of more than `max_bytes` with 413: at once if it is announced, else when it gets there.
+    """Refuses a request body of more than `max_bytes` with 413.
 
-    Starlette's own limit answers in plain text.
+    A body with a Content-Length is refused at once, a chunked body when it exceeds the limit. Starlette's own limit
+    would respond in plain text, not with a problem.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
@@ -152,15 +157,16 @@ class BodyLimitMiddleware:
         self.max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI event stream."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
 
-        announced = _header(scope, b"content-length")
-        if not announced and not _header(scope, b"transfer-encoding"):  # there is none: RFC 9112, 6.3
+        content_length = _header(scope, b"content-length")
+        if not content_length and not _header(scope, b"transfer-encoding"):  # no body (RFC 9112, section 6.3)
             await self.app(scope, receive, send)
             return
-        if announced.isdecimal() and int(announced) > self.max_bytes:
+        if content_length.isdecimal() and int(content_length) > self.max_bytes:
             await http_problem(scope, self._too_large)(scope, receive, send)
             return
 
@@ -171,11 +177,11 @@ class BodyLimitMiddleware:
             message = await receive()
             received += len(message.get("body", b""))
             if received > self.max_bytes:
-                raise self._too_large  # FastAPI lets it through to the problem handler
+                raise self._too_large  # FastAPI passes it to the problem handler
             return message
 
         await self.app(scope, receive_counted, send)
 
     @property
     def _too_large(self) -> HTTPException:
-        return HTTPException(413, f"A request body may have {self.max_bytes} bytes at most.")
+        return HTTPException(413, f"The request body exceeds the limit of {self.max_bytes} bytes.")

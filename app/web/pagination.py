@@ -1,4 +1,4 @@
-"""FastAPI's side of `app/pagination`: how a route takes the parameters of a list, and the cursor codec."""
+"""FastAPI dependencies for `app/pagination`: the query parameters of a list, and the cursor codec."""
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -15,20 +15,20 @@ Params = TypeVar("Params", bound=ListParams)
 
 
 async def _refuse_repeated(request: Request) -> None:
-    """Raise RequestValidationError for a repeated parameter. FastAPI would silently take the last value."""
+    """Raise RequestValidationError for a repeated parameter. FastAPI alone would silently use the last value."""
     if b"&" not in request.scope["query_string"]:  # most requests have at most one parameter
         return
     given = Counter(name for name, _ in request.query_params.multi_items())
     if repeated := [name for name, times in given.items() if times > 1]:
         raise RequestValidationError(
-            [{"loc": ("query", name), "msg": "Given more than once", "type": "repeated"} for name in repeated]
+            [{"loc": ("query", name), "msg": "Parameter sent more than once", "type": "repeated"} for name in repeated]
         )
 
 
 @cache
 def _list_params(model: type[Any]) -> Callable[..., Awaitable[ListParams]]:
     async def list_params(
-        # A dependency of its own, and first: it answers before the values are validated.
+        # A dependency runs before FastAPI validates the parameters, so its error is the one that is reported.
         refused: Annotated[None, Depends(_refuse_repeated)],
         params: Annotated[model, Query()],  # type: ignore[valid-type]
     ) -> ListParams:
@@ -39,7 +39,7 @@ def _list_params(model: type[Any]) -> Callable[..., Awaitable[ListParams]]:
 
 
 def refuses_repeated(call: object) -> bool:
-    """Return True if a dependency refuses repeated query parameters."""
+    """Return True if a dependency's callable refuses repeated query parameters."""
     return bool(getattr(call, "refuses_repeated", False))
 
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 else:
 
     class ListQuery:
-        """`ListQuery[PostListParams]` is the parameter type of a list route: validated, and each given at most once."""
+        """The parameter type of a list route: `ListQuery[PostListParams]`. Refuses invalid and repeated parameters."""
 
         def __class_getitem__(cls, model: type[ListParams]) -> Any:
             return Annotated[model, Depends(_list_params(model))]

@@ -1,4 +1,4 @@
-"""Types of path parameters that more than one domain uses."""
+"""Types of path parameters that several domains use."""
 
 from typing import Annotated
 
@@ -9,9 +9,9 @@ from app.fields import BIGINT_MAX
 
 
 class _IdConvertor(StringConvertor):
-    """Match `{user_id:id}` in a path against digits only.
+    """Matches `{user_id:id}` in a path against digits only.
 
-    `/users/me` is then not a user's path, and a path with an impossible id is a 404 instead of a 422.
+    `/users/me` then does not match the path of a user, and a path whose id is not a number is a 404 instead of a 422.
     """
 
     regex = "[0-9]+"

@@ -1,4 +1,4 @@
-"""Errors as `application/problem+json` (RFC 9457). The only place that knows which error has which HTTP status."""
+"""Errors as `application/problem+json` (RFC 9457). Only this module maps the error tree to HTTP statuses."""
 
 import http
 import logging
@@ -40,36 +40,40 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (TooManyAttempts, 429),
     (TemporaryError, 503),
 )
-# What every route that uses the database can answer with.
+# The errors of every route that uses the database.
 DATABASE_ERRORS = (PoolExhausted, DatabaseUnavailable, StatementTimeout)
-# RFC 9110's name; Python 3.11 still has the one before it, and a slug must not depend on that.
-_RENAMED = {413: "Content Too Large"}
+# The phrase of RFC 9110. Python 3.11 has an older one, and a slug must not depend on Python's version.
+_RENAMED_PHRASES = {413: "Content Too Large"}
 
 
 class InvalidField(BaseModel):
-    """What is wrong with one field. Never says what was sent: it may be a password."""
+    """An invalid field of the request. Its value is never included, because it may be a password."""
 
-    loc: list[str | int] = Field(description="Where it is, e.g. ['body', 'email'].")
+    loc: list[str | int] = Field(description="Path to the field, for example ['body', 'email'].")
     msg: str
     type: str
 
 
 class Problem(BaseModel):
-    """A problem, as of RFC 9457."""
+    """An error response, as defined by RFC 9457."""
 
     model_config = ConfigDict(json_schema_extra={"required": ["type", "title", "status", "instance", "request_id"]})
 
-    type: str = Field(description="`/problems/<slug>`: what to branch on.", examples=["/problems/not-found"])
+    type: str = Field(
+        description="`/problems/<slug>`: the kind of error, for programs.", examples=["/problems/not-found"]
+    )
     title: str
     status: int
     detail: str | None = None
-    instance: str = Field(description="The path of the request.")
-    request_id: str = Field(description="Quote this when asking for help; every log line of the request has it.")
-    errors: list[InvalidField] | None = Field(default=None, description="Of a validation-error: field by field.")
+    instance: str = Field(description="Path of the request.")
+    request_id: str = Field(description="Id of the request in the server's log. Include it in a support request.")
+    errors: list[InvalidField] | None = Field(
+        default=None, description="The invalid fields. Only in a `/problems/validation-error`."
+    )
 
 
 def problem_responses(*errors: type[DomainError] | type[TemporaryError]) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's `responses` of a route that can answer with these errors."""
+    """Return the `responses` argument of a route, which documents these errors in the OpenAPI document."""
     titles: dict[int, list[str]] = {}
     for error in errors:
         titles.setdefault(_status_of(error), []).append(f"{error.title} (`/problems/{error.slug}`)")
@@ -93,7 +97,7 @@ def problem(
     errors: Sequence[InvalidField] | None = None,
     headers: dict[str, str] | None = None,
 ) -> JSONResponse:
-    """The answer that tells `scope`'s client about a problem."""
+    """Return a problem response for the request of the ASGI `scope`."""
     body = Problem(
         type=f"/problems/{slug}",
         title=title,
@@ -107,7 +111,7 @@ def problem(
 
 
 def http_problem(scope: Scope, error: HTTPException) -> JSONResponse:
-    """The answer to an error that is known by its HTTP status only."""
+    """Return the problem response for an error that is known only by its HTTP status."""
     phrase = http.HTTPStatus(error.status_code).phrase
     title = _title(error.status_code)
     return problem(
@@ -121,12 +125,12 @@ def http_problem(scope: Scope, error: HTTPException) -> JSONResponse:
 
 
 def internal_error(scope: Scope) -> JSONResponse:
-    """The answer to what nobody expected. Says nothing: the log does."""
+    """Return the problem response for an unhandled exception. Only the log has the cause."""
     return problem(scope, status=500, slug="internal-error", title="Internal server error")
 
 
 def install_problem_handlers(app: FastAPI) -> None:
-    """Answer every expected error with a problem. `ErrorMiddleware` answers the unexpected ones."""
+    """Register the handlers of expected errors. `ErrorMiddleware` handles unexpected ones."""
     app.add_exception_handler(DomainError, _domain_error)
     app.add_exception_handler(TemporaryError, _temporary_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
@@ -134,8 +138,8 @@ def install_problem_handlers(app: FastAPI) -> None:
 
 
 def document_problems(app: FastAPI) -> None:
-    """Put the schemas that `problem_responses` refers to into the OpenAPI document."""
-    # `responses={404: {"model": Problem}}` would document application/json, which is not what is sent.
+    """Add the problem schemas, and the errors that any operation can return, to the OpenAPI document."""
+    # `responses={404: {"model": Problem}}` would document the media type application/json.
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -184,8 +188,7 @@ async def _temporary_error(request: Request, error: Exception) -> JSONResponse:
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     fields = [
-        InvalidField(loc=list(complaint["loc"]), msg=complaint["msg"], type=complaint["type"])
-        for complaint in error.errors()
+        InvalidField(loc=list(detail["loc"]), msg=detail["msg"], type=detail["type"]) for detail in error.errors()
     ]
     return problem(
         request.scope,
@@ -198,22 +201,22 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _http_exception(request: Request, error: Exception) -> JSONResponse:
-    """What Starlette and FastAPI raise themselves: unknown paths, wrong methods, unreadable bodies."""
+    """Handle the errors that Starlette and FastAPI raise: unknown paths, wrong methods, unreadable bodies."""
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
-        # Starlette names the methods of the first route that has this path, and leaves out the others'.
-        error = HTTPException(405, headers={"Allow": ", ".join(_methods(request))})
+        # Starlette lists only the methods of the first route with this path.
+        error = HTTPException(405, headers={"Allow": ", ".join(_allowed_methods(request))})
     return http_problem(request.scope, error)
 
 
-def _methods(request: Request) -> list[str]:
+def _allowed_methods(request: Request) -> list[str]:
     routes = [route for route in iter_route_contexts(request.app.routes) if hasattr(route, "path_regex")]
     matching = [route for route in routes if route.path_regex.match(request.scope["path"])]
     return sorted({method for route in matching for method in route.methods or ()})
 
 
 def _title(status: int) -> str:
-    return _RENAMED.get(status, http.HTTPStatus(status).phrase)
+    return _RENAMED_PHRASES.get(status, http.HTTPStatus(status).phrase)
 
 
 def _status_of(error: type[Exception]) -> int:

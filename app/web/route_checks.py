@@ -1,4 +1,4 @@
-"""Checks of every route at startup: a route that would break a promise of the stack does not start."""
+"""Checks of every route at startup. The application does not start with a route that fails one."""
 
 from collections.abc import Iterator
 
@@ -15,8 +15,8 @@ from app.web.pagination import refuses_repeated
 def check_routes(app: FastAPI) -> None:
     """Check the application's routes, and those of mounted FastAPI applications.
 
-    Raise RuntimeError for a route that would commit after the response is sent, or that would silently take the last
-    one of a list's repeated query parameters.
+    Raise RuntimeError for a route that would commit after the response is sent, and for a list route that would ignore
+    all but the last of repeated query parameters.
     """
     for mounted in app.routes:
         if isinstance(mounted, Mount) and isinstance(mounted.app, FastAPI):
@@ -39,7 +39,7 @@ def _check(path: str | None, dependant: Dependant) -> None:
             annotation = field.field_info.annotation
             if isinstance(annotation, type) and issubclass(annotation, ListParams):
                 raise RuntimeError(  # noqa: TRY004 - nothing here has a wrong type
-                    f"{path} takes {annotation.__name__} as a plain Query(): a repeated parameter would be ignored. "
+                    f"{path} takes {annotation.__name__} as a plain Query(): repeated parameters would be ignored. "
                     f"Annotate it as ListQuery[{annotation.__name__}]."
                 )
 

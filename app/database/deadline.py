@@ -54,10 +54,11 @@ async def poll(
 ) -> Result:
     """Await `attempt()` every `every` seconds until `until(result)` is true, and return the last result.
 
-    Makes at least one attempt, and none after `deadline` (on the clock of time.monotonic()).
+    Makes at least one attempt. The last one starts at `deadline` (on the clock of time.monotonic()), not later.
     """
     while True:
         result = await attempt()
-        if until(result) or time.monotonic() >= deadline:
+        seconds = deadline - time.monotonic()
+        if until(result) or seconds <= 0:
             return result
-        await asyncio.sleep(every)
+        await asyncio.sleep(min(every, seconds))

@@ -1,0 +1,185 @@
+"""Deadlines of checkouts and of polling. The clock of `poll()` is simulated, so no test waits."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy.util import await_only, greenlet_spawn
+
+from app.database import deadline
+from app.database.deadline import call_within, checkout_deadline, current_deadline, poll, seconds_left
+
+NEVER = float("inf")
+
+
+class Clock:
+    """A clock that only `sleep()` moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.sleeps: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.sleeps.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+    """Replace the clock of the module under test, and nothing else's."""
+    clock = Clock()
+
+    class Time:
+        monotonic = staticmethod(clock.monotonic)
+
+    class Asyncio:
+        sleep = staticmethod(clock.sleep)
+        timeout = staticmethod(asyncio.timeout)
+
+    monkeypatch.setattr(deadline, "time", Time)
+    monkeypatch.setattr(deadline, "asyncio", Asyncio)
+    return clock
+
+
+class Attempts:
+    """Returns the numbers of its calls, from 1."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    async def __call__(self) -> int:
+        self.count += 1
+        return self.count
+
+
+async def test_poll_with_satisfied_condition_returns_without_sleeping(clock: Clock) -> None:
+    attempt = Attempts()
+
+    assert await poll(attempt, until=lambda result: result == 1, deadline=clock.now + 60, every=1) == 1
+    assert clock.sleeps == []
+
+
+async def test_poll_sleeps_between_attempts_until_satisfied(clock: Clock) -> None:
+    attempt = Attempts()
+
+    assert await poll(attempt, until=lambda result: result == 3, deadline=clock.now + 60, every=0.5) == 3
+    assert clock.sleeps == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("seconds_ago", [0, 60])
+async def test_poll_after_the_deadline_makes_one_attempt(clock: Clock, seconds_ago: float) -> None:
+    attempt = Attempts()
+
+    assert await poll(attempt, until=lambda _: False, deadline=clock.now - seconds_ago, every=1) == 1
+    assert (attempt.count, clock.sleeps) == (1, [])
+
+
+async def test_poll_at_the_deadline_returns_the_last_result(clock: Clock) -> None:
+    attempt = Attempts()
+
+    assert await poll(attempt, until=lambda _: False, deadline=clock.now + 2, every=1) == 3
+    assert clock.now == 1002
+
+
+async def test_poll_starts_its_last_attempt_at_the_deadline(clock: Clock) -> None:
+    """It slept for the whole interval and attempted once more after the deadline."""
+    starts: list[float] = []
+
+    async def slow_attempt() -> None:
+        starts.append(clock.now)
+        clock.now += 1.2
+
+    await poll(slow_attempt, until=lambda _: False, deadline=clock.now + 2, every=1)
+
+    assert starts == [1000, 1002]
+
+
+async def test_poll_raises_the_error_of_an_attempt(clock: Clock) -> None:
+    async def fail() -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        await poll(fail, until=lambda _: True, deadline=clock.now + 60, every=1)
+
+
+async def test_call_within_returns_the_result_of_the_call() -> None:
+    async def work() -> int:
+        await asyncio.sleep(0)
+        return 7
+
+    assert await greenlet_spawn(call_within, 60, lambda: await_only(work())) == 7
+
+
+async def test_call_within_raises_the_error_of_the_call() -> None:
+    def fail() -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        await greenlet_spawn(call_within, 60, fail)
+
+
+async def test_call_within_without_a_limit_returns_the_result() -> None:
+    """Outside a checkout, `seconds_left()` is infinite."""
+    assert await greenlet_spawn(call_within, NEVER, lambda: 7) == 7
+
+
+async def test_call_within_cancels_the_call_and_raises_timeout_error() -> None:
+    cancelled = asyncio.Event()
+
+    async def hang() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    with pytest.raises(TimeoutError):
+        await greenlet_spawn(call_within, 0, lambda: await_only(hang()))
+    assert cancelled.is_set()
+
+
+def test_deadline_outside_a_checkout_is_infinite() -> None:
+    assert current_deadline() == seconds_left() == NEVER
+
+
+def test_nested_checkout_deadline_restores_the_outer_one() -> None:
+    with checkout_deadline(2.0):
+        with checkout_deadline(1.0):
+            assert current_deadline() == 1.0
+        assert current_deadline() == 2.0
+    assert current_deadline() == NEVER
+
+
+def test_checkout_deadline_is_restored_after_an_error() -> None:
+    with pytest.raises(LookupError), checkout_deadline(1.0):
+        raise LookupError
+    assert current_deadline() == NEVER
+
+
+async def test_checkout_deadline_is_inherited_by_a_task_but_not_shared() -> None:
+    """A connection that is opened in the background has the deadline of its caller, and may set its own."""
+
+    async def open_connection() -> float:
+        inherited = current_deadline()
+        with checkout_deadline(inherited + 1):
+            await asyncio.sleep(0)
+        return inherited
+
+    with checkout_deadline(1.0):
+        task = asyncio.create_task(open_connection())
+    assert await task == 1.0
+    assert current_deadline() == NEVER
+
+
+def test_seconds_left_counts_down_and_is_never_negative(clock: Clock) -> None:
+    with checkout_deadline(clock.now + 2):
+        assert seconds_left() == 2
+        clock.now += 1.5
+        assert seconds_left() == 0.5
+        clock.now += 60
+        assert seconds_left() == 0
+    assert time.monotonic() != clock.now, "only the module under test has the simulated clock"

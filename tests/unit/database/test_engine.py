@@ -7,7 +7,7 @@ from app.database.pool_events import PoolState
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
-def test_a_pool_is_built_as_it_is_asked_for(driver: str) -> None:
+def test_engine_has_a_bounded_pool_with_the_given_options(driver: str) -> None:
     engine = make_engine(
         url=make_url(f"postgresql+{driver}://db/headroom"),
         application_name="headroom:test",
@@ -19,7 +19,7 @@ def test_a_pool_is_built_as_it_is_asked_for(driver: str) -> None:
     assert engine.pool._recycle == 60
 
 
-def test_sqlite_in_memory_has_no_bounded_pool() -> None:
+def test_engine_for_sqlite_has_no_bounded_pool() -> None:
     engine = make_engine(url=make_url("sqlite+aiosqlite://"), application_name="headroom:test")
 
     assert pool_state(engine) is None
@@ -29,5 +29,5 @@ def test_sqlite_in_memory_has_no_bounded_pool() -> None:
     ("idle", "used", "overflow"),
     [(0, 0, 0), (5, 0, 0), (0, 5, 0), (2, 3, 0), (0, 6, 1), (0, 15, 10), (5, 10, 10)],
 )
-def test_overflow_is_what_is_open_beyond_the_size(idle: int, used: int, overflow: int) -> None:
+def test_overflow_is_the_number_of_connections_beyond_size(idle: int, used: int, overflow: int) -> None:
     assert PoolState(size=5, max_overflow=10, idle=idle, used=used, waiting=0).overflow == overflow

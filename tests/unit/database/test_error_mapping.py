@@ -17,7 +17,7 @@ class Taken(Conflict):
 
 
 @pytest.mark.parametrize(
-    ("sqlstate", "meaning"),
+    ("sqlstate", "expected"),
     [
         ("57014", StatementTimeout),
         ("55P03", StatementTimeout),
@@ -31,19 +31,19 @@ class Taken(Conflict):
         ("23505", None),
     ],
 )
-def test_a_sqlstate_has_one_meaning_wrapped_or_not(sqlstate: str, meaning: type[HeadroomError] | None) -> None:
+def test_sqlstate_is_translated_alike_bare_and_wrapped(sqlstate: str, expected: type[HeadroomError] | None) -> None:
     bare = DriverError(sqlstate)
     for error in (bare, OperationalError("SELECT 1", {}, bare)):
-        assert type(translate(error)) is (meaning or type(None))
+        assert type(translate(error)) is (expected or type(None))
 
 
-def test_a_lost_connection_is_database_unavailable_whatever_the_driver_calls_it() -> None:
+def test_lost_connection_is_translated_to_database_unavailable() -> None:
     assert isinstance(translate(ConnectionResetError()), DatabaseUnavailable)
     lost = OperationalError("SELECT 1", {}, DriverError(""), connection_invalidated=True)
     assert isinstance(translate(lost), DatabaseUnavailable)
 
 
-async def test_a_violated_index_raises_what_it_means(database: Database) -> None:
+async def test_violated_index_raises_the_mapped_error(database: Database) -> None:
     async with database.write() as session:
         session.add(User(email="ann@example.com", name="Ann", password_hash="x"))
     with pytest.raises(Taken):
@@ -53,7 +53,7 @@ async def test_a_violated_index_raises_what_it_means(database: Database) -> None
                 await session.flush()
 
 
-async def test_a_violation_without_a_meaning_stays_what_it_is(database: Database) -> None:
+async def test_violation_without_a_mapped_error_is_unchanged(database: Database) -> None:
     with pytest.raises(IntegrityError):
         async with database.write() as session:
             session.add(User(email="ann@example.com", name=None, password_hash="x"))

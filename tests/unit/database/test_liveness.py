@@ -1,4 +1,4 @@
-"""What is known of a connection without asking, on a pair of sockets instead of a server."""
+"""Checks of a connection on a pair of sockets instead of a server."""
 
 import asyncio
 import socket
@@ -12,88 +12,88 @@ from sqlalchemy.util import await_only, greenlet_spawn
 
 from app.database.liveness import SocketProbe, ping, shut_down
 
+Sockets = tuple[socket.socket, socket.socket]
+
 
 @pytest.fixture
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        yield ours, theirs
+def sockets() -> Iterator[Sockets]:
+    """The client's and the server's end of a connection."""
+    client, server = socket.socketpair()
+    with client, server:
+        yield client, server
 
 
-def asyncpg_like(ours: socket.socket, *, closing: bool = False) -> Any:
-    transport = SimpleNamespace(get_extra_info=lambda _: ours, is_closing=lambda: closing)
+def asyncpg_connection(client: socket.socket, *, closing: bool = False) -> Any:
+    transport = SimpleNamespace(get_extra_info=lambda _: client, is_closing=lambda: closing)
     return SimpleNamespace(is_closed=lambda: False, _transport=transport)
 
 
-def psycopg_like(ours: socket.socket) -> Any:
-    return SimpleNamespace(closed=False, pgconn=SimpleNamespace(socket=ours.fileno()))
+def psycopg_connection(client: socket.socket) -> Any:
+    return SimpleNamespace(closed=False, pgconn=SimpleNamespace(socket=client.fileno()))
 
 
-@pytest.mark.parametrize("like", [asyncpg_like, psycopg_like])
-def test_the_end_of_the_stream_is_noticed_and_silence_is_not_mistaken_for_it(
-    pair: tuple[socket.socket, socket.socket], like: Any
-) -> None:
-    ours, theirs = pair
-    line = SocketProbe(like(ours))
-    assert not line.closed_by_server()
-    assert not line.closed_by_server()
+@pytest.mark.parametrize("connection", [asyncpg_connection, psycopg_connection])
+def test_probe_reports_end_of_stream_but_not_silence(sockets: Sockets, connection: Any) -> None:
+    client, server = sockets
+    probe = SocketProbe(connection(client))
+    assert not probe.closed_by_server()
+    assert not probe.closed_by_server()
 
-    theirs.close()
-    assert line.closed_by_server()
+    server.close()
+    assert probe.closed_by_server()
 
 
-@pytest.mark.parametrize("like", [asyncpg_like, psycopg_like])
-def test_hanging_up_wakes_whoever_waits_for_an_answer(pair: tuple[socket.socket, socket.socket], like: Any) -> None:
-    ours, theirs = pair
-    shut_down(like(ours))
+@pytest.mark.parametrize("connection", [asyncpg_connection, psycopg_connection])
+def test_shut_down_ends_the_stream_in_both_directions(sockets: Sockets, connection: Any) -> None:
+    client, server = sockets
+    shut_down(connection(client))
 
-    assert ours.recv(1) == theirs.recv(1) == b""
+    assert client.recv(1) == server.recv(1) == b""
 
 
-def test_a_descriptor_that_may_be_somebody_elses_by_now_is_left_alone(
-    pair: tuple[socket.socket, socket.socket],
-) -> None:
-    ours, theirs = pair
-    closing = asyncpg_like(ours, closing=True)
+def test_descriptor_of_a_closing_transport_is_not_touched(sockets: Sockets) -> None:
+    """Another socket may have the number of the descriptor by now."""
+    client, server = sockets
+    closing = asyncpg_connection(client, closing=True)
 
     assert SocketProbe(closing).closed_by_server()
     shut_down(closing)
-    theirs.sendall(b"x")
-    assert ours.recv(1) == b"x"
+    server.sendall(b"x")
+    assert client.recv(1) == b"x"
 
 
-def pinged(ping: Callable[[], Coroutine[Any, Any, None]]) -> Any:
-    """A dialect that does this for a ping."""
+def dialect_with_ping(coroutine: Callable[[], Coroutine[Any, Any, None]]) -> Any:
+    """Return a dialect whose ping awaits the coroutine."""
     return SimpleNamespace(
         driver="psycopg",
         get_driver_connection=lambda connection: connection,
-        do_ping=lambda _: await_only(ping()),
+        do_ping=lambda _: await_only(coroutine()),
     )
 
 
-async def test_an_answer_that_is_there_when_the_process_goes_on_is_one_though_time_is_up(
-    pair: tuple[socket.socket, socket.socket],
-) -> None:
-    ours, theirs = pair
+async def test_ping_answered_while_the_process_was_paused_succeeds(sockets: Sockets) -> None:
+    """The answer and the deadline then arrive in the same event-loop iteration."""
+    client, server = sockets
 
-    async def answered_while_we_stood_still() -> None:
+    async def receive_after_pause() -> None:
         loop = asyncio.get_running_loop()
         readable = asyncio.Event()
-        loop.add_reader(ours, readable.set)
-        theirs.sendall(b"x")
-        time.sleep(0.02)  # noqa: ASYNC251 - as a process does that gets no processor
+        loop.add_reader(client, readable.set)
+        server.sendall(b"x")
+        time.sleep(0.02)  # noqa: ASYNC251 - pauses the process beyond the deadline
         await readable.wait()
-        loop.remove_reader(ours)
+        loop.remove_reader(client)
 
-    assert await greenlet_spawn(ping, pinged(answered_while_we_stood_still), psycopg_like(ours), within=0.01)
+    dialect = dialect_with_ping(receive_after_pause)
+    assert await greenlet_spawn(ping, dialect, psycopg_connection(client), within=0.01)
 
 
-async def test_an_answer_that_came_as_time_ran_out_is_none_for_it_was_hung_up_on(
-    pair: tuple[socket.socket, socket.socket],
-) -> None:
-    ours, theirs = pair
+async def test_ping_answered_after_the_shutdown_fails(sockets: Sockets) -> None:
+    client, server = sockets
 
-    async def answered_after_all() -> None:
-        assert await asyncio.get_running_loop().run_in_executor(None, theirs.recv, 1) == b"", "was hung up on"
+    async def succeed_after_shutdown() -> None:
+        received = await asyncio.get_running_loop().run_in_executor(None, server.recv, 1)
+        assert received == b"", "the socket is shut down at the deadline"
 
-    assert not await greenlet_spawn(ping, pinged(answered_after_all), psycopg_like(ours), within=0)
+    dialect = dialect_with_ping(succeed_after_shutdown)
+    assert not await greenlet_spawn(ping, dialect, psycopg_connection(client), within=0)

@@ -1,4 +1,4 @@
-"""The roads on SQLite: what does not need a server."""
+"""Sessions on SQLite, and the compilation of statements for the fast path."""
 
 from datetime import UTC
 
@@ -13,7 +13,7 @@ from tests.unit.conftest import SQLITE
 BY_ID = select(User.id, User.created_at).where(User.id == bindparam("user_id"))
 
 
-async def test_what_the_write_road_wrote_the_read_road_reads(database: Database) -> None:
+async def test_read_session_returns_a_row_of_a_write_session(database: Database) -> None:
     async with database.write() as session:
         user = User(email="ann@example.com", name="Ann", password_hash="x")
         session.add(user)
@@ -24,11 +24,11 @@ async def test_what_the_write_road_wrote_the_read_road_reads(database: Database)
     assert row["created_at"].tzinfo is UTC
 
 
-async def test_tests_do_not_see_each_others_rows(database: Database) -> None:
+async def test_fixture_rolls_back_the_rows_of_other_tests(database: Database) -> None:
     assert await database.read.all(select(User.id)) == []
 
 
-def test_a_statement_is_compiled_for_the_driver_with_its_parameters_in_order() -> None:
+def test_compiled_statement_orders_its_parameters_by_number() -> None:
     dialect = make_engine(url=SQLITE.set(drivername="postgresql+asyncpg"), application_name="test").dialect
     statement = select(User.id).where(User.name == bindparam("name"), User.id > bindparam("after"), User.email == "a")
 
@@ -39,7 +39,7 @@ def test_a_statement_is_compiled_for_the_driver_with_its_parameters_in_order() -
     assert compiled.arguments({"after": 7, "name": "Ann"}) == ["Ann", 7, "a"]
 
 
-def test_a_statement_that_depends_on_its_values_is_not_compiled_in_advance() -> None:
+def test_statement_whose_text_depends_on_values_is_not_compiled() -> None:
     dialect = make_engine(url=SQLITE.set(drivername="postgresql+asyncpg"), application_name="test").dialect
 
     assert compile_statement(select(User.id).where(User.id.in_([1, 2])), dialect) is None

@@ -1,3 +1,5 @@
+"""Reads and writes posts."""
+
 from sqlalchemy import bindparam, insert, literal_column, select
 from sqlalchemy.orm import joinedload
 
@@ -24,11 +26,11 @@ _POSTS = select(
     Post.updated_at,
 ).join(Post.author)
 _BY_ID = _POSTS.where(Post.id == bindparam("post_id", type_=Post.id.type))
-# In RETURNING, SQLAlchemy takes a column of the table that is written to for one of a table to be read, too.
+# A literal column: SQLAlchemy would add `posts`, the table of the INSERT, to the FROM clause of the subquery.
 _AUTHOR_NAME = select(User.name).where(User.id == literal_column("posts.author_id")).scalar_subquery()
-_AUTHOR = select(User.id).where(User.id == bindparam("user_id", type_=User.id.type))
-# By a user who is there, and active: nobody has to ask that before.
-_ADD = (
+_USER_EXISTS = select(User.id).where(User.id == bindparam("user_id", type_=User.id.type))
+# Inserts nothing unless the author exists and is active. That saves a query before the INSERT.
+_INSERT = (
     insert(Post)
     .from_select(
         ["author_id", "title", "content"],
@@ -36,7 +38,15 @@ _ADD = (
             User.id == bindparam("author_id", type_=User.id.type), User.is_active
         ),
     )
-    .returning(Post.id, Post.author_id, _AUTHOR_NAME.label("author_name"), Post.created_at, Post.updated_at)
+    .returning(
+        Post.id,
+        Post.title,
+        Post.content,
+        Post.author_id,
+        _AUTHOR_NAME.label("author_name"),
+        Post.created_at,
+        Post.updated_at,
+    )
 )
 _LIST = ListStatements(
     "posts",
@@ -51,23 +61,25 @@ _LIST = ListStatements(
 
 
 class PostReader:
+    """Reads posts without a transaction."""
+
     def __init__(self, session: ReadSession) -> None:
         self._session = session
 
     async def get(self, post_id: int) -> PostRead:
-        """Raises PostNotFound."""
+        """Return a post. Raise PostNotFound."""
         row = await self._session.first(_BY_ID, post_id=post_id)
         if row is None:
             raise PostNotFound(post_id)
         return post_of_row(row)
 
     async def page(self, params: PostListParams, cursors: Cursors) -> Page[PostRead]:
-        """Raises InvalidCursor."""
+        """Return a page of all posts. Raise InvalidCursor."""
         return await read_page(self._session, _LIST, params, cursors=cursors, make=post_of_row)
 
     async def page_of_author(self, author_id: int, params: PostsOfUserParams, cursors: Cursors) -> Page[PostRead]:
-        """Raises UserNotFound, InvalidCursor."""
-        if await self._session.first(_AUTHOR, user_id=author_id) is None:
+        """Return a page of one author's posts. Raise UserNotFound, InvalidCursor."""
+        if await self._session.first(_USER_EXISTS, user_id=author_id) is None:
             raise UserNotFound(author_id)
         return await read_page(
             self._session, _LIST, params, cursors=cursors, make=post_of_row, also={"author_id": author_id}
@@ -75,24 +87,28 @@ class PostReader:
 
 
 class PostWriter:
+    """Inserts posts in one statement each."""
+
     def __init__(self, session: StatementSession) -> None:
         self._session = session
 
     async def add(self, claim: Claim, *, title: str, content: str) -> Row:
-        """What the database has made of it. Raises UserGone."""
-        with violations({"fk_posts_author_id_users": UserGone()}):  # deleted at this very moment
-            row = await self._session.returned(_ADD, author_id=claim.user_id, title=title, content=content)
+        """Insert a post and return the stored row. Raise UserGone."""
+        with violations({"fk_posts_author_id_users": UserGone()}):  # a concurrent request deletes the author
+            row = await self._session.returned(_INSERT, author_id=claim.user_id, title=title, content=content)
         if row is None:
             raise UserGone
         return row
 
 
 class PostRepository:
+    """Posts as entities of a write session."""
+
     def __init__(self, session: WriteSession) -> None:
         self._session = session
 
     async def get(self, post_id: int) -> Post:
-        """The post with its author, locked until the transaction ends. Raises PostNotFound."""
+        """Return a post with its author. The post is locked until the transaction ends. Raise PostNotFound."""
         post = await self._session.scalar(
             select(Post)
             .where(Post.id == post_id)
@@ -104,7 +120,9 @@ class PostRepository:
         return post
 
     async def flush(self) -> None:
+        """Write the changes to the database."""
         await self._session.flush()
 
     async def delete(self, post: Post) -> None:
+        """Delete a post."""
         await self._session.delete(post)

@@ -1,26 +1,21 @@
+"""Creates, changes and deletes posts."""
+
 from app.database import StatementSession, WriteSession
 from app.domains.posts.models import Post
 from app.domains.posts.repository import PostRepository, PostWriter
-from app.domains.posts.schemas import Author, PostCreate, PostPatch, PostRead
+from app.domains.posts.schemas import PostCreate, PostPatch, PostRead, post_of_row
 from app.errors import Forbidden
 from app.identity import Claim, Principal
 
 
 async def write_post(session: StatementSession, data: PostCreate, claim: Claim) -> PostRead:
-    """Raises UserGone."""
+    """Create a post and return it as it is stored. Raise UserGone."""
     row = await PostWriter(session).add(claim, title=data.title, content=data.content)
-    return PostRead(
-        id=row["id"],
-        title=data.title,
-        content=data.content,
-        author=Author(id=row["author_id"], name=row["author_name"]),
-        created_at=row["created_at"],
-        updated_at=row["updated_at"],
-    )
+    return post_of_row(row)
 
 
 async def change_post(session: WriteSession, post_id: int, patch: PostPatch, principal: Principal) -> Post:
-    """Raises PostNotFound, Forbidden."""
+    """Change a post. Raise PostNotFound, Forbidden."""
     posts = PostRepository(session)
     post = await posts.get(post_id)
     _require_author_or_admin(post, principal)
@@ -31,7 +26,7 @@ async def change_post(session: WriteSession, post_id: int, patch: PostPatch, pri
 
 
 async def delete_post(session: WriteSession, post_id: int, principal: Principal) -> None:
-    """Raises PostNotFound, Forbidden."""
+    """Delete a post. Raise PostNotFound, Forbidden."""
     posts = PostRepository(session)
     post = await posts.get(post_id)
     _require_author_or_admin(post, principal)

@@ -163,6 +163,22 @@ async def test_a_post_belongs_to_who_wrote_it(client: AsyncClient, database_url:
     assert (await client.get(created.headers["location"])).json() == body
 
 
+async def test_created_post_is_answered_as_stored(client: AsyncClient, database_url: URL) -> None:
+    """A trigger changes the row, so that request and row differ."""
+    ann = await person(client, "Ann", database_url)
+    with connect(database_url) as connection:
+        connection.execute(
+            "CREATE FUNCTION change_post() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN NEW.title := upper(NEW.title); NEW.content := upper(NEW.content); RETURN NEW; END $$;"
+            "CREATE TRIGGER change_post BEFORE INSERT ON posts FOR EACH ROW EXECUTE FUNCTION change_post()"
+        )
+
+    created = await ann("POST", "/posts", json={"title": "Title", "content": "Content"})
+
+    assert (created.json()["title"], created.json()["content"]) == ("TITLE", "CONTENT")
+    assert (await client.get(created.headers["location"])).json() == created.json()
+
+
 async def test_a_change_is_partial_and_moves_updated_at(client: AsyncClient, database_url: URL) -> None:
     ann = await person(client, "Ann", database_url)
     post = (await ann("POST", "/posts", json={"title": "Title", "content": "Content"})).json()

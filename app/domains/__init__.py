@@ -1,1 +1,1 @@
-"""One package a domain. A domain knows the platform below it, never the programs above."""
+"""The domains, one package each. A domain imports from the platform below it and never from the programs above it."""

@@ -1,3 +1,5 @@
+"""Integration tests run on a real PostgreSQL server, each test in a database of its own."""
+
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -17,31 +19,34 @@ from tests.support.postgres import PgBouncer, Server, as_role, run_pgbouncer, ru
 from tests.support.proxy import Proxy
 
 SECRET_KEY = "for tests only, for tests only, for tests only"
+# Longer than a connect takes on a busy machine. A test about the pool's timeout sets its own.
+POOL_TIMEOUT = 10.0
 
 
 @pytest.fixture(scope="session", autouse=True)
-def hashes_as_deployed() -> Iterator[dict[str, object]]:
-    """A password's hash takes a tenth of a second by design, and most tests sign people up and in: here it takes none.
+def deployed_hashing() -> Iterator[dict[str, object]]:
+    """Replace the password hash, which takes 0.1 s by design, with a fast one; return what it replaced.
 
-    What it is as deployed, by the names that `passwords` has for it.
+    The result maps names of the module `passwords` to their values in production.
     """
-    deployed = {name: getattr(passwords, name) for name in ("_argon2", "_NOBODYS")}
-    quick = PasswordHash((Argon2Hasher(time_cost=1, memory_cost=8, parallelism=1),))
+    deployed = {name: getattr(passwords, name) for name in ("_password_hash", "_DUMMY_HASH")}
+    fast = PasswordHash((Argon2Hasher(time_cost=1, memory_cost=8, parallelism=1),))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passwords, "_argon2", quick)
-        patch.setattr(passwords, "_NOBODYS", quick.hash("nobody's"))
+        patch.setattr(passwords, "_password_hash", fast)
+        patch.setattr(passwords, "_DUMMY_HASH", fast.hash("no password"))
         yield deployed
 
 
 @pytest.fixture
-def real_hashes(hashes_as_deployed: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
-    """For a test that is about what they cost."""
-    for name, value in hashes_as_deployed.items():
+def real_hashes(deployed_hashing: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hash passwords with the parameters of production."""
+    for name, value in deployed_hashing.items():
         monkeypatch.setattr(passwords, name, value)
 
 
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Run a PostgreSQL server for this test process."""
     with run_postgres(tmp_path_factory.mktemp("postgres")) as server:
         yield server
 
@@ -53,7 +58,7 @@ def alembic_config() -> Config:
 
 @pytest.fixture(scope="session")
 def migrated_template(postgres: Server) -> Iterator[str]:
-    """The name of a database with roles and tables, to be copied: faster than migrating one for each test."""
+    """Return the name of a database with roles and tables. Copying it is faster than migrating another."""
     with postgres.migrated() as url:
         assert url.database
         yield url.database
@@ -65,24 +70,24 @@ def pgbouncer(postgres: Server, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield pgbouncer
 
 
-@pytest.fixture(params=["asyncpg", "psycopg", "asyncpg-pgbouncer", "psycopg-pgbouncer"])
-def way(request: pytest.FixtureRequest) -> str:
-    """A way to the database: a driver, directly or behind PgBouncer."""
-    return str(request.param)
+@pytest.fixture
+def database_setup() -> str:
+    """Return the driver, followed by "-pgbouncer" if its connections go through PgBouncer.
+
+    A test directory, file or test that depends on the driver or on PgBouncer overrides this.
+    """
+    return "asyncpg"
 
 
 @pytest.fixture
-def driver(way: str) -> str:
-    return way.partition("-")[0]
-
-
-@pytest.fixture
-def database_url(request: pytest.FixtureRequest, postgres: Server, migrated_template: str, way: str) -> Iterator[URL]:
-    """A migrated database of the test's own, as the API connects to it."""
-    driver, _, pooler = way.partition("-")
+def database_url(
+    request: pytest.FixtureRequest, postgres: Server, migrated_template: str, database_setup: str
+) -> Iterator[URL]:
+    """Create a migrated database for the test; return the URL with which the API connects to it."""
+    driver, _, pgbouncer = database_setup.partition("-")
     with postgres.database(template=migrated_template) as url:
         url = as_role(url, "headroom_app").set(drivername=f"postgresql+{driver}")
-        yield request.getfixturevalue("pgbouncer").url(url) if pooler else url
+        yield request.getfixturevalue("pgbouncer").url(url) if pgbouncer else url
 
 
 @pytest.fixture
@@ -93,7 +98,7 @@ def empty_database(postgres: Server) -> Iterator[URL]:
 
 @pytest.fixture
 async def engine(database_url: URL) -> AsyncIterator[AsyncEngine]:
-    engine = make_engine(url=database_url, application_name="headroom:test", pool=PoolOptions(timeout=0.5))
+    engine = make_engine(url=database_url, application_name="headroom:test", pool=PoolOptions(timeout=POOL_TIMEOUT))
     yield engine
     await engine.dispose()
 
@@ -105,17 +110,21 @@ def database(engine: AsyncEngine) -> Database:
 
 @pytest.fixture
 async def proxy(database_url: URL) -> AsyncIterator[Proxy]:
-    """A way to the test's database that can hang, and that counts."""
+    """Run a TCP proxy in front of the test's database. It can hang, and it counts."""
     async with Proxy(database_url) as proxy:
         yield proxy
 
 
 @pytest.fixture
 async def app(database_url: URL) -> AsyncIterator[FastAPI]:
-    """The application as it is deployed, its lifespan running; the test may add routes."""
+    """Start the application with its lifespan, on a pool of three connections. The test may add routes."""
     app = create_app(
         Settings(
-            database_url=database_url, secret_key=SECRET_KEY, db_pool_size=2, db_max_overflow=1, db_pool_timeout=0.5
+            database_url=database_url,
+            secret_key=SECRET_KEY,
+            db_pool_size=2,
+            db_max_overflow=1,
+            db_pool_timeout=POOL_TIMEOUT,
         )
     )
     async with app.router.lifespan_context(app):

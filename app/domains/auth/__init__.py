@@ -1,1 +1,1 @@
-"""Signing in, and knowing who asks."""
+"""Sign-in and access tokens."""

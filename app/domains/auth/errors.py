@@ -1,8 +1,10 @@
+"""Errors of the auth domain."""
+
 from app.errors import NotAuthenticated
 
 
 class InvalidCredentials(NotAuthenticated):
-    """The same for an unknown address, a wrong password and a user who is not active."""
+    """A sign-in failed. Unknown address, wrong password and inactive user are not distinguished."""
 
     slug = "invalid-credentials"
     title = "Invalid credentials"

@@ -1,3 +1,5 @@
+"""The table that limits sign-ins."""
+
 from datetime import datetime
 
 from sqlalchemy import String
@@ -8,7 +10,7 @@ from app.database.base import Timestamp
 
 
 class SignInAttempts(Base):
-    """Sign-ins that failed, or are under way, by account and by address. Shared by every worker and replica."""
+    """The number of failed and unfinished sign-ins of one account or client address, for all workers and replicas."""
 
     __tablename__ = "sign_in_attempts"
 

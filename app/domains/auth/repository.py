@@ -1,3 +1,5 @@
+"""Counts sign-in attempts in the database."""
+
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -7,18 +9,21 @@ from sqlalchemy.dialects import postgresql, sqlite
 from app.database import WriteSession
 from app.domains.auth.models import SignInAttempts
 
-# A sign-in takes this many that have expired with it, so that the table does not grow.
-_SWEEP = 10
+# Expired rows that one sign-in deletes. More than the two that it adds, so the table does not grow.
+_EXPIRED_PER_SIGN_IN = 10
 
 
 class AttemptRepository:
-    """Who touches both an address and an account touches the address first: so two sign-ins cannot deadlock."""
+    """Attempts by subject: a client address or an account.
+
+    Lock order: address row, then account row. This prevents deadlocks between sign-ins.
+    """
 
     def __init__(self, session: WriteSession) -> None:
         self._session = session
 
-    async def count(self, subject: str, *, now: datetime, window: timedelta) -> SignInAttempts:
-        """Count an attempt; the count with this one in it."""
+    async def add(self, subject: str, *, now: datetime, window: timedelta) -> SignInAttempts:
+        """Count one attempt and return the row with the new count. An expired count starts again at one."""
         insert: Any = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}[self._session.get_bind().dialect.name]
         expired = SignInAttempts.expires_at <= now
         statement = insert(SignInAttempts).values(subject=subject, attempts=1, expires_at=now + window)
@@ -33,8 +38,8 @@ class AttemptRepository:
         )
         return counted
 
-    async def forgive(self, *, account: str, address: str) -> None:
-        """After a success: the account starts anew, and the address is not charged for this one."""
+    async def record_success(self, *, account: str, address: str) -> None:
+        """Delete the account's count and take one attempt off the address's count."""
         await self._session.execute(
             update(SignInAttempts)
             .where(SignInAttempts.subject == address, SignInAttempts.attempts > 0)
@@ -42,9 +47,9 @@ class AttemptRepository:
         )
         await self._session.execute(delete(SignInAttempts).where(SignInAttempts.subject == account))
 
-    async def sweep(self, now: datetime) -> None:
-        """Delete some of what has expired, passing over what another sign-in is deleting."""
-        some = select(SignInAttempts.subject).where(SignInAttempts.expires_at <= now).limit(_SWEEP)
+    async def delete_expired(self, now: datetime) -> None:
+        """Delete a few expired rows. Skip rows that another sign-in has locked."""
+        expired = select(SignInAttempts.subject).where(SignInAttempts.expires_at <= now).limit(_EXPIRED_PER_SIGN_IN)
         await self._session.execute(
-            delete(SignInAttempts).where(SignInAttempts.subject.in_(some.with_for_update(skip_locked=True)))
+            delete(SignInAttempts).where(SignInAttempts.subject.in_(expired.with_for_update(skip_locked=True)))
         )

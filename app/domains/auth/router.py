@@ -1,3 +1,5 @@
+"""The sign-in route."""
+
 import logging
 from functools import cache
 from typing import Annotated
@@ -15,23 +17,29 @@ logger = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/auth", tags=["auth"])
 
+UNKNOWN_ADDRESS = "unknown"
+
 
 @router.post("/token", responses=problem_responses(InvalidCredentials, TooManyAttempts, ServerBusy, *DATABASE_ERRORS))
 async def create_token(
     form: Annotated[OAuth2PasswordRequestForm, Depends()], request: Request, response: Response
 ) -> Token:
-    """Sign in: `username` is the e-mail address."""
-    if "\0" in form.username:  # PostgreSQL could not even look for it
+    """Sign in and get an access token.
+
+    `username` is the e-mail address. Repeated failures for an account or from a client address are answered with 429.
+    """
+    if "\0" in form.username:  # PostgreSQL cannot compare text with a NUL character
         raise InvalidInput("username: must not contain a NUL character")
     sign_in: SignIn = request.app.state.sign_in
-    address = request.client.host if request.client else unknown_address()
+    if request.client is None:
+        warn_of_unknown_addresses()
+    address = request.client.host if request.client else UNKNOWN_ADDRESS
     token = await sign_in(email=form.username, password=form.password, address=address)
     response.headers["Cache-Control"] = "no-store"
-    return Token(access_token=token, expires_in=sign_in.seconds)
+    return Token(access_token=token, expires_in=sign_in.token_seconds)
 
 
-@cache  # so that it is said once by each worker
-def unknown_address() -> str:
-    """Of a client on a Unix socket, for whom no proxy that is believed has named one."""
-    logger.warning("clients have no address, so failed sign-ins of all of them count together: see FORWARDED_ALLOW_IPS")
-    return "unknown"
+@cache  # one warning per worker
+def warn_of_unknown_addresses() -> None:
+    """Log that clients have no address: they connect to a Unix socket, and no trusted proxy names one."""
+    logger.warning("client addresses are unknown: all clients share one sign-in limit; check FORWARDED_ALLOW_IPS")

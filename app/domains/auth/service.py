@@ -1,3 +1,5 @@
+"""Sign-in, its limits, and the users behind access tokens."""
+
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from ipaddress import IPv4Address, IPv6Network, ip_address
@@ -8,14 +10,14 @@ from app.database import Database
 from app.domains.auth.errors import InvalidCredentials
 from app.domains.auth.repository import AttemptRepository
 from app.domains.auth.tokens import Tokens
-from app.domains.users.passwords import SIGNING_IN, hash_password, verify_password
+from app.domains.users.passwords import SIGN_IN_QUEUE, hash_password, verify_password
 from app.domains.users.repository import Credentials, UserReader, UserRepository
 from app.errors import TooManyAttempts
 from app.identity import Claim, Principal
 
 
 class SignInLimits(NamedTuple):
-    """Sign-ins that may fail within `window_seconds`, for one account and from one address."""
+    """Failed sign-ins that are allowed within `window_seconds`, per account and per client address."""
 
     per_account: int
     per_address: int
@@ -23,7 +25,10 @@ class SignInLimits(NamedTuple):
 
 
 class SignIn:
-    """Signs users in. Holds no connection while a password is verified: each step has its own."""
+    """Signs users in (docs/decisions/0012-sign-in-limits.md).
+
+    It takes two transactions, before and after the password is verified. No connection is held in between.
+    """
 
     def __init__(self, database: Database, tokens: Tokens, limits: SignInLimits) -> None:
         self._database = database
@@ -31,58 +36,60 @@ class SignIn:
         self._limits = limits
 
     @property
-    def seconds(self) -> int:
-        """For how long a token is good."""
+    def token_seconds(self) -> int:
+        """Return the lifetime of an access token, in seconds."""
         return self._tokens.seconds
 
     async def __call__(self, *, email: str, password: str, address: str) -> str:
-        """An access token. Raises InvalidCredentials, TooManyAttempts, ServerBusy.
+        """Return an access token. Raise InvalidCredentials, TooManyAttempts, ServerBusy.
 
-        An unknown address, a wrong password and an inactive user take the same steps: a hash is verified in each.
+        Every attempt verifies a hash: an unknown address, a wrong password and an inactive user take the same time.
         """
         address_subject = f"address:{_network(address)}"
-        # Before the attempt is counted: being turned away for want of a place is no failed sign-in.
-        with SIGNING_IN.place():
-            known = await self._count(address_subject, email)
-            correct, outdated = await verify_password(password, known.password_hash)
-            if known.id is None or known.password_hash is None or not correct or not known.is_active:
-                if outdated:  # it was cheaper to verify: spend what a success spends on the new one
+        # Before the attempt is counted: a request that finds the queue full is not a failed sign-in.
+        with SIGN_IN_QUEUE.slot():
+            user = await self._count_attempt(address_subject, email)
+            is_correct, needs_rehash = await verify_password(password, user.password_hash)
+            if user.id is None or user.password_hash is None or not is_correct or not user.is_active:
+                if needs_rehash:  # take as long as a success, which computes a new hash
                     await verify_password(password, None)
                 raise InvalidCredentials
-            better_hash = await hash_password(password, SIGNING_IN) if outdated else None
+            new_hash = await hash_password(password, SIGN_IN_QUEUE) if needs_rehash else None
 
         async with self._database.write() as session:
-            await AttemptRepository(session).forgive(account=_account(known), address=address_subject)
-            if better_hash is not None:
-                await UserRepository(session).replace_hash(known.id, old=known.password_hash, new=better_hash)
-        return self._tokens.issue(known.id)
+            await AttemptRepository(session).record_success(account=_account_subject(user), address=address_subject)
+            if new_hash is not None:
+                await UserRepository(session).replace_hash(user.id, old=user.password_hash, new=new_hash)
+        return self._tokens.issue(user.id)
 
-    async def _count(self, address: str, email: str) -> Credentials:
-        """Count the attempt before the password is looked at: attempts that arrive together are all counted.
+    async def _count_attempt(self, address_subject: str, email: str) -> Credentials:
+        """Count the attempt and return the credentials to verify. Raise TooManyAttempts.
 
-        An address that has used up its own attempts cannot use up those of other people's accounts.
+        The attempt is counted before the password is verified, so the limits hold for concurrent attempts. A client
+        address over its limit cannot use up the attempts of an account.
         """
         now = datetime.now(UTC)
         window = timedelta(seconds=self._limits.window_seconds)
         async with self._database.write() as session:
             attempts = AttemptRepository(session)
-            counted, limit = await attempts.count(address, now=now, window=window), self._limits.per_address
+            counted, limit = await attempts.add(address_subject, now=now, window=window), self._limits.per_address
             if counted.attempts <= limit:
-                known = await UserRepository(session).credentials(email)
-                counted, limit = await attempts.count(_account(known), now=now, window=window), self._limits.per_account
-            await attempts.sweep(now)
+                user = await UserRepository(session).credentials(email)
+                account = _account_subject(user)
+                counted, limit = await attempts.add(account, now=now, window=window), self._limits.per_account
+            await attempts.delete_expired(now)
         if counted.attempts > limit:
             raise TooManyAttempts(max(1, ceil((counted.expires_at - now).total_seconds())))
-        return known
+        return user
 
 
-def _account(known: Credentials) -> str:
-    # Of the address, not the id: an unknown one must count in the same way, or the count would tell which it is.
-    return "account:" + sha256(known.folded.encode(errors="replace")).hexdigest()
+def _account_subject(user: Credentials) -> str:
+    # Of the e-mail address, not of the id: counting must not tell whether the address has an account.
+    return "account:" + sha256(user.folded_email.encode(errors="replace")).hexdigest()
 
 
 def _network(address: str) -> str:
-    """Whose address it is. A customer has 2**64 of IPv6, so those count as one."""
+    """Return the part of a client address that identifies the client. For IPv6 that is the /64 network."""
     try:
         parsed = ip_address(address)
     except ValueError:  # not TCP
@@ -93,16 +100,16 @@ def _network(address: str) -> str:
 
 
 class Authenticator:
-    """Knows who a token belongs to, and whether it still counts."""
+    """Identifies the user of an access token. Implements `app.web.auth.Authenticator`."""
 
     def __init__(self, database: Database, tokens: Tokens) -> None:
         self._users = UserReader(database.read)
         self._tokens = tokens
 
     def claim(self, token: str) -> Claim:
-        """Raises NotAuthenticated."""
+        """Return the user id that a valid token names. Raise NotAuthenticated."""
         return Claim(self._tokens.user_id(token))
 
     async def principal(self, claim: Claim) -> Principal:
-        """Asks the database each time, so a token ends with its user. Raises NotAuthenticated."""
+        """Return the active user of a claim. Raise NotAuthenticated if the user was deleted or deactivated."""
         return await self._users.principal(claim)

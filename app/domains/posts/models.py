@@ -1,3 +1,5 @@
+"""The table of posts."""
+
 from sqlalchemy import BigInteger, ForeignKey, Identity, Index, Integer, String, Text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
@@ -6,6 +8,8 @@ from app.domains.users.models import User
 
 
 class Post(TimestampMixin, Base):
+    """A post and its author."""
+
     __tablename__ = "posts"
 
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), Identity(), primary_key=True)
@@ -13,11 +17,11 @@ class Post(TimestampMixin, Base):
     title: Mapped[str] = mapped_column(String(200))
     content: Mapped[str] = mapped_column(Text)
 
-    # "raise": an access that would load behind the caller's back fails at once, in the first test that makes it.
+    # lazy="raise": an author that the query did not load is an error, not a hidden query.
     author: Mapped[User] = relationship(lazy="raise")
 
     __table_args__ = (
-        # What the lists can be sorted by; the id settles ties. The last one serves the foreign key as well.
+        # The sort orders of the lists. The id makes them unique. The last one also serves the foreign key.
         Index(None, "created_at", "id"),
         Index(None, "title", "id"),
         Index(None, "author_id", "created_at", "id"),

@@ -1,3 +1,5 @@
+"""Routes of posts."""
+
 from fastapi import APIRouter, Response
 
 from app.domains.posts.errors import PostNotFound
@@ -18,7 +20,7 @@ router = APIRouter(tags=["posts"])
 
 @router.post("/posts", status_code=201, responses=problem_responses(NotAuthenticated))
 async def create_post(data: PostCreate, db: StatementDb, claim: Claimed, response: Response) -> PostRead:
-    """For anyone who is signed in, who becomes its author."""
+    """Create a post. The signed-in user becomes its author."""
     post = await write_post(db, data, claim)
     response.headers["Location"] = f"/posts/{post['id']}"
     return post
@@ -26,17 +28,19 @@ async def create_post(data: PostCreate, db: StatementDb, claim: Claimed, respons
 
 @router.get("/posts")
 async def list_posts(params: ListQuery[PostListParams], db: ReadDb, cursors: CursorCodec) -> Page[PostRead]:
+    """List the posts of all users."""
     return await PostReader(db).page(params, cursors)
 
 
 @router.get("/posts/{post_id:id}", responses=problem_responses(PostNotFound))
 async def get_post(post_id: Id, db: ReadDb) -> PostRead:
+    """Return a post."""
     return await PostReader(db).get(post_id)
 
 
 @router.patch("/posts/{post_id:id}", responses=problem_responses(NotAuthenticated, Forbidden, PostNotFound))
 async def update_post(post_id: Id, patch: PostPatch, db: WriteDb, principal: SignedIn) -> PostRead:
-    """For the author, and administrators."""
+    """Change a post. Only the author and administrators may do this."""
     return post_of_entity(await change_post(db, post_id, patch, principal))
 
 
@@ -44,7 +48,7 @@ async def update_post(post_id: Id, patch: PostPatch, db: WriteDb, principal: Sig
     "/posts/{post_id:id}", status_code=204, responses=problem_responses(NotAuthenticated, Forbidden, PostNotFound)
 )
 async def remove_post(post_id: Id, db: WriteDb, principal: SignedIn) -> None:
-    """For the author, and administrators."""
+    """Delete a post. Only the author and administrators may do this."""
     await delete_post(db, post_id, principal)
 
 
@@ -52,4 +56,5 @@ async def remove_post(post_id: Id, db: WriteDb, principal: SignedIn) -> None:
 async def list_posts_of_user(
     user_id: Id, params: ListQuery[PostsOfUserParams], db: ReadDb, cursors: CursorCodec
 ) -> Page[PostRead]:
+    """List the posts of one user."""
     return await PostReader(db).page_of_author(user_id, params, cursors)

@@ -1,3 +1,5 @@
+"""Requests and answers of the posts domain."""
+
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -14,6 +16,8 @@ Content = Annotated[str, StringConstraints(min_length=1, max_length=100_000, pat
 
 
 class PostCreate(BaseModel):
+    """A new post."""
+
     model_config = ConfigDict(extra="forbid")
 
     title: Title
@@ -21,27 +25,37 @@ class PostCreate(BaseModel):
 
 
 class PostPatch(Patch):
+    """Changes to a post."""
+
     title: Title = NOT_SENT
     content: Content = NOT_SENT
 
 
 class PostsOfUserParams(ListParams):
+    """The query parameters of the list of one user's posts."""
+
     q: Annotated[str, NoNul] | None = Field(
-        default=None, max_length=100, description="Text to search for in titles and contents, whatever its case."
+        default=None, max_length=100, description="Text to search for in titles and contents, case-insensitive."
     )
     sort: Literal["created_at", "-created_at", "title", "-title", "id", "-id"] = "-created_at"
 
 
 class PostListParams(PostsOfUserParams):
-    author_id: int | None = Field(default=None, ge=1, le=BIGINT_MAX)
+    """The query parameters of the list of all posts."""
+
+    author_id: int | None = Field(default=None, ge=1, le=BIGINT_MAX, description="Only posts of this user.")
 
 
 class Author(TypedDict):
+    """The author of a post."""
+
     id: int
     name: str
 
 
 class PostRead(TypedDict):
+    """A post with its author."""
+
     id: int
     title: str
     content: str
@@ -51,6 +65,7 @@ class PostRead(TypedDict):
 
 
 def post_of_row(row: Row) -> PostRead:
+    """Return the answer for a row."""
     return {
         "id": row["id"],
         "title": row["title"],
@@ -62,6 +77,7 @@ def post_of_row(row: Row) -> PostRead:
 
 
 def post_of_entity(post: Post) -> PostRead:
+    """Return the answer for an entity. Its author must be loaded."""
     return {
         "id": post.id,
         "title": post.title,

@@ -1,1 +1,1 @@
-"""People who sign up and write posts."""
+"""User accounts."""

@@ -1,8 +1,8 @@
 """Password hashes: Argon2id with pwdlib's recommended parameters.
 
-A hash takes tens of milliseconds and 64 MiB by design. It is made in a thread, so the event loop goes on serving, and
-by two threads at the most, so a wave of sign-ins takes 128 MiB of a worker and not all there is. One of them is for
-sign-ins alone: signing up is open to everyone, and nobody who signs in waits behind somebody who keeps signing up.
+A hash takes tens of milliseconds and 64 MiB by design. A worker computes at most two at a time, in threads, so hashing
+takes at most 128 MiB and does not block the event loop. Sign-ins and new passwords have one queue with one thread each:
+sign-ups, which are open to anyone, cannot delay sign-ins.
 """
 
 import os
@@ -16,60 +16,64 @@ from pwdlib.exceptions import UnknownHashError
 
 from app.errors import ServerBusy
 
-_argon2 = PasswordHash.recommended()
-# Made when the module is imported, before Gunicorn forks: the first unknown address must not take longer than the rest.
-_NOBODYS = _argon2.hash(os.urandom(16))
+_password_hash = PasswordHash.recommended()
+# Verified for unknown addresses. Computed at import, before Gunicorn forks, so that the first one takes no longer.
+_DUMMY_HASH = _password_hash.hash(os.urandom(16))
 
 
-class Queue:
-    """A worker's requests that hash a password, or are about to: `places` of them at the most, one at a time."""
+class HashQueue:
+    """At most `capacity` requests of a worker that hash a password or wait for it. `thread` runs one at a time."""
 
-    def __init__(self, places: int) -> None:
-        self.places = places
-        self.taken = 0
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.used = 0
         self.thread = CapacityLimiter(1)
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """To be taken before anything that would have to be undone. Raises ServerBusy."""
-        if self.taken >= self.places:
-            raise ServerBusy(f"{self.taken} requests wait for a password to be hashed")
-        self.taken += 1
+    def slot(self) -> Iterator[None]:
+        """Hold a slot of the queue. Raise ServerBusy if there is none.
+
+        Take it before anything that a refusal would have to undo.
+        """
+        if self.used >= self.capacity:
+            raise ServerBusy(f"the password hash queue is full: {self.used} of {self.capacity} slots are in use")
+        self.used += 1
         try:
             yield
         finally:
-            self.taken -= 1
+            self.used -= 1
 
 
-# With 50 ms a hash, the last one to sign in waits 2.5 s, about as long as one for a connection does. A wave of new
-# users is rather served in 10 s than told to come back.
-SIGNING_IN = Queue(50)
-NEW_PASSWORDS = Queue(200)
+# At 50 ms per hash, the last sign-in waits 2.5 s, about as long as for a connection. A burst of sign-ups is served
+# within 10 s instead of refused.
+SIGN_IN_QUEUE = HashQueue(50)
+NEW_PASSWORD_QUEUE = HashQueue(200)
 
 
-class Verdict(NamedTuple):
-    """Whether the password has the hash, and whether that hash should be made anew, with today's parameters."""
+class Verification(NamedTuple):
+    """The result of verifying a password. `needs_rehash`: the hash has other parameters than a new one would have."""
 
-    correct: bool
-    outdated: bool = False
-
-
-async def hash_password(password: str, queue: Queue = NEW_PASSWORDS) -> str:
-    return await to_thread.run_sync(_argon2.hash, password, limiter=queue.thread)
+    is_correct: bool
+    needs_rehash: bool = False
 
 
-async def verify_password(password: str, known_hash: str | None) -> Verdict:
-    """Takes as long without a hash: who asks must not learn from the clock whether there is one."""
-    return await to_thread.run_sync(_verify, password, known_hash, limiter=SIGNING_IN.thread)
+async def hash_password(password: str, queue: HashQueue = NEW_PASSWORD_QUEUE) -> str:
+    """Return the hash of a password, computed in the thread of `queue`."""
+    return await to_thread.run_sync(_password_hash.hash, password, limiter=queue.thread)
 
 
-def _verify(password: str, known_hash: str | None) -> Verdict:
-    stored = known_hash or _NOBODYS
+async def verify_password(password: str, known_hash: str | None) -> Verification:
+    """Verify a password. Without a hash, it is incorrect and takes as long: timing must not reveal accounts."""
+    return await to_thread.run_sync(_verify, password, known_hash, limiter=SIGN_IN_QUEUE.thread)
+
+
+def _verify(password: str, known_hash: str | None) -> Verification:
+    stored = known_hash or _DUMMY_HASH
     try:
-        correct = _argon2.verify(password, stored) and known_hash is not None
-    except UnicodeEncodeError:  # half a surrogate pair: nobody's password, and it takes as long
-        _argon2.verify("", _NOBODYS)
-        return Verdict(correct=False)
+        is_correct = _password_hash.verify(password, stored) and known_hash is not None
+    except UnicodeEncodeError:  # an unpaired surrogate: no user has this password, but it must take as long
+        _password_hash.verify("", _DUMMY_HASH)
+        return Verification(is_correct=False)
     except UnknownHashError:
-        return Verdict(correct=False, outdated=True)
-    return Verdict(correct, _argon2.current_hasher.check_needs_rehash(stored))
+        return Verification(is_correct=False, needs_rehash=True)
+    return Verification(is_correct, _password_hash.current_hasher.check_needs_rehash(stored))

@@ -1,3 +1,5 @@
+"""Reads and writes users."""
+
 from typing import NamedTuple
 
 from sqlalchemy import bindparam, func, select, update
@@ -18,10 +20,10 @@ _PUBLIC = select(User.id, User.name, User.created_at).where(User.id == _BY_ID)
 _OWN_COLUMNS = select(User.id, User.email, User.name, User.is_active, User.is_admin, User.created_at, User.updated_at)
 _ME = _OWN_COLUMNS.where(User.id == _BY_ID, User.is_active)
 _PRINCIPAL = select(User.id, User.is_admin).where(User.id == _BY_ID, User.is_active)
-# One row in any case. What counts as the same address is the database's decision: Python folds some letters otherwise.
-_ASKED = select(func.lower(bindparam("email", type_=User.email.type)).label("folded")).subquery()
-_CREDENTIALS = select(_ASKED.c.folded, User.id, User.password_hash, User.is_active).outerjoin_from(
-    _ASKED, User, func.lower(User.email) == _ASKED.c.folded
+# Always one row, with or without a user. The database folds the case: Python folds some letters differently.
+_REQUESTED = select(func.lower(bindparam("email", type_=User.email.type)).label("folded_email")).subquery()
+_CREDENTIALS = select(_REQUESTED.c.folded_email, User.id, User.password_hash, User.is_active).outerjoin_from(
+    _REQUESTED, User, func.lower(User.email) == _REQUESTED.c.folded_email
 )
 _LIST = ListStatements(
     "users",
@@ -36,38 +38,40 @@ _LIST = ListStatements(
 
 
 class Credentials(NamedTuple):
-    """What is known of an address: the form in which it counts and, if it is somebody's, whose."""
+    """An e-mail address in lower case, as the database folds it, and the user who has it, if any."""
 
-    folded: str
+    folded_email: str
     id: int | None
     password_hash: str | None
     is_active: bool | None
 
 
 class UserReader:
+    """Reads users without a transaction."""
+
     def __init__(self, session: ReadSession) -> None:
         self._session = session
 
     async def get(self, user_id: int) -> PublicUser:
-        """Raises UserNotFound."""
+        """Return what anyone may read of a user. Raise UserNotFound."""
         row = await self._session.first(_PUBLIC, user_id=user_id)
         if row is None:
             raise UserNotFound(user_id)
         return PublicUser(id=row["id"], name=row["name"], created_at=row["created_at"])
 
     async def get_me(self, claim: Claim) -> OwnUser:
-        """Raises UserGone."""
+        """Return the own record of a claim's user. Raise UserGone."""
         row = await self._session.first(_ME, user_id=claim.user_id)
         if row is None:
             raise UserGone
         return own_user_of_row(row)
 
     async def page(self, params: UserListParams, cursors: Cursors) -> Page[OwnUser]:
-        """Raises InvalidCursor."""
+        """Return a page of users. Raise InvalidCursor."""
         return await read_page(self._session, _LIST, params, cursors=cursors, make=own_user_of_row)
 
     async def principal(self, claim: Claim) -> Principal:
-        """Raises UserGone."""
+        """Return the active user of a claim. Raise UserGone."""
         row = await self._session.first(_PRINCIPAL, user_id=claim.user_id)
         if row is None:
             raise UserGone
@@ -75,44 +79,47 @@ class UserReader:
 
 
 class UserRepository:
+    """Users as entities of a write session."""
+
     def __init__(self, session: WriteSession) -> None:
         self._session = session
 
     async def add(self, user: User) -> None:
-        """Raises EmailTaken."""
+        """Insert a user. Raise EmailTaken."""
         self._session.add(user)
         await self.flush()
 
     async def get(self, user_id: int) -> User:
-        """The user, locked until the transaction ends. Raises UserNotFound."""
+        """Return a user, locked until the transaction ends. Raise UserNotFound."""
         user = await self._session.get(User, user_id, with_for_update=True)
         if user is None:
             raise UserNotFound(user_id)
         return user
 
-    async def require_still(self, principal: Principal) -> None:
-        """Raises UserGone, Forbidden if the principal has lost what it was when the request came in."""
-        now = await self._session.get(User, principal.id)
-        if now is None or not now.is_active:
+    async def recheck(self, principal: Principal) -> None:
+        """Raise UserGone or Forbidden if the principal was deleted, deactivated or demoted during the request."""
+        current = await self._session.get(User, principal.id)
+        if current is None or not current.is_active:
             raise UserGone
-        if principal.is_admin and not now.is_admin:
-            raise Forbidden("You are not an administrator any more.")
+        if principal.is_admin and not current.is_admin:
+            raise Forbidden("You are no longer an administrator.")
 
     async def flush(self) -> None:
-        """Write what has changed. Raises EmailTaken."""
+        """Write the changes to the database. Raise EmailTaken."""
         with violations({"uq_users_email": EmailTaken()}):
             await self._session.flush()
 
     async def delete(self, user: User) -> None:
-        """Their posts go with them: the database's ON DELETE CASCADE."""
+        """Delete a user. The database deletes the user's posts (ON DELETE CASCADE)."""
         await self._session.delete(user)
 
     async def credentials(self, email: str) -> Credentials:
+        """Return the credentials for an e-mail address."""
         row = (await self._session.execute(_CREDENTIALS, {"email": email})).one()
-        return Credentials(row.folded, row.id, row.password_hash, row.is_active)
+        return Credentials(row.folded_email, row.id, row.password_hash, row.is_active)
 
     async def replace_hash(self, user_id: int, *, old: str, new: str) -> None:
-        """Unless the password was changed meanwhile."""
+        """Replace a password hash, unless the password was changed in the meantime."""
         await self._session.execute(
             update(User).where(User.id == user_id, User.password_hash == old).values(password_hash=new)
         )

@@ -1,3 +1,5 @@
+"""Routes of users."""
+
 from fastapi import APIRouter, Response
 
 from app.domains.users.errors import EmailTaken, UserNotFound
@@ -17,7 +19,7 @@ router = APIRouter(prefix="/users", tags=["users"])
 
 @router.post("", status_code=201, responses=problem_responses(EmailTaken, ServerBusy, *DATABASE_ERRORS))
 async def create_user(data: SignUp, db: WriteDb, response: Response) -> OwnUser:
-    """Sign up."""
+    """Create an account."""
     user = await sign_up(db, data)
     response.headers["Location"] = f"/users/{user.id}"
     return own_user_of_entity(user)
@@ -27,18 +29,20 @@ async def create_user(data: SignUp, db: WriteDb, response: Response) -> OwnUser:
 async def list_users(
     params: ListQuery[UserListParams], db: ReadDb, cursors: CursorCodec, principal: SignedIn
 ) -> Page[OwnUser]:
-    """For administrators."""
+    """List users. Only administrators may do this."""
     principal.require_admin()
     return await UserReader(db).page(params, cursors)
 
 
 @router.get("/me", responses=problem_responses(NotAuthenticated))
 async def get_me(db: ReadDb, claim: Claimed) -> OwnUser:
+    """Return the own account."""
     return await UserReader(db).get_me(claim)
 
 
 @router.get("/{user_id:id}", responses=problem_responses(UserNotFound))
 async def get_user(user_id: Id, db: ReadDb) -> PublicUser:
+    """Return the public part of an account."""
     return await UserReader(db).get(user_id)
 
 
@@ -47,11 +51,14 @@ async def get_user(user_id: Id, db: ReadDb) -> PublicUser:
     responses=problem_responses(NotAuthenticated, Forbidden, UserNotFound, EmailTaken, ServerBusy, *DATABASE_ERRORS),
 )
 async def update_user(user_id: Id, patch: UserPatch, db: WriteDb, principal: SignedIn) -> OwnUser:
-    """For the user, and administrators."""
+    """Change an account. Only the user and administrators may do this.
+
+    Only administrators may change `is_active` and `is_admin`.
+    """
     return own_user_of_entity(await change_user(db, user_id, patch, principal))
 
 
 @router.delete("/{user_id:id}", status_code=204, responses=problem_responses(NotAuthenticated, Forbidden, UserNotFound))
 async def remove_user(user_id: Id, db: WriteDb, principal: SignedIn) -> None:
-    """For the user, and administrators. The user's posts go too."""
+    """Delete an account and its posts. Only the user and administrators may do this."""
     await delete_user(db, user_id, principal)

@@ -1,3 +1,5 @@
+"""Requests and answers of the users domain."""
+
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -10,16 +12,16 @@ from app.fields import NOT_BLANK, NOT_SENT, NoNul, Patch, Trimmed
 from app.pagination.page import ListParams
 
 
-def _address_alone(value: object) -> object:
-    # pydantic also takes "Ann <ann@example.com>", and keeps the address.
+def _reject_display_name(value: object) -> object:
+    # pydantic would accept "Ann <ann@example.com>" and keep the address only.
     if isinstance(value, str) and "<" in value:
-        raise ValueError("must be an address, without a name")
+        raise ValueError("must be an e-mail address without a display name")
     return value
 
 
-Email = Annotated[EmailStr, BeforeValidator(_address_alone)]
+Email = Annotated[EmailStr, BeforeValidator(_reject_display_name)]
 Name = Annotated[str, StringConstraints(max_length=100, pattern=NOT_BLANK), Trimmed]
-# The upper bound keeps a caller from making Argon2 chew a megabyte.
+# The upper bound limits the time that one hash takes.
 Password = Annotated[
     str,
     StringConstraints(min_length=8, max_length=128),
@@ -28,6 +30,8 @@ Password = Annotated[
 
 
 class SignUp(BaseModel):
+    """A new account."""
+
     model_config = ConfigDict(extra="forbid")
 
     email: Email
@@ -36,7 +40,7 @@ class SignUp(BaseModel):
 
 
 class UserPatch(Patch):
-    """`is_active` and `is_admin` are an administrator's to change."""
+    """Changes to an account. Only administrators may change `is_active` and `is_admin`."""
 
     email: Email = NOT_SENT
     name: Name = NOT_SENT
@@ -46,17 +50,19 @@ class UserPatch(Patch):
 
 
 class UserListParams(ListParams):
+    """The query parameters of the list of users."""
+
     q: Annotated[str, NoNul] | None = Field(
-        default=None, max_length=100, description="Text to search for in names and addresses, whatever its case."
+        default=None, max_length=100, description="Text to search for in names and e-mail addresses, case-insensitive."
     )
     sort: Literal[
         "created_at", "-created_at", "name", "-name", "email", "-email", "id", "-id"
     ] = "-created_at"  # fmt: skip
-    is_active: bool | None = None
+    is_active: bool | None = Field(default=None, description="Only active, or only inactive, users.")
 
 
 class PublicUser(TypedDict):
-    """What anyone may know of a user."""
+    """The public part of an account."""
 
     id: int
     name: str
@@ -64,7 +70,7 @@ class PublicUser(TypedDict):
 
 
 class OwnUser(TypedDict):
-    """What users may know of themselves, and administrators of anyone."""
+    """An account, as its user and administrators see it."""
 
     id: int
     email: str
@@ -76,6 +82,7 @@ class OwnUser(TypedDict):
 
 
 def own_user_of_row(row: Row) -> OwnUser:
+    """Return the answer for a row."""
     return {
         "id": row["id"],
         "email": row["email"],
@@ -88,6 +95,7 @@ def own_user_of_row(row: Row) -> OwnUser:
 
 
 def own_user_of_entity(user: User) -> OwnUser:
+    """Return the answer for an entity."""
     return {
         "id": user.id,
         "email": user.email,

@@ -1,6 +1,8 @@
+"""Creates, changes and deletes users."""
+
 from app.database import Database, WriteSession
 from app.domains.users.models import User
-from app.domains.users.passwords import NEW_PASSWORDS, hash_password
+from app.domains.users.passwords import NEW_PASSWORD_QUEUE, hash_password
 from app.domains.users.repository import UserRepository
 from app.domains.users.schemas import SignUp, UserPatch
 from app.errors import Forbidden
@@ -8,9 +10,9 @@ from app.identity import Principal
 
 
 async def sign_up(session: WriteSession, data: SignUp, *, is_admin: bool = False) -> User:
-    """Raises EmailTaken, ServerBusy."""
-    # Before the session's first statement: no connection is held while the password is hashed.
-    with NEW_PASSWORDS.place():
+    """Create a user. Raise EmailTaken, ServerBusy."""
+    # Before the session's first statement, so no connection is held while the password is hashed.
+    with NEW_PASSWORD_QUEUE.slot():
         password_hash = await hash_password(data.password)
     user = User(email=data.email, name=data.name, password_hash=password_hash, is_admin=is_admin)
     await UserRepository(session).add(user)
@@ -18,24 +20,24 @@ async def sign_up(session: WriteSession, data: SignUp, *, is_admin: bool = False
 
 
 async def create_admin(database: Database, data: SignUp) -> None:
-    """Raises EmailTaken."""
+    """Create an administrator in a transaction of its own. Raise EmailTaken."""
     async with database.write() as session:
         await sign_up(session, data, is_admin=True)
 
 
 async def change_user(session: WriteSession, user_id: int, patch: UserPatch, principal: Principal) -> User:
-    """Raises Forbidden, NotAuthenticated, UserNotFound, EmailTaken, ServerBusy."""
+    """Change a user. Raise Forbidden, NotAuthenticated, UserNotFound, EmailTaken, ServerBusy."""
     principal.require_self_or_admin(user_id)
     changes = patch.changes()
     if not principal.is_admin and changes.keys() & {"is_active", "is_admin"}:
         raise Forbidden("Only an administrator may change is_active and is_admin.")
     if "password" in changes:
-        with NEW_PASSWORDS.place():
+        with NEW_PASSWORD_QUEUE.slot():
             changes["password_hash"] = await hash_password(changes.pop("password"))
     users = UserRepository(session)
     user = await users.get(user_id)
-    if "password_hash" in changes:  # that took its time
-        await users.require_still(principal)
+    if "password_hash" in changes:  # the principal may have changed while the password was hashed
+        await users.recheck(principal)
     for field, value in changes.items():
         setattr(user, field, value)
     await users.flush()
@@ -43,7 +45,7 @@ async def change_user(session: WriteSession, user_id: int, patch: UserPatch, pri
 
 
 async def delete_user(session: WriteSession, user_id: int, principal: Principal) -> None:
-    """Raises Forbidden, UserNotFound."""
+    """Delete a user. Raise Forbidden, UserNotFound."""
     principal.require_self_or_admin(user_id)
     users = UserRepository(session)
     await users.delete(await users.get(user_id))

@@ -1,12 +1,12 @@
-"""Every environment variable that Headroom reads, in one class.
+"""The environment variables of Headroom, in one class.
 
-A field is a variable of the same name in upper case. A secret can also come from a file: `DATABASE_URL_FILE` names one
-whose content is the value. `.env` in the working directory is read too; the environment wins. An empty variable counts
-as not set. `load_settings()` is the only way in: it turns every complaint into a ConfigurationError that names the
-variable.
+A field is read from the variable of the same name in upper case, then from `.env` in the working directory. A secret
+can also be read from a file: `DATABASE_URL_FILE` contains its path. An empty variable counts as not set. Programs call
+`load_settings()`, which raises one ConfigurationError that names every invalid variable.
 """
 
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainValidator, ValidationError
+from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -48,8 +49,25 @@ CommaSeparated = Annotated[
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
+# Marks a field that NAME_FILE can set too. Its value is never shown.
+SECRET: JsonDict = {"secret": True}
+
+
+def _sets_option(name: str) -> JsonDict:
+    """Mark a field that sets the field `name` of `PoolOptions`."""
+    return {"pool_option": name}
+
+
+def _option_set_by(field: FieldInfo) -> str | None:
+    extra = field.json_schema_extra
+    return str(extra["pool_option"]) if isinstance(extra, dict) and "pool_option" in extra else None
+
+
 class Settings(BaseSettings):
-    """Frozen once read. The description of a field is its row in the README's table."""
+    """The settings of every Headroom program. Frozen after they are read.
+
+    The fields are in the order of the generated table (`headroom settings`), which shows their descriptions.
+    """
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -60,225 +78,271 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,
     )
 
+    # Database.
     database_url: DatabaseURL | None = Field(
         default=None,
-        description="Database, with an async driver. Default: the PostgreSQL of `make run`, while that runs.",
-        json_schema_extra={"secret": True},
-    )
-    migration_database_url: DatabaseURL | None = Field(
-        default=None,
-        description="What migrations connect to: directly, never through a pooler. Default: `DATABASE_URL`.",
-        json_schema_extra={"secret": True},
+        description="URL of the database, with an async driver. Default: the PostgreSQL of `make run`, if it is "
+        "running.",
+        json_schema_extra=SECRET,
     )
     db_pooler: Literal["none", "pgbouncer"] = Field(
-        default="none", description="What `DATABASE_URL` leads to: PostgreSQL itself (`none`), or a `pgbouncer`."
+        default="none", description="What `DATABASE_URL` connects to: `none` (PostgreSQL itself) or `pgbouncer`."
     )
     startup_timeout: float = Field(
         default=0.0,
         ge=0,
-        description="Seconds the API and the migration job wait at their start: for the database, the API also for "
-        "its schema.",
+        description="Seconds that the API and the migration job wait for the database at startup. The API also waits "
+        "for its schema.",
+    )
+    data_dir: Path = Field(default=Path(".data"), description="Directory in which `make run` keeps its PostgreSQL.")
+
+    # Migrations.
+    migration_database_url: DatabaseURL | None = Field(
+        default=None,
+        description="URL that migrations connect to: PostgreSQL itself, never a pooler. Default: `DATABASE_URL`.",
+        json_schema_extra=SECRET,
     )
     migration_lock_timeout: float = Field(
-        default=300.0, ge=0, description="Seconds a migration job waits for another one to finish."
+        default=300.0, ge=0, description="Seconds that a migration job waits for another one to finish."
     )
+
+    # Authentication.
     secret_key: str | None = Field(
         default=None,
         min_length=32,
-        description="Signs access tokens and cursors; at least 32 characters (`openssl rand -hex 32`).",
-        json_schema_extra={"secret": True},
+        description="Key that signs access tokens and cursors, at least 32 characters (`openssl rand -hex 32`).",
+        json_schema_extra=SECRET,
         repr=False,
     )
-    access_token_seconds: int = Field(default=1800, ge=1, description="Seconds for which a sign-in is good.")
+    access_token_seconds: int = Field(default=1800, ge=1, description="Lifetime of an access token, in seconds.")
     sign_in_account_limit: int = Field(
-        default=10, ge=1, description="Failed sign-ins per account within `SIGN_IN_WINDOW`; further ones get 429."
+        default=10,
+        ge=1,
+        description="Failed sign-ins per account within `SIGN_IN_WINDOW`. Further sign-ins get 429.",
     )
-    sign_in_address_limit: int = Field(default=100, ge=1, description="The same per client address.")
-    sign_in_window: int = Field(default=900, ge=1, description="Seconds after which failed sign-ins are forgotten.")
+    sign_in_address_limit: int = Field(
+        default=100,
+        ge=1,
+        description="Failed sign-ins per client address within `SIGN_IN_WINDOW`. Further sign-ins get 429.",
+    )
+    sign_in_window: int = Field(
+        default=900, ge=1, description="Seconds after which the count of failed sign-ins is reset."
+    )
+
+    # HTTP.
+    api_host: str = Field(default="127.0.0.1", description="IPv4 address on which the API listens.")
+    api_port: Port = Field(default=8000, description="Port on which the API listens.")
     cors_allow_origins: CommaSeparated = Field(
-        default=(), description="Origins, separated by commas, whose pages may call the API. Default: none."
+        default=(),
+        description="Origins whose web pages may call the API, separated by commas. Default: none.",
     )
     forwarded_allow_ips: CommaSeparated = Field(
         default=(),
-        description="Proxies, separated by commas, whose `X-Forwarded-*` headers are believed. Default: none.",
+        description="Proxies whose `X-Forwarded-*` headers are trusted, separated by commas. Default: none.",
     )
-    api_replicas: int = Field(default=1, ge=1, description="Replicas of the API, on all machines together.")
-    api_surge: int = Field(default=0, ge=0, description="Replicas that a rolling deploy runs beside them for a while.")
-    web_concurrency: int = Field(default=4, ge=1, description="API workers (processes) of one replica.")
+    max_body_bytes: int = Field(default=1_048_576, ge=1, description="Maximum size of a request body, in bytes.")
+
+    # Connection budget.
+    db_budget: Literal["enforce", "warn", "off"] = Field(
+        default="enforce",
+        description="What happens if the connection budget is exceeded: the API and the migration job do not start "
+        "(`enforce`), they log a warning (`warn`), or there is no check (`off`).",
+    )
+    api_replicas: int = Field(default=1, ge=1, description="Number of API replicas, on all machines together.")
+    api_surge: int = Field(default=0, ge=0, description="Number of additional replicas during a rolling deploy.")
+    web_concurrency: int = Field(default=4, ge=1, description="Number of worker processes per replica.")
+    postgres_max_connections: int | None = Field(
+        default=None,
+        ge=1,
+        description="Our share of the server's `max_connections`, if other programs use the server too. If the server "
+        "cannot be queried: its `max_connections`, by default 100.",
+    )
+    postgres_superuser_reserved_connections: int | None = Field(
+        default=None,
+        ge=0,
+        description="The server's `superuser_reserved_connections`, if it cannot be queried. Default: 3.",
+    )
+    postgres_reserved_connections: int | None = Field(
+        default=None,
+        ge=0,
+        description="The server's `reserved_connections`, if it cannot be queried. Default: 0.",
+    )
+    postgres_cores: int | None = Field(
+        default=None,
+        ge=1,
+        description="CPU cores of the server. If set, the budget warns about more connections than they can use.",
+    )
+    pgbouncer_max_client_conn: int | None = Field(
+        default=None, ge=1, description="PgBouncer's `max_client_conn`, if its console cannot be queried. Default: 100."
+    )
+    pgbouncer_default_pool_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="PgBouncer's `default_pool_size`, if its console cannot be queried. Default: 20.",
+    )
+    pgbouncer_reserve_pool_size: int | None = Field(
+        default=None, ge=0, description="PgBouncer's `reserve_pool_size`, if its console cannot be queried. Default: 0."
+    )
+    pgbouncer_max_db_connections: int | None = Field(
+        default=None,
+        ge=0,
+        description="PgBouncer's `max_db_connections`, if its console cannot be queried. Default: 0 (no limit).",
+    )
+
+    # Connection pool, per worker. A new pool setting is a field here and the field of PoolOptions that it sets.
     db_pool_size: int = Field(
-        default=5, ge=1, description="Connections a worker keeps open.", json_schema_extra={"pool_option": "size"}
+        default=5,
+        ge=1,
+        description="Connections that a worker keeps open.",
+        json_schema_extra=_sets_option("size"),
     )
     db_max_overflow: int = Field(
         default=10,
         ge=0,
-        description="Connections a worker may open beyond them under load.",
-        json_schema_extra={"pool_option": "max_overflow"},
+        description="Connections that a worker may open beyond `DB_POOL_SIZE` under load.",
+        json_schema_extra=_sets_option("max_overflow"),
     )
     db_pool_timeout: float = Field(
         default=3.0,
         gt=0,
-        description="Seconds a request may spend on getting a connection, a test or a connect included; then 503.",
-        json_schema_extra={"pool_option": "timeout"},
+        description="Seconds in which a request must get a connection, including queue, ping and connect. Then 503.",
+        json_schema_extra=_sets_option("timeout"),
     )
     db_pool_max_waiters: int = Field(
         default=100,
         ge=0,
-        description="Requests of a worker that may wait for a connection; one more gets 503 at once.",
-        json_schema_extra={"pool_option": "max_waiters"},
+        description="Requests per worker that may wait for a connection. Further requests get 503 at once.",
+        json_schema_extra=_sets_option("max_waiters"),
     )
     db_pool_recycle: int = Field(
         default=3600,
         ge=1,
-        description="Seconds after which a connection is replaced.",
-        json_schema_extra={"pool_option": "recycle"},
+        description="Age in seconds at which a connection is replaced.",
+        json_schema_extra=_sets_option("recycle"),
     )
-    db_pool_pre_ping: bool = Field(default=True, description="Test a connection that was idle before it is handed out.")
+    db_pool_pre_ping: bool = Field(
+        default=True, description="Ping a connection before a checkout if it was idle for `DB_POOL_PING_AFTER`."
+    )
     db_pool_ping_after: float = Field(
         default=0.5,
         ge=0,
-        description="Seconds of idleness after which a connection is tested.",
-        json_schema_extra={"pool_option": "ping_after"},
+        description="Idle time in seconds after which a connection is pinged before a checkout.",
+        json_schema_extra=_sets_option("ping_after"),
     )
     db_pool_shrink_after: float = Field(
         default=10.0,
         ge=0,
-        description="Seconds after which a connection beyond `DB_POOL_SIZE` is closed if idle.",
-        json_schema_extra={"pool_option": "shrink_after"},
+        description="Idle time in seconds after which a connection beyond `DB_POOL_SIZE` is closed.",
+        json_schema_extra=_sets_option("shrink_after"),
     )
     db_pool_leak_after: float = Field(
         default=30.0,
         gt=0,
-        description="Seconds after which a connection that a request still holds is a leak suspect: logged, counted.",
+        description="Seconds after which a checked-out connection is logged and counted as a suspected leak.",
     )
-    db_budget: Literal["enforce", "warn", "off"] = Field(
-        default="enforce",
-        description="Over the connection budget, the API and the migration job do not start (`enforce`), say so "
-        "(`warn`), or do not check (`off`).",
-    )
-    postgres_max_connections: int | None = Field(
-        default=None,
-        ge=1,
-        description="The server's `max_connections`, where it cannot be asked (then 100), or our share of it, where "
-        "others use the server too.",
-    )
-    postgres_superuser_reserved_connections: int | None = Field(
-        default=None, ge=0, description="The same for `superuser_reserved_connections`; 3."
-    )
-    postgres_reserved_connections: int | None = Field(
-        default=None, ge=0, description="The same for `reserved_connections`; 0."
-    )
-    postgres_cores: int | None = Field(
-        default=None, ge=1, description="The server's cores, for a warning about more connections than they can use."
-    )
-    pgbouncer_max_client_conn: int | None = Field(
-        default=None, ge=1, description="PgBouncer's `max_client_conn`, where its console cannot be asked; 100."
-    )
-    pgbouncer_default_pool_size: int | None = Field(
-        default=None, ge=1, description="The same for `default_pool_size`; 20."
-    )
-    pgbouncer_reserve_pool_size: int | None = Field(
-        default=None, ge=0, description="The same for `reserve_pool_size`; 0."
-    )
-    pgbouncer_max_db_connections: int | None = Field(
-        default=None, ge=0, description="The same for `max_db_connections`; 0 is no limit."
-    )
-    api_host: str = Field(default="127.0.0.1", description="IPv4 address the API listens on.")
-    api_port: Port = Field(default=8000, description="Port the API listens on.")
+
+    # API server.
     api_replica: str = Field(
         default_factory=socket.gethostname,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
-        description="Name of this replica, in metrics and in `pg_stat_activity`. Default: the host name.",
+        description="Name of this replica in metrics and in `pg_stat_activity`. Default: the host name.",
     )
     graceful_timeout: int = Field(
-        default=8, ge=2, description="Seconds a stopping worker may spend on the requests it has accepted."
+        default=8, ge=2, description="Seconds that a stopping worker may spend on requests that it has accepted."
     )
-    max_requests: int = Field(default=0, ge=0, description="Replace a worker after about this many requests; 0: never.")
-    max_body_bytes: int = Field(default=1_048_576, ge=1, description="Largest request body, in bytes.")
-    exporter_host: str = Field(default="127.0.0.1", description="IPv4 address the exporter listens on.")
-    exporter_port: Port = Field(default=9464, description="Port the exporter listens on.")
+    max_requests: int = Field(
+        default=0,
+        ge=0,
+        description="Number of requests, approximately, after which a worker is replaced; 0 means never.",
+    )
+
+    # Exporter.
+    exporter_host: str = Field(default="127.0.0.1", description="IPv4 address on which the exporter listens.")
+    exporter_port: Port = Field(default=9464, description="Port on which the exporter listens.")
     exporter_database_url: DatabaseURL | None = Field(
         default=None,
-        description="What the exporter asks for the server's view: directly, as a role with `pg_monitor`. Default: the "
-        "database of `make run`, or `DATABASE_URL`.",
-        json_schema_extra={"secret": True},
+        description="URL at which the exporter queries PostgreSQL itself, as a role with `pg_monitor`. Default: the "
+        "PostgreSQL of `make run`, or `DATABASE_URL`.",
+        json_schema_extra=SECRET,
     )
     pgbouncer_admin_url: DatabaseURL | None = Field(
         default=None,
-        description="PgBouncer's console, for the exporter, as one of its `stats_users`. Default: `DATABASE_URL` with "
-        "the database `pgbouncer`, where `DB_POOLER=pgbouncer`.",
-        json_schema_extra={"secret": True},
+        description="URL of PgBouncer's console for the exporter, as one of PgBouncer's `stats_users`. Default, with "
+        "`DB_POOLER=pgbouncer`: `DATABASE_URL` with the database `pgbouncer`.",
+        json_schema_extra=SECRET,
     )
     exporter_deadline: float = Field(
-        default=0.75, gt=0, description="Seconds after which a scrape is answered without what is not there yet."
+        default=0.75, gt=0, description="Seconds after which a scrape is answered without unfinished collectors."
     )
     metrics_dir: Path = Field(
         default=Path(".data/metrics"),
-        description="Directory that workers write and the exporter reads, a folder a replica.",
+        description="Directory for metrics files, one folder per replica. Workers write them; the exporter reads them.",
     )
-    data_dir: Path = Field(default=Path(".data"), description="Where `make run` keeps its PostgreSQL.")
+
+    # Logs.
     log_format: Literal["json", "console"] = Field(
         default_factory=lambda: "console" if sys.stdout.isatty() else "json",
-        description="`json`, or `console` for people. Default: `console` on a terminal and in `make run`, else `json`.",
+        description="`json` or `console`. Default: `console` on a terminal and in `make run`, otherwise `json`.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="`debug`, `info` (a line a request), `warning` or `error`."
+        default="info", description="`debug`, `info` (includes one line per request), `warning` or `error`."
     )
 
     @property
     def local_database_url_file(self) -> Path:
-        """Where `headroom up` says how to reach its PostgreSQL, for as long as that runs."""
+        """Return the file with the URL of `make run`'s PostgreSQL. It exists while PostgreSQL runs."""
         return self.data_dir / "database-url"
 
     @property
     def local_migration_database_url_file(self) -> Path:
-        """The same for migrations."""
+        """Return the file with the URL for migrations."""
         return self.data_dir / "migration-database-url"
 
     @property
     def local_monitor_database_url_file(self) -> Path:
-        """The same for the exporter."""
+        """Return the file with the URL for the exporter."""
         return self.data_dir / "monitor-database-url"
 
     def pool_options(self) -> dict[str, Any]:
-        """Return the options of the connection pool that settings set, as arguments of `PoolOptions`."""
+        """Return the pool options that have a setting, as keyword arguments of `PoolOptions`."""
         options = {
             option: getattr(self, name)
             for name, field in type(self).model_fields.items()
-            if (option := _pool_option(field)) is not None
+            if (option := _option_set_by(field)) is not None
         }
         return options if self.db_pool_pre_ping else options | {"ping_after": None}
 
     def known_database_url(self) -> URL | None:
-        """The database to use, if there is one."""
+        """Return the URL of the database; None if there is none."""
         return self.database_url or _url_in(self.local_database_url_file)
 
     def known_exporter_database_url(self) -> URL | None:
-        """What the exporter asks for the server's view, if there is one."""
+        """Return the URL at which the exporter queries PostgreSQL; None if there is none."""
         local = _url_in(self.local_monitor_database_url_file) if self.database_url is None else None
         return self.exporter_database_url or local or self.known_database_url()
 
     def known_pgbouncer_admin_url(self) -> URL | None:
-        """PgBouncer's console, if there is one."""
+        """Return the URL of PgBouncer's console; None if there is no PgBouncer or no database."""
         if self.db_pooler != "pgbouncer":
             return None
         url = self.known_database_url()
         return self.pgbouncer_admin_url or (url and url.set(database="pgbouncer"))
 
     def require_database_url(self) -> URL:
-        """The database to use. Raises ConfigurationError where there is none."""
+        """Return the URL of the database. Raise ConfigurationError if there is none."""
         if (url := self.known_database_url()) is None:
             example = "postgresql+asyncpg://user:password@host/database"
             raise ConfigurationError(f"DATABASE_URL: must be set, e.g. {example} (or start `make run`)")
         return url
 
     def require_secret_key(self) -> str:
-        """What signs tokens. Raises ConfigurationError where it is not set."""
+        """Return the key that signs access tokens and cursors. Raise ConfigurationError if it is not set."""
         if self.secret_key is None:
             raise ConfigurationError("SECRET_KEY: must be set, e.g. to the output of `openssl rand -hex 32`")
         return self.secret_key
 
     def require_migration_database_url(self) -> URL:
-        """The database to migrate. Raises ConfigurationError where there is none."""
+        """Return the URL of the database to migrate. Raise ConfigurationError if there is none."""
         local = _url_in(self.local_migration_database_url_file) if self.database_url is None else None
         return self.migration_database_url or local or self.require_database_url()
 
@@ -291,6 +355,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return the sources of values, by precedence."""
         return init_settings, env_settings, _SecretFiles(settings_cls), dotenv_settings
 
 
@@ -302,7 +367,7 @@ def _url_in(file: Path) -> URL | None:
 
 
 class _SecretFiles(PydanticBaseSettingsSource):
-    """Reads NAME_FILE for every field marked as a secret."""
+    """The values of secrets from the files that their NAME_FILE variables name."""
 
     def __call__(self) -> dict[str, Any]:
         secrets = (name for name, field in self.settings_cls.model_fields.items() if _is_secret(field))
@@ -317,7 +382,7 @@ def _read_secret_file(variable: str) -> str | None:
     if not path:
         return None
     if os.environ.get(variable):
-        raise ConfigurationError(f"{variable}_FILE: contradicts {variable}, which is set too")
+        raise ConfigurationError(f"{variable}_FILE: {variable} is set too; set only one of them")
     try:
         return Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -325,43 +390,37 @@ def _read_secret_file(variable: str) -> str | None:
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Read the environment; `overrides` win over it.
+    """Read the settings. `overrides` take precedence over the environment.
 
-    Raises ConfigurationError with one line for each variable that is not acceptable.
+    Raise ConfigurationError with one line for each invalid variable.
     """
     try:
         return Settings(**overrides)
     except ValidationError as error:
-        raise ConfigurationError("\n".join(_complaints(error))) from None
+        raise ConfigurationError("\n".join(_problems(error))) from None
 
 
-def _complaints(error: ValidationError) -> Iterator[str]:
-    for complaint in error.errors(include_input=True, include_url=False):
-        name = str(complaint["loc"][0])
+def _problems(error: ValidationError) -> Iterator[str]:
+    for problem in error.errors(include_input=True, include_url=False):
+        name = str(problem["loc"][0])
         field = Settings.model_fields.get(name)
-        reason = complaint["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-        reason = reason.replace("greater than or equal to", "at least")
-        shown = "" if field is None or _is_secret(field) else f", got {complaint['input']}"
-        yield f"{name.upper()}: {reason}{shown}"
+        reason = re.sub(r"^(Input|String) should", "must", problem["msg"].removeprefix("Value error, "))
+        reason = reason.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
+        value = "" if field is None or _is_secret(field) else f", got {problem['input']}"
+        yield f"{name.upper()}: {reason}{value}"
 
 
 def _is_secret(field: FieldInfo) -> bool:
     return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("secret"))
 
 
-def _pool_option(field: FieldInfo) -> Any:
-    """Return the name of the pool option that a field sets; None if it sets none."""
-    return field.json_schema_extra.get("pool_option") if isinstance(field.json_schema_extra, dict) else None
-
-
 def settings_table() -> str:
-    """The README's table of settings, in Markdown."""
+    """Return the table of settings for the documentation, in Markdown."""
     rows = ["| variable | default | meaning |", "| --- | --- | --- |"]
     for name, field in Settings.model_fields.items():
-        known = field.default_factory is None and field.default not in (None, ())
-        default = (
-            f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`" if known else ""
-        )
+        is_fixed = field.default_factory is None and field.default not in (None, ())
+        value = str(field.default).lower() if isinstance(field.default, bool) else field.default
+        default = f"`{value}`" if is_fixed else ""
         secret = f" Also `{name.upper()}_FILE`." if _is_secret(field) else ""
         rows.append(f"| `{name.upper()}` | {default} | {field.description}{secret} |")
     return "\n".join(rows)

@@ -1,0 +1,1 @@
+"""Benchmarks: programs that measure speed and print tables. They assert nothing about speed."""

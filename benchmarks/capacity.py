@@ -1,179 +1,173 @@
-"""How throughput and latency move with workers, pools, clients and rows: `make bench-capacity`.
+"""How throughput and latency change with workers, pools, clients and rows: `make bench-capacity`.
 
-Writes the tables and charts of ops/capacity/README.md. The points of a curve are measured in turn, round after round.
+Prints the tables of docs/performance.md and writes its charts. The points of a curve are measured in turn, in rounds.
 """
 
 import argparse
 import asyncio
 import statistics
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import uvloop
 from sqlalchemy import URL
 
 from app.cli.seed import seed
 from benchmarks import charts
-from benchmarks.bench import POSTGRES, Call, Figures, Truth, endpoints, headroom, reached, turn
+from benchmarks.database import BenchmarkDatabase, benchmark_database, direct_url
+from benchmarks.endpoints import PAGE, POST, USER, Call, Dataset, endpoints
+from benchmarks.measuring import Measurement, measure, median, ratios
 from benchmarks.processes import private_bytes
+from benchmarks.tables import print_header, print_row
+from benchmarks.variants import headroom
 from tests.support.load import get
-from tests.support.postgres import Server, as_role, connect, run_postgres
+from tests.support.postgres import as_role, connect
 from tests.support.serving import Served, gunicorn
 
-ROUNDS, SECONDS, WARM_UP_SECONDS = 3, 3.0, 1.0
+WARM_UP_SECONDS = 1.0
 CLIENTS = 64
-USER, PAGE, POST = "GET /users/{id}", "GET /posts?cursor=&limit=20", "GET /posts/{id}"
-NAMES = {USER: "reads", PAGE: "pages", POST: "posts"}
-HOLD = [Call(get("/hold?ms=10"), 200, lambda answer: "worker" in answer)]
-# Nobody is refused: what waiting costs is what is measured.
+CURVE_NAMES = {USER: "reads", PAGE: "pages", POST: "posts"}
+HOLD = [Call(get("/hold?ms=10"), 200, lambda body: "worker" in body)]
+# No request is refused, because the benchmark measures what waiting costs.
 PATIENT: dict[str, Any] = {"DB_POOL_MAX_WAITERS": "1000", "DB_POOL_TIMEOUT": "30"}
-Setup = tuple[str, Callable[[], AbstractContextManager[Served]], int]
-Measured = dict[str, list[Figures]]
+FEW_POSTS, MANY_POSTS = 10_000, 10_000_000
 
 
-async def measure(setups: Sequence[Setup], calls: list[Call], server: Server) -> Measured:
-    """Each setup is started on its own, so that none takes memory or connections from another."""
-    found: Measured = {name: [] for name, _, _ in setups}
-    for _ in range(ROUNDS):
-        for name, start, clients in setups:
-            with start() as served:
-                await turn(served, calls, server, clients, WARM_UP_SECONDS)
-                found[name].append(await turn(served, calls, server, clients, SECONDS))
-    return found
+class Setup(NamedTuple):
+    """One point of a curve: its label, how to start the server, and the number of clients."""
+
+    label: str
+    start: Callable[[], AbstractContextManager[Served]]
+    clients: int = CLIENTS
 
 
-def table(title: str, column: str, curves: dict[str, Measured]) -> None:
-    print(f"\n### {title}\n")
-    heads = [head for curve in curves for head in (f"{curve}/s", "p50 ms", "p99 ms")]
-    print(f"| {column} | {' | '.join(heads)} |\n|{' --- |' * (len(heads) + 1)}")
-    for name in next(iter(curves.values())):
-        cells = [
-            text
-            for measured in curves.values()
-            for text in (
-                f"{_median(measured[name], 'per_second'):.0f}",
-                f"{_median(measured[name], 'p50') * 1000:.1f}",
-                f"{_median(measured[name], 'p99') * 1000:.1f}",
-            )
-        ]
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+# By label: one measurement per round.
+Curve = dict[str, list[Measurement]]
 
 
-def chart(file: Path, title: str, x_title: str, curves: dict[str, Measured], field: str, *, scale: float = 1) -> None:
-    charts.lines(
-        file,
-        title,
-        x_title,
-        {
-            curve: [(float(name), _median(figures, field) * scale) for name, figures in measured.items()]
-            for curve, measured in curves.items()
-        },
+class Run(NamedTuple):
+    """What every part needs."""
+
+    database: BenchmarkDatabase
+    options: argparse.Namespace
+
+    @property
+    def app_url(self) -> URL:
+        return as_role(self.database.url, "headroom_app")
+
+    def calls(self) -> dict[str, list[Call]]:
+        return endpoints(Dataset(self.database.url))
+
+    def setup(self, label: str, clients: int = CLIENTS, **settings: Any) -> Setup:
+        start = partial(headroom, self.app_url, self.database.directory, **PATIENT, **settings)
+        return Setup(label, start, clients)
+
+    async def measure(self, setups: Sequence[Setup], calls: list[Call]) -> Curve:
+        """Start each setup alone, so that it shares neither memory nor connections with another."""
+        curve: Curve = {setup.label: [] for setup in setups}
+        server, seconds = self.database.server, self.options.seconds
+        for _ in range(self.options.rounds):
+            for label, start, clients in setups:
+                with start() as served:
+                    await measure(served, calls, server, clients, min(WARM_UP_SECONDS, seconds))
+                    curve[label].append(await measure(served, calls, server, clients, seconds))
+        return curve
+
+
+async def workers(run: Run) -> None:
+    """Vary WEB_CONCURRENCY."""
+    calls = run.calls()
+    setups = [run.setup(str(number), workers=number) for number in (1, 2, 3, 4, 6, 8)]
+    curves = {CURVE_NAMES[endpoint]: await run.measure(setups, calls[endpoint]) for endpoint in (USER, PAGE)}
+    show("Workers", "`WEB_CONCURRENCY`", curves)
+    chart(
+        run.options.output / "workers.svg",
+        "Requests per second by number of workers",
+        "WEB_CONCURRENCY",
+        curves,
+        "per_second",
     )
 
 
-def _median(figures: list[Figures], field: str) -> float:
-    return float(statistics.median(getattr(each, field) for each in figures))
+async def pools(run: Run) -> None:
+    """Vary DB_POOL_SIZE, without overflow."""
+    calls = run.calls()
+    sizes = (1, 2, 3, 5, 8, 15, 20)
+    clients = CLIENTS * 2
 
+    def pool(size: int) -> dict[str, str]:
+        return {"DB_POOL_SIZE": str(size), "DB_MAX_OVERFLOW": "0"}
 
-async def workers(server: Server, url: URL, directory: Path, output: Path) -> None:
-    calls = endpoints(Truth(url))
-    app = as_role(url, "headroom_app")
-    setups: list[Setup] = [
-        (str(n), partial(headroom, app, directory, workers=n, **PATIENT), CLIENTS) for n in (1, 2, 3, 4, 6, 8)
-    ]
-    curves = {NAMES[endpoint]: await measure(setups, calls[endpoint], server) for endpoint in (USER, PAGE)}
-    table("Workers", "workers", curves)
-    chart(output / "workers.svg", "Requests a second, by workers", "WEB_CONCURRENCY", curves, "per_second")
-
-
-async def pools(server: Server, url: URL, directory: Path, output: Path) -> None:
-    calls = endpoints(Truth(url))
-    app = as_role(url, "headroom_app")
-
-    def setups(start: Callable[..., AbstractContextManager[Served]]) -> list[Setup]:
-        return [
-            (
-                str(size),
-                partial(start, app, directory, DB_POOL_SIZE=str(size), DB_MAX_OVERFLOW="0", **PATIENT),
-                CLIENTS * 2,
-            )
-            for size in (1, 2, 3, 5, 8, 15, 20)
-        ]
-
-    holding = partial(gunicorn, "benchmarks.holding:create()")
+    setups = [run.setup(str(size), clients, **pool(size)) for size in sizes]
+    holding = partial(gunicorn, "tests.support.holding:create()", run.app_url, run.database.directory, **PATIENT)
+    hold_setups = [Setup(str(size), partial(holding, **pool(size)), clients) for size in sizes]
     curves = {
-        "reads": await measure(setups(headroom), calls[USER], server),
-        "pages": await measure(setups(headroom), calls[PAGE], server),
-        "holds": await measure(setups(holding), HOLD, server),
+        "reads": await run.measure(setups, calls[USER]),
+        "pages": await run.measure(setups, calls[PAGE]),
+        "holds": await run.measure(hold_setups, HOLD),
     }
-    table("Connections a worker", "DB_POOL_SIZE", curves)
-    for field, name, scale in (("per_second", "Requests a second", 1.0), ("p99", "p99, ms", 1000.0)):
-        chart(output / f"pools-{field}.svg", f"{name}, by pool", "DB_POOL_SIZE", curves, field, scale=scale)
+    show("Connections per worker", "`DB_POOL_SIZE`", curves)
+    for field, title, scale in (("per_second", "Requests per second", 1.0), ("p99", "p99 latency in ms", 1000.0)):
+        file = run.options.output / f"pools-{field}.svg"
+        chart(file, f"{title} by connections per worker", "DB_POOL_SIZE", curves, field, scale=scale)
 
 
-async def overflow(server: Server, url: URL, directory: Path, output: Path) -> None:
-    """The same fifteen connections, kept or opened when they are needed."""
-    calls = endpoints(Truth(url))
-    app = as_role(url, "headroom_app")
-    curves = {}
-    for endpoint in (USER, PAGE):
-        setups: list[Setup] = [
-            (
-                f"{size} + {more}",
-                partial(headroom, app, directory, DB_POOL_SIZE=str(size), DB_MAX_OVERFLOW=str(more), **PATIENT),
-                CLIENTS,
-            )
-            for size, more in ((15, 0), (5, 10), (1, 14))
-        ]
-        curves[NAMES[endpoint]] = await measure(setups, calls[endpoint], server)
-    table("Size and overflow", "DB_POOL_SIZE + DB_MAX_OVERFLOW", curves)
+async def overflow(run: Run) -> None:
+    """Compare fifteen connections that are kept open with fifteen that are partly overflow."""
+    calls = run.calls()
+    setups = [
+        run.setup(f"{size} + {overflow}", DB_POOL_SIZE=str(size), DB_MAX_OVERFLOW=str(overflow))
+        for size, overflow in ((15, 0), (5, 10), (1, 14))
+    ]
+    curves = {CURVE_NAMES[endpoint]: await run.measure(setups, calls[endpoint]) for endpoint in (USER, PAGE)}
+    show("Size and overflow", "size + overflow", curves)
 
 
-async def clients(server: Server, url: URL, directory: Path, output: Path) -> None:
-    calls = endpoints(Truth(url))
-    start = partial(headroom, as_role(url, "headroom_app"), directory, **PATIENT)
-    setups: list[Setup] = [(str(n), start, n) for n in (1, 2, 4, 8, 16, 64, 250, 1000)]
-    curves = {NAMES[endpoint]: await measure(setups, calls[endpoint], server) for endpoint in (USER, PAGE)}
-    table("Clients", "clients", curves)
+async def clients(run: Run) -> None:
+    """Vary the number of clients."""
+    calls = run.calls()
+    setups = [run.setup(str(number), number) for number in (1, 2, 4, 8, 16, 64, 250, 1000)]
+    curves = {CURVE_NAMES[endpoint]: await run.measure(setups, calls[endpoint]) for endpoint in (USER, PAGE)}
+    show("Clients", "clients", curves)
 
 
-async def growth(server: Server, url: URL, directory: Path, output: Path) -> None:
-    """The same reads on a thousand times the posts."""
-    curves: dict[str, Measured] = {}
+async def table_size(run: Run) -> None:
+    """Compare the same reads on a table a thousand times as large."""
+    server = run.database.server
+    curves: dict[str, Curve] = {}
     with ExitStack() as stack:
         sides = {}
-        for posts in (10_000, 10_000_000):
-            # Alembic's migrations run a loop of their own.
-            filled = reached(server, await asyncio.to_thread(stack.enter_context, server.migrated()))
-            _fill(filled, 100_000, posts)
-            served = stack.enter_context(headroom(as_role(filled, "headroom_app"), directory))
-            sides[f"{posts:,}"] = served, endpoints(Truth(filled))
-        for endpoint, curve in NAMES.items():
-            curves[curve] = {name: [] for name in sides}
-            for number in range(ROUNDS + 1):
-                for name, (served, calls) in sides.items():
-                    figures = await turn(served, calls[endpoint], server, CLIENTS, SECONDS)
-                    curves[curve][name] += [figures] if number else []  # the first warms up
-    table("Posts", "posts", curves)
-    for curve, measured in curves.items():
-        pairs = zip(measured["10,000"], measured["10,000,000"], strict=True)
-        print(f"\n{curve}: {statistics.median(a.per_second / b.per_second for a, b in pairs):.2f} times as fast")
+        for posts in (FEW_POSTS, run.options.many_posts):
+            # In a thread: Alembic's migrations run an event loop of their own.
+            url = direct_url(server, await asyncio.to_thread(stack.enter_context, server.migrated()))
+            _fill(url, run.options.users, posts)
+            served = stack.enter_context(headroom(as_role(url, "headroom_app"), run.database.directory))
+            sides[f"{posts:,}"] = served, endpoints(Dataset(url))
+        for endpoint, name in CURVE_NAMES.items():
+            curves[name] = {label: [] for label in sides}
+            for number in range(run.options.rounds + 1):
+                for label, (served, calls) in sides.items():
+                    measurement = await measure(served, calls[endpoint], server, CLIENTS, run.options.seconds)
+                    curves[name][label] += [measurement] if number else []  # the first round warms up
+    show("Table size", "posts", curves)
+    for name, curve in curves.items():
+        few, many = curve.values()
+        print(f"\n{name}: {statistics.median(ratios(few, many, 'per_second')):.2f} times as fast on the small table")
 
 
 def _fill(url: URL, users: int, posts: int) -> None:
-    """Faster than seeding, and as long as its texts are."""
+    """Insert rows by SQL, which is faster than `headroom seed`. The texts are as long as those of the seed."""
     with connect(url) as connection:
         connection.execute(
             "INSERT INTO users (email, name, password_hash)"
             " SELECT 'u' || n || '@example.com', 'Name of ' || n, 'x' FROM generate_series(1, %s) n",
             (users,),
         )
-        # Search is not asked for here, and filling its index would take longer than everything else; the foreign key's
-        # trigger, a call for each row, looks for what was just written.
+        # Without the search index, which this benchmark does not use, and without the foreign key's trigger: both would
+        # take longer than everything else.
         connection.execute("DROP INDEX IF EXISTS ix_posts_title_content_trgm")
         connection.execute("SET session_replication_role = replica")
         connection.execute(
@@ -185,41 +179,71 @@ def _fill(url: URL, users: int, posts: int) -> None:
         connection.execute("VACUUM (ANALYZE) users, posts")
 
 
-async def memory(server: Server, url: URL, directory: Path, output: Path) -> None:
-    """What a connection costs when it is open, and what a worker does."""
-    calls = endpoints(Truth(url))
-    app = as_role(url, "headroom_app")
-    print("\n### Memory\n\n| connections a worker | open | PostgreSQL, private MB | the API, private MB |")
-    print("| --- | --- | --- | --- |")
+async def memory(run: Run) -> None:
+    """Measure the memory of open connections, in PostgreSQL and in the API."""
+    calls = run.calls()
+    server = run.database.server
+    print("\n### Memory\n")
+    print_header(("connections per worker", "open", "PostgreSQL, private MB", "the API's four workers, private MB"))
     for size in (1, 5, 15):
-        with headroom(app, directory, DB_POOL_SIZE=str(size), DB_MAX_OVERFLOW="0", **PATIENT) as served:
+        with run.setup(str(size), DB_POOL_SIZE=str(size), DB_MAX_OVERFLOW="0").start() as served:
             for endpoint in (USER, PAGE):
-                await turn(served, calls[endpoint], server, CLIENTS * 2, SECONDS)
-            with connect(url) as connection:
+                await measure(served, calls[endpoint], server, CLIENTS * 2, run.options.seconds)
+            with connect(run.database.url) as connection:
                 row = connection.execute(
                     "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'headroom:api%'"
                 ).fetchone()
-                assert row is not None
-                megabytes = [private_bytes(pid) / 1e6 for pid in (server.pid, served.pid)]
-                print(f"| {size} | {row[0]} | {megabytes[0]:.0f} | {megabytes[1]:.0f} |", flush=True)
+            assert row is not None
+            postgres, api = (private_bytes(pid) / 1e6 for pid in (server.pid, served.pid))
+            print_row((size, row[0], f"{postgres:.0f}", f"{api:.0f}"))
 
 
-PARTS = {part.__name__: part for part in (workers, pools, overflow, clients, memory, growth)}
+def show(title: str, column: str, curves: dict[str, Curve]) -> None:
+    """Print the curves side by side, with a row per label."""
+    print(f"\n### {title}\n")
+    print_header((column, *(head for name in curves for head in (f"{name}/s", "p50 ms", "p99 ms"))))
+    for label in next(iter(curves.values())):
+        cells = [
+            text
+            for curve in curves.values()
+            for text in (
+                f"{median(curve[label], 'per_second'):.0f}",
+                f"{median(curve[label], 'p50') * 1000:.1f}",
+                f"{median(curve[label], 'p99') * 1000:.1f}",
+            )
+        ]
+        print_row((label, *cells))
+
+
+def chart(file: Path, title: str, x_title: str, curves: dict[str, Curve], field: str, *, scale: float = 1) -> None:
+    """Write the medians of a field as a line chart. The labels are the x values."""
+    series = {
+        name: [(float(label), median(measurements, field) * scale) for label, measurements in curve.items()]
+        for name, curve in curves.items()
+    }
+    charts.lines(file, title, x_title, series)
+
+
+PARTS = {part.__name__: part for part in (workers, pools, overflow, clients, memory, table_size)}
 
 
 def main() -> None:
+    """Run the chosen parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--users", type=int, default=100_000)
-    parser.add_argument("--posts", type=int, default=500_000)
-    parser.add_argument("--output", type=Path, default=Path("ops/capacity"))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements per point (default: 3)")
+    parser.add_argument("--seconds", type=float, default=3, help="length of a measurement (default: 3)")
+    parser.add_argument("--users", type=int, default=100_000, help="rows in users (default: 100000)")
+    parser.add_argument("--posts", type=int, default=500_000, help="rows in posts (default: 500000)")
+    parser.add_argument(
+        "--many-posts", type=int, default=MANY_POSTS, help="rows of the large table (default: 10000000)"
+    )
+    parser.add_argument("--output", type=Path, default=Path("docs/images"), help="of the charts (default: docs/images)")
     options = parser.parse_args()
-    directory = Path(tempfile.mkdtemp())
-    with run_postgres(directory, POSTGRES) as server, server.migrated() as url:
-        url = reached(server, url)
-        seed(url=url, users=options.users, posts=options.posts)
+    with benchmark_database() as database:
+        seed(url=database.url, users=options.users, posts=options.posts)
         for part in options.parts:
-            uvloop.run(PARTS[part](server, url, directory, options.output))
+            uvloop.run(PARTS[part](Run(database, options)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Charts as SVG, for the documentation."""
+"""SVG charts for the documentation."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,8 +6,7 @@ from pathlib import Path
 import pygal  # type: ignore[import-untyped]
 from pygal.style import Style  # type: ignore[import-untyped]
 
-# Readable on a light and on a dark page: it has a background of its own. Colours that the colour-blind can tell apart
-# (Okabe and Ito).
+# White background: readable on a dark page too. The palette is Okabe and Ito's, safe for colour-blind readers.
 _STYLE = Style(
     background="#ffffff",
     plot_background="#ffffff",
@@ -22,7 +21,7 @@ _SIZE = {"width": 880, "height": 420}
 
 
 def bars(file: Path, title: str, groups: Sequence[str], series: Mapping[str, Sequence[float]]) -> None:
-    """Groups of bars, one of each series."""
+    """Write groups of bars, with one bar of each series per group."""
     chart = pygal.Bar(
         title=title, style=_STYLE, js=[], print_values=True, value_formatter=lambda value: f"{value:.0f}", **_SIZE
     )
@@ -33,7 +32,7 @@ def bars(file: Path, title: str, groups: Sequence[str], series: Mapping[str, Seq
 
 
 def lines(file: Path, title: str, x_title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> None:
-    """Lines of (x, y)."""
+    """Write one line of (x, y) points per series."""
     chart = pygal.XY(title=title, x_title=x_title, style=_STYLE, js=[], range=(0, None), **_SIZE)
     for name, points in series.items():
         chart.add(name, list(points))

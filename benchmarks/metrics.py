@@ -1,10 +1,11 @@
-"""What the metrics cost: processor time of a request with and without the pool's, and how long a scrape takes.
+"""The cost of the metrics: CPU time per request with and without the pool's, and the time of a scrape.
 
-`make bench-metrics`. A request is `GET /users/{id}` through the whole application, without a server around it, so the
-share that metrics have is, if anything, overstated. Blocks with and without alternate in one process.
+`make bench-metrics`. A request is `GET /users/{id}` through the whole application, without an HTTP server. Its share of
+the metrics is therefore higher than in production. Blocks with and without the metrics alternate in one process.
 """
 
-# ruff: noqa: E402 - where metrics live is decided before they are imported
+# ruff: noqa: E402 - the metrics' directory is chosen before the modules that define metrics are imported
+import argparse
 import os
 import statistics
 import subprocess
@@ -21,7 +22,7 @@ from sqlalchemy import URL
 
 from app.observability import multiprocess
 
-# prometheus_client decides at import whether values live in mapped files, as a worker's do.
+# As in a worker: prometheus_client decides at import whether values are in memory-mapped files.
 multiprocess.open_directory(Path(tempfile.mkdtemp()) / "replica")
 
 from app import main as application
@@ -31,57 +32,58 @@ from app.observability.logging import configure_logging
 from app.observability.pool_metrics import PoolMetrics
 from app.paths import PROJECT_ROOT
 from app.settings import Settings
+from benchmarks.database import benchmark_database
+from benchmarks.tables import print_header, print_row
 from tests.support.asgi import ask
-from tests.support.postgres import as_role, connect, run_postgres
+from tests.support.postgres import as_role, connect
+from tests.support.serving import SECRET_KEY
 
-BLOCKS, REQUESTS = 40, 400
-DEATHS, REPLICAS = 2_000, 10
-SCRAPES = 20
+REQUESTS, WARM_UP_BLOCKS = 400, 2
+REPLICAS, WORKERS = 10, 4
+USERS = 100
 
 
 class NoPoolMetrics(NullObserver):
-    """In the place of PoolMetrics."""
+    """Replaces PoolMetrics."""
 
     def __init__(self, pool: str) -> None: ...
     def publish(self, state: object) -> None: ...
 
 
-async def cost_of_a_request(url: URL) -> None:
-    configure_logging(format="json", level="error")  # a line for each request would hide what is measured
-    settings = Settings(
-        database_url=url, secret_key="for tests only, for tests only, for tests only", log_level="error"
-    )
+async def measure_request(url: URL, blocks: int) -> None:
+    """Print the CPU time of a request with and without the pool's metrics."""
+    configure_logging(format="json", level="error")  # log lines would hide the difference
+    settings = Settings(database_url=url, secret_key=SECRET_KEY, log_level="error")
     apps: dict[str, Any] = {}
     async with AsyncExitStack() as stack:
-        for name, meter in (("with", PoolMetrics), ("without", NoPoolMetrics)):
-            with patch.object(application, "PoolMetrics", meter):
+        for name, observer in (("with", PoolMetrics), ("without", NoPoolMetrics)):
+            with patch.object(application, "PoolMetrics", observer):
                 apps[name] = application.create_app(settings)
                 await stack.enter_async_context(apps[name].router.lifespan_context(apps[name]))
 
         micros: dict[str, list[float]] = {name: [] for name in apps}
-        for block in range(BLOCKS + 2):
-            # Who goes first changes, too.
-            for name in sorted(apps, reverse=bool(block % 2)):
+        for block in range(blocks + WARM_UP_BLOCKS):
+            for name in sorted(apps, reverse=bool(block % 2)):  # the order alternates
                 started = time.process_time()
                 for number in range(REQUESTS):
-                    status, _ = await ask(apps[name], "GET", f"/users/{number % 100 + 1}")
+                    status, _ = await ask(apps[name], "GET", f"/users/{number % USERS + 1}")
                     assert status == 200
-                if block >= 2:  # the first two warm up
+                if block >= WARM_UP_BLOCKS:
                     micros[name].append((time.process_time() - started) / REQUESTS * 1e6)
     pairs = [a / b for a, b in zip(micros["with"], micros["without"], strict=True)]
     low, _, high = statistics.quantiles(pairs, n=4)
-    print("| | CPU us per request, median |\n| --- | --- |")
+    print_header(("", "CPU us per request, median"))
     for name in apps:
-        print(f"| {name} pool metrics | {statistics.median(micros[name]):.0f} |")
-    print(f"\nratio of pairs: {statistics.median(pairs):.3f} (quartiles {low:.3f} to {high:.3f})\n")
+        print_row((f"{name} pool metrics", f"{statistics.median(micros[name]):.0f}"))
+    print(f"\nRatio of pairs: {statistics.median(pairs):.3f} (quartiles {low:.3f} to {high:.3f})\n")
 
 
-# A replica whose workers come and go: each takes a slot, counts what an API counts, and dies without a word.
+# A replica whose workers start and die: each takes a slot, records what an API records, and exits without clean-up.
 REPLICA = """
 import os, sys
 from pathlib import Path
 from app.observability import multiprocess
-directory, deaths = Path(sys.argv[1]), int(sys.argv[2])
+directory, deaths, workers = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 multiprocess.open_directory(directory)
 from app.observability.http_metrics import HttpMetrics
 from app.observability.pool_metrics import PoolMetrics
@@ -104,46 +106,58 @@ def work(slot):
     os._exit(9)
 
 for number in range(deaths):
-    work(number % 4 + 1)
+    work(number % workers + 1)
 """
 
 
-def scrape_times() -> None:
-    print("| | files | scrape ms, median | slowest |\n| --- | --- | --- | --- |")
-    for label, replicas, deaths in (
-        ("4 workers", 1, 4),
-        (f"4 workers, after {DEATHS} deaths", 1, DEATHS),
-        (f"{REPLICAS} replicas of 4", REPLICAS, 4),
+def measure_scrapes(deaths: int, scrapes: int) -> None:
+    """Print how long the collector takes for one replica, after many worker deaths, and for many replicas."""
+    print_header(("", "files", "scrape ms, median", "slowest"))
+    for label, replicas, starts in (
+        (f"{WORKERS} workers", 1, WORKERS),
+        (f"{WORKERS} workers, after {deaths} deaths", 1, deaths),
+        (f"{REPLICAS} replicas of {WORKERS}", REPLICAS, WORKERS),
     ):
-        directory = Path(tempfile.mkdtemp())
-        for number in range(replicas):
-            subprocess.run(
-                [sys.executable, "-c", REPLICA, directory / f"r{number}", str(deaths)], cwd=PROJECT_ROOT, check=True
+        with tempfile.TemporaryDirectory() as name:
+            directory = Path(name)
+            for number in range(replicas):
+                arguments = [str(directory / f"r{number}"), str(starts), str(WORKERS)]
+                subprocess.run([sys.executable, "-c", REPLICA, *arguments], cwd=PROJECT_ROOT, check=True)
+            for heartbeat in directory.glob("*/*.alive"):
+                os.utime(heartbeat)
+            collector = ReplicasCollector(directory)
+            times = []
+            for _ in range(scrapes):
+                started = time.perf_counter()
+                metrics = collector.read()
+                times.append((time.perf_counter() - started) * 1000)
+            counted = sum(
+                sample.value
+                for metric in metrics
+                for sample in metric.samples
+                if sample.name == "headroom_worker_starts_total"
             )
-        for beat in directory.glob("*/*.alive"):
-            os.utime(beat)
-        collector = ReplicasCollector(directory)
-        times = []
-        for _ in range(SCRAPES):
-            started = time.perf_counter()
-            metrics = collector.read()
-            times.append((time.perf_counter() - started) * 1000)
-        assert sum(s.value for m in metrics for s in m.samples if s.name == "headroom_worker_starts_total") == (
-            replicas * deaths
-        )
-        files = len(list(directory.glob("*/*.db")))
-        print(f"| {label} | {files} | {statistics.median(times):.1f} | {max(times):.1f} |", flush=True)
+            assert counted == replicas * starts
+            files = len(list(directory.glob("*/*.db")))
+        print_row((label, files, f"{statistics.median(times):.1f}", f"{max(times):.1f}"))
 
 
 def main() -> None:
-    with run_postgres(Path(tempfile.mkdtemp())) as server, server.migrated() as url:
-        with connect(url) as connection:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--blocks", type=int, default=40, help=f"blocks of {REQUESTS} requests (default: 40)")
+    parser.add_argument("--deaths", type=int, default=2_000, help="worker deaths before a scrape (default: 2000)")
+    parser.add_argument("--scrapes", type=int, default=20, help="scrapes per row (default: 20)")
+    options = parser.parse_args()
+    with benchmark_database() as database:
+        with connect(database.url) as connection:
             connection.execute(
                 "INSERT INTO users (email, name, password_hash)"
-                " SELECT 'u' || n, 'U', 'x' FROM generate_series(1, 100) AS n"
+                " SELECT 'u' || n, 'U', 'x' FROM generate_series(1, %s) AS n",
+                (USERS,),
             )
-        uvloop.run(cost_of_a_request(as_role(url, "headroom_app")))
-    scrape_times()
+        uvloop.run(measure_request(as_role(database.url, "headroom_app"), options.blocks))
+    measure_scrapes(options.deaths, options.scrapes)
 
 
 if __name__ == "__main__":

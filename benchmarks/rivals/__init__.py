@@ -1,1 +1,1 @@
-"""What Headroom is measured against: the same endpoints on the same tables, as others would write them."""
+"""The applications that Headroom is measured against: the same endpoints on the same tables, in other styles."""

@@ -1,5 +1,7 @@
-"""Starlette, asyncpg's own pool and orjson, and nothing else: no validation beyond what makes it run, no metrics, no
-log, no bounds. With RESET=0 the pool does not reset a connection that comes back, which is the ceiling."""
+"""Starlette, asyncpg's own pool and orjson: no validation beyond what runs, no metrics, no log, no bounds.
+
+With RESET=0 the pool does not reset returned connections. This is the variant `ceiling`.
+"""
 
 import base64
 import os
@@ -29,7 +31,7 @@ WRITE = """
 """
 
 
-class WithoutReset(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+class ConnectionWithoutReset(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
     def get_reset_query(self) -> str:
         return ""
 
@@ -41,7 +43,7 @@ pool: Any
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
     global pool
     url = os.environ["DATABASE_URL"].replace("+asyncpg", "")
-    connection = asyncpg.Connection if os.environ.get("RESET", "1") == "1" else WithoutReset
+    connection = asyncpg.Connection if os.environ.get("RESET", "1") == "1" else ConnectionWithoutReset
     async with asyncpg.create_pool(url, min_size=5, max_size=15, connection_class=connection) as pool:
         yield
 

@@ -1,4 +1,4 @@
-"""For the rivals: as many workers as Headroom has, and no log of requests."""
+"""Gunicorn's configuration for the rivals: Headroom's number of workers, no access log."""
 
 workers = 4
 worker_class = "uvicorn_worker.UvicornWorker"

@@ -1,5 +1,7 @@
-"""As the documentation of FastAPI and SQLAlchemy has it: one `get_db`, pre-ping, a transaction around each read, ORM
-entities, `response_model`."""
+"""The style of the FastAPI and SQLAlchemy documentation.
+
+One `get_db`, pre-ping, a transaction around each read, ORM entities, `response_model`.
+"""
 
 import os
 from collections.abc import AsyncIterator

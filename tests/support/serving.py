@@ -38,7 +38,7 @@ class Served(NamedTuple):
 
 @contextmanager
 def gunicorn(
-    application: str, url: URL, directory: Path, *, checkout: Path = PROJECT_ROOT, **settings: str
+    application: str, url: URL, directory: Path, checkout: Path = PROJECT_ROOT, /, **settings: str
 ) -> Iterator[Served]:
     """Serve an application of this project. Its metrics are in `directory`/metrics-<port>.
 

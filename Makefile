@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .PHONY: help run up down docker secrets budget seed migrate migration downgrade current history \
         test test-unit test-integration test-stack coverage bench bench-capacity bench-pages bench-overload \
-        bench-metrics dashboard lint format types contracts check lock clean
+        bench-metrics pictures dashboard lint format types contracts check lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,20 +76,23 @@ coverage: $(READY) ## measure the coverage of app/ by the unit and integration t
 	@$(BIN)/coverage run --source=app --concurrency=greenlet,thread -m pytest tests/unit tests/integration
 	@$(BIN)/coverage report --skip-covered --sort=cover
 
-bench: $(READY) ## benchmark the API against a textbook FastAPI and against Starlette with asyncpg
-	@$(BIN)/python -m benchmarks.bench
+bench: $(READY) ## benchmark the API against other stacks, and against another checkout: make bench baseline=DIR args="--rounds 3"
+	@$(BIN)/python -m benchmarks.bench $(if $(baseline),--baseline $(baseline)) $(args)
 
-bench-capacity: $(READY) ## benchmark numbers of workers, connections, clients and rows; writes the charts
-	@$(BIN)/python -m benchmarks.capacity
+bench-capacity: $(READY) ## benchmark numbers of workers, connections, clients and rows; writes the charts to docs/images
+	@$(BIN)/python -m benchmarks.capacity $(args)
 
 bench-pages: $(READY) ## benchmark deep pages, search and sign-in with a million posts (needs Docker)
-	@$(BIN)/python -m benchmarks.pages
+	@$(BIN)/python -m benchmarks.pages $(args)
 
 bench-metrics: $(READY) ## benchmark the metrics: cost per request, and a scrape after 2,000 worker deaths
-	@$(BIN)/python -m benchmarks.metrics
+	@$(BIN)/python -m benchmarks.metrics $(args)
 
 bench-overload: $(READY) ## benchmark overload: goodput and rejections with 300 and 1,000 clients
-	@$(BIN)/python -m benchmarks.overload
+	@$(BIN)/python -m benchmarks.overload $(args)
+
+pictures: $(READY) ## take the screenshots of the documentation (needs chromium and chromedriver)
+	@$(BIN)/python -m docs.pictures
 
 dashboard: $(READY) ## generate Grafana's dashboard from ops/grafana/dashboard.py
 	@$(BIN)/python ops/grafana/dashboard.py

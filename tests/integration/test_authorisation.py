@@ -37,8 +37,6 @@ BODIES: dict[str, Any] = {
 }
 WHO = ("anonymous", "another user", "self or author", "administrator")
 
-pytestmark = pytest.mark.parametrize("way", ["asyncpg", "psycopg"])  # a pooler knows nobody
-
 
 def operations(app: FastAPI) -> set[str]:
     return {

@@ -65,11 +65,6 @@ BODIES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def way() -> str:
-    return "asyncpg"
-
-
-@pytest.fixture
 async def client(proxy: Proxy) -> AsyncIterator[AsyncClient]:
     app = create_app(Settings(database_url=proxy.url, secret_key=SECRET_KEY, db_pool_pre_ping=False))
     async with (
@@ -129,7 +124,7 @@ async def test_an_endpoint_sends_the_same_statements_however_many_rows_there_are
 REPEATED = {call: cost for call, cost in COSTS.items() if cost.calls is not None}
 
 
-@pytest.mark.parametrize("way", ["asyncpg", "psycopg"])
+@pytest.mark.parametrize("database_setup", ["asyncpg", "psycopg"])
 @pytest.mark.parametrize(("call", "cost"), REPEATED.items(), ids=REPEATED.keys())
 async def test_a_statement_is_a_round_trip_and_no_more(
     client: AsyncClient, proxy: Proxy, database_url: URL, call: str, cost: Cost
@@ -143,13 +138,13 @@ async def test_a_statement_is_a_round_trip_and_no_more(
     assert proxy.round_trips - before == cost.statements
 
 
-@pytest.mark.parametrize("way", ["asyncpg", "psycopg"])
+@pytest.mark.parametrize("database_setup", ["asyncpg", "psycopg"])
 @pytest.mark.parametrize(("call", "cost"), REPEATED.items(), ids=REPEATED.keys())
 async def test_a_request_calls_no_more_functions_than_it_did(
     client: AsyncClient,
     app: FastAPI,
     database_url: URL,
-    way: str,
+    database_setup: str,
     call: str,
     cost: Cost,
     caplog: pytest.LogCaptureFixture,
@@ -161,7 +156,7 @@ async def test_a_request_calls_no_more_functions_than_it_did(
     headers.append((b"content-type", b"application/json"))
     body = json.dumps(BODIES[call]["json"]).encode() if call in BODIES else b""
     assert cost.calls is not None
-    limit = cost.calls + (PSYCOPG_CALLS * cost.statements if way == "psycopg" else 0)
+    limit = cost.calls + (PSYCOPG_CALLS * cost.statements if database_setup == "psycopg" else 0)
     fewest = math.inf
     # What a driver calls depends on how many pieces its answer comes in, and that on what else the machine does.
     for _ in range(50):

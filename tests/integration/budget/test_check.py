@@ -19,7 +19,7 @@ MIGRATE = [sys.executable, "-m", "alembic", "--config", str(PROJECT_ROOT / "pypr
 
 
 @pytest.fixture
-def way() -> str:
+def database_setup() -> str:
     return "psycopg"
 
 

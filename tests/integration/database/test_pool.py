@@ -67,7 +67,7 @@ async def waiting(database: Database, number: int) -> None:
 
 
 @pytest.fixture
-def opened(database_url: URL, way: str) -> Callable[[], int]:
+def opened(database_url: URL, database_setup: str) -> Callable[[], int]:
     """How many connections these pools have open, as the other side counts them: the server, or the pooler."""
 
     def on_server() -> int:
@@ -87,7 +87,7 @@ def opened(database_url: URL, way: str) -> Callable[[], int]:
         ours = [each for each in clients if each["database"] == database_url.database]
         return len([each for each in ours if each["application_name"] == "headroom:pool"])
 
-    return on_pooler if way.endswith("pgbouncer") else on_server
+    return on_pooler if database_setup.endswith("pgbouncer") else on_server
 
 
 async def test_whoever_finds_no_room_in_the_queue_is_refused_at_once(new_database: NewDatabase) -> None:

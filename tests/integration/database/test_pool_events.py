@@ -144,7 +144,7 @@ async def test_a_connection_that_answers_the_test_is_kept(new_database: NewDatab
 
 
 async def test_a_test_that_fails_by_itself_is_told_of(
-    new_database: NewDatabase, way: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    new_database: NewDatabase, database_setup: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As asyncpg's answer to an empty statement did: every connection that had been idle was replaced, silently."""
 
@@ -159,7 +159,7 @@ async def test_a_test_that_fails_by_itself_is_told_of(
         raise AttributeError("a bug")
 
     async with new_database(ping_after=0) as (database, recorder):
-        if way.startswith("asyncpg"):
+        if database_setup.startswith("asyncpg"):
             monkeypatch.setattr(asyncpg.Connection, "execute", fail)
         else:
             monkeypatch.setattr(database.engine.dialect, "do_ping", fail_in_greenlet)

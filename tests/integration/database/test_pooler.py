@@ -25,7 +25,7 @@ def narrow(postgres: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture(params=["asyncpg", "psycopg"])
-def way(request: pytest.FixtureRequest) -> str:
+def database_setup(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 

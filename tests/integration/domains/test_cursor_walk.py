@@ -23,11 +23,6 @@ rows = st.lists(st.tuples(seconds, titles), min_size=0, max_size=40)
 writes = st.lists(st.tuples(st.booleans(), seconds, titles, st.integers(0, 60)), max_size=6)
 
 
-@pytest.fixture
-def way() -> str:
-    return "asyncpg"
-
-
 @pytest.mark.parametrize("sort", ["created_at", "-created_at", "title", "-title", "id", "-id"])
 def test_a_walk_sees_what_stood_throughout_exactly_once_and_in_order(database_url: URL, sort: str) -> None:
     @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -116,7 +116,7 @@ async def test_the_lists_are_read_off_their_indexes(database_url: URL) -> None:
             assert "Index" in plan
 
 
-@pytest.mark.parametrize("way", ["asyncpg", "psycopg"])
+@pytest.mark.parametrize("database_setup", ["asyncpg", "psycopg"])
 async def test_the_server_makes_the_plan_of_a_usual_page_once(
     app: FastAPI, client: AsyncClient, database_url: URL
 ) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 from statistics import median
 
 import orjson
-import pytest
 import uvloop
 from sqlalchemy import URL
 
@@ -15,11 +14,6 @@ from tests.support.waiting import eventually
 
 CLIENTS = 32
 WORKERS = 4
-
-
-@pytest.fixture
-def way() -> str:
-    return "asyncpg"
 
 
 async def connections_by_worker(port: int) -> Counter[str]:

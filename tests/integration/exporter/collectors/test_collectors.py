@@ -37,11 +37,6 @@ def value(metrics: list[Metric], name: str, **labels: str) -> float:
 
 
 @pytest.fixture
-def way() -> str:
-    return "asyncpg"
-
-
-@pytest.fixture
 def monitor(database_url: URL) -> URL:
     return as_role(database_url, "headroom_monitor")
 

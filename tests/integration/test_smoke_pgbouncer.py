@@ -1,0 +1,146 @@
+"""Every route once on psycopg through PgBouncer. The other tests of the API use asyncpg without PgBouncer."""
+
+import asyncio
+import re
+from collections.abc import Iterator
+
+import pytest
+from fastapi import FastAPI
+from httpx import AsyncClient, Response
+from sqlalchemy import URL
+
+from app.database.pool import pool_state
+from tests.support.people import Person, person
+from tests.support.postgres import connect
+from tests.support.waiting import eventually_async
+
+POST = {"title": "Title", "content": "Content"}
+
+
+@pytest.fixture
+def database_setup() -> str:
+    return "psycopg-pgbouncer"
+
+
+@pytest.fixture
+def sent(client: AsyncClient) -> Iterator[set[str]]:
+    """Record every request of the client as an operation of the OpenAPI document."""
+    operations: set[str] = set()
+
+    async def record(response: Response) -> None:
+        path = re.sub(r"^/(user|post)s/\d+", r"/\1s/{\1_id}", response.request.url.path)
+        operations.add(f"{response.request.method} {path}")
+
+    client.event_hooks["response"].append(record)
+    return operations
+
+
+async def test_every_route_behind_pgbouncer_answers_as_documented(
+    app: FastAPI, client: AsyncClient, database_url: URL, sent: set[str]
+) -> None:
+    documented = {f"{method.upper()} {path}" for path, item in app.openapi()["paths"].items() for method in item}
+    ann = await person(client, "Ann", database_url)
+    admin = await person(client, "Admin", database_url, is_admin=True)
+
+    assert (await client.get("/livez")).status_code == 200
+    assert (await client.get("/readyz")).status_code == 200
+    assert (await ann("GET", "/users/me")).json()["email"] == "ann@example.com"
+    assert (await ann("PATCH", f"/users/{ann.id}", json={"name": "Anna"})).json()["name"] == "Anna"
+    assert (await client.get(f"/users/{ann.id}")).json()["name"] == "Anna"
+    assert [user["name"] for user in (await admin("GET", "/users?q=ann")).json()["items"]] == ["Anna"]
+
+    created = await ann("POST", "/posts", json=POST)
+    assert created.status_code == 201
+    path = created.headers["location"]
+    assert (await client.get(path)).json() == created.json()
+    assert created.json()["author"] == {"id": ann.id, "name": "Anna"}
+    assert (await ann("PATCH", path, json={"title": "Changed"})).json()["title"] == "Changed"
+    assert [post["title"] for post in (await client.get("/posts")).json()["items"]] == ["Changed"]
+    assert (await client.get(f"/users/{ann.id}/posts")).json()["total"] == 1
+
+    assert (await ann("DELETE", path)).status_code == 204
+    assert (await client.get(path)).status_code == 404
+    assert (await ann("DELETE", f"/users/{ann.id}")).status_code == 204
+    assert (await ann("GET", "/users/me")).status_code == 401
+    assert sent == documented
+
+
+@pytest.fixture
+async def ann(client: AsyncClient, database_url: URL) -> Person:
+    """Sign up and in a user with five posts: title 0 to title 4."""
+    ann = await person(client, "Ann", database_url)
+    for number in range(5):
+        await ann("POST", "/posts", json={"title": f"Title {number}", "content": "Content"})
+    return ann
+
+
+@pytest.mark.parametrize("sort", ["title", "-title", "created_at", "-id"])
+@pytest.mark.usefixtures("ann")
+async def test_list_by_offset_and_by_cursor_returns_the_same_posts(client: AsyncClient, sort: str) -> None:
+    by_offset, by_cursor, cursor = [], [], ""
+    for offset in range(0, 5, 2):
+        page = (await client.get(f"/posts?q=title&sort={sort}&offset={offset}&limit=2")).json()
+        by_offset += [post["title"] for post in page["items"]]
+    while cursor is not None:
+        page = (await client.get(f"/posts?q=title&sort={sort}&limit=2&cursor={cursor}")).json()
+        by_cursor += [post["title"] for post in page["items"]]
+        cursor = page["next_cursor"]
+
+    titles = [f"Title {number}" for number in range(5)]
+    assert by_offset == by_cursor == (titles[::-1] if sort.startswith("-") else titles)
+
+
+@pytest.mark.usefixtures("ann")
+async def test_search_with_a_wildcard_matches_it_literally(client: AsyncClient) -> None:
+    assert (await client.get("/posts?q=title 3")).json()["total"] == 1
+    assert (await client.get("/posts?q=%25")).json()["total"] == 0
+
+
+async def test_write_is_committed_when_its_response_arrives(client: AsyncClient, database_url: URL) -> None:
+    ann = await person(client, "Ann", database_url)
+    created = await ann("POST", "/posts", json=POST)
+
+    with connect(database_url) as connection:
+        rows = connection.execute("SELECT id, title FROM posts").fetchall()
+    assert rows == [(created.json()["id"], "Title")]
+
+
+async def test_sign_up_with_a_known_address_returns_409(client: AsyncClient, database_url: URL) -> None:
+    await person(client, "Ann", database_url)
+    again = await client.post("/users", json={"email": "ANN@example.com", "name": "Ann", "password": "correct horse"})
+
+    assert (again.status_code, again.json()["type"]) == (409, "/problems/email-taken")
+
+
+@pytest.mark.parametrize("path", [f"/posts/{2**63}", "/posts?limit=0", "/posts?cursor=x", "/posts?q=%00"])
+async def test_bad_input_returns_422(client: AsyncClient, path: str) -> None:
+    response = await client.get(path)
+
+    assert (response.status_code, response.json()["type"]) == (422, "/problems/validation-error")
+
+
+async def test_exhausted_pool_returns_503_with_retry_after(app: FastAPI, client: AsyncClient) -> None:
+    engine = app.state.database.engine
+    engine.pool._timeout = 0.2
+    refused = asyncio.Event()
+
+    async def hold() -> None:
+        async with engine.connect():
+            await refused.wait()
+
+    async def exhausted() -> bool:
+        state = pool_state(engine)
+        return state is not None and state.used == 3
+
+    holders = [asyncio.create_task(hold()) for _ in range(3)]  # the pool allows one connection per task
+    try:
+        await eventually_async(exhausted, within=10, jobs=holders)
+        responses = await asyncio.gather(*(client.get("/posts/1") for _ in range(5)))
+    finally:
+        refused.set()
+        await asyncio.gather(*holders)
+
+    assert {response.status_code for response in responses} == {503}
+    assert {response.json()["type"] for response in responses} == {"/problems/pool-exhausted"}
+    assert {response.headers["retry-after"] for response in responses} == {"1"}
+    assert (await client.get("/posts/1")).status_code == 404

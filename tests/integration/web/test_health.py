@@ -1,4 +1,4 @@
-"""Liveness and readiness while the database does what databases do."""
+"""Liveness and readiness while the database hangs, vanishes, refuses connections or recovers."""
 
 import asyncio
 import time
@@ -16,7 +16,7 @@ from tests.support.proxy import Proxy
 
 @pytest.fixture
 async def client(proxy: Proxy) -> AsyncIterator[AsyncClient]:
-    """An API whose way to the database leads through the proxy."""
+    """A client of an API that connects to the database through the proxy."""
     app: FastAPI = create_app(Settings(database_url=proxy.url, secret_key=SECRET_KEY, db_pool_timeout=30))
     async with (
         app.router.lifespan_context(app),
@@ -25,31 +25,31 @@ async def client(proxy: Proxy) -> AsyncIterator[AsyncClient]:
         yield client
 
 
-async def test_it_is_ready_while_the_database_answers(client: AsyncClient) -> None:
+async def test_readyz_with_database_returns_200(client: AsyncClient) -> None:
     assert (await client.get("/readyz")).json() == {"status": "ok"}
 
 
-@pytest.mark.parametrize("connected", [True, False], ids=["with a connection", "without one"])
-async def test_readiness_is_answered_within_two_seconds_while_the_database_hangs(
+@pytest.mark.parametrize("connected", [True, False], ids=["idle connection", "empty pool"])
+async def test_readyz_with_hung_database_returns_503_within_two_seconds(
     client: AsyncClient, proxy: Proxy, connected: bool
 ) -> None:
     if connected:
         await client.get("/readyz")
     proxy.pause()
 
-    async def ask() -> tuple[int, float]:
+    async def get_readyz() -> tuple[int, float]:
         started = time.monotonic()
-        answer = await client.get("/readyz")
-        return answer.status_code, time.monotonic() - started
+        response = await client.get("/readyz")
+        return response.status_code, time.monotonic() - started
 
-    answers = await asyncio.gather(*(ask() for _ in range(5)))
+    results = await asyncio.gather(*(get_readyz() for _ in range(5)))
 
-    assert [status for status, _ in answers] == [503] * 5
-    assert max(seconds for _, seconds in answers) < 2
-    assert proxy.opened <= 2, "five questions take one connection, beside the one that was there"
+    assert [status for status, _ in results] == [503] * 5
+    assert max(seconds for _, seconds in results) < 2
+    assert proxy.opened <= 2, "the five requests must share one new connection"
 
 
-async def test_it_lives_while_the_database_hangs(client: AsyncClient, proxy: Proxy) -> None:
+async def test_livez_with_hung_database_returns_200_without_connecting(client: AsyncClient, proxy: Proxy) -> None:
     proxy.pause()
     before = proxy.opened
 
@@ -57,7 +57,7 @@ async def test_it_lives_while_the_database_hangs(client: AsyncClient, proxy: Pro
     assert proxy.opened == before
 
 
-async def test_it_is_ready_again_when_the_database_is(client: AsyncClient, proxy: Proxy) -> None:
+async def test_readyz_after_database_resumes_returns_200(client: AsyncClient, proxy: Proxy) -> None:
     await client.get("/readyz")
     proxy.pause()
     assert (await client.get("/readyz")).status_code == 503
@@ -69,9 +69,7 @@ async def test_it_is_ready_again_when_the_database_is(client: AsyncClient, proxy
             pass
 
 
-async def test_a_connection_whose_other_side_is_gone_does_not_keep_it_unready(
-    client: AsyncClient, proxy: Proxy
-) -> None:
+async def test_readyz_after_peer_vanishes_returns_200_again(client: AsyncClient, proxy: Proxy) -> None:
     await client.get("/readyz")
     proxy.forget()
     assert (await client.get("/readyz")).status_code == 503
@@ -81,7 +79,7 @@ async def test_a_connection_whose_other_side_is_gone_does_not_keep_it_unready(
             pass
 
 
-async def test_stopping_does_not_wait_for_a_server_that_hangs(proxy: Proxy) -> None:
+async def test_shutdown_with_hung_database_takes_under_two_seconds(proxy: Proxy) -> None:
     app = create_app(Settings(database_url=proxy.url, secret_key=SECRET_KEY))
     async with app.router.lifespan_context(app):
         async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
@@ -92,11 +90,11 @@ async def test_stopping_does_not_wait_for_a_server_that_hangs(proxy: Proxy) -> N
     assert time.monotonic() - started < 2
 
 
-async def test_it_is_not_ready_while_the_database_refuses_connections(client: AsyncClient, proxy: Proxy) -> None:
+async def test_readyz_with_refused_connections_returns_503(client: AsyncClient, proxy: Proxy) -> None:
     await proxy.close()
 
-    answer = await client.get("/readyz")
+    response = await client.get("/readyz")
 
-    assert answer.status_code == 503
-    assert answer.json()["type"] == "/problems/database-unavailable"
-    assert answer.headers["retry-after"] == "1"
+    assert response.status_code == 503
+    assert response.json()["type"] == "/problems/database-unavailable"
+    assert response.headers["retry-after"] == "1"

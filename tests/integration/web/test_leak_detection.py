@@ -1,4 +1,4 @@
-"""A connection that is held for too long is told of with the request that holds it."""
+"""A connection that is held for too long is logged with the request that holds it."""
 
 import logging
 
@@ -11,7 +11,7 @@ from app.web import leak_detection
 from app.web.deps import WriteDb
 
 
-async def test_the_log_names_request_and_route_of_who_holds_a_connection_once(
+async def test_leak_suspect_in_request_is_logged_once_with_its_route(
     app: FastAPI, client: AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     @app.get("/reports/{id}")
@@ -21,14 +21,14 @@ async def test_the_log_names_request_and_route_of_who_holds_a_connection_once(
             leak_detection.report(request.app.state.database.engine, after=0)
 
     with caplog.at_level(logging.WARNING, "headroom.leaks"):
-        await client.get("/reports/7", headers={"x-request-id": "made-by-the-test"})
+        await client.get("/reports/7", headers={"x-request-id": "sent-by-the-test"})
 
     [record] = [record for record in caplog.records if record.name == "headroom.leaks"]
     assert record.getMessage().startswith("leak suspect: a connection held for 0.")
-    assert record.getMessage().endswith(" s by request made-by-the-test, GET /reports/{id}")
+    assert record.getMessage().endswith(" s by request sent-by-the-test, GET /reports/{id}")
 
 
-async def test_who_holds_one_outside_a_request_is_told_of_too(app: FastAPI, caplog: pytest.LogCaptureFixture) -> None:
+async def test_leak_suspect_outside_a_request_is_logged(app: FastAPI, caplog: pytest.LogCaptureFixture) -> None:
     engine = app.state.database.engine
     async with engine.connect():
         leak_detection.report(engine, after=60)

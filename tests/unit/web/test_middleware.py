@@ -1,3 +1,5 @@
+"""Request ids, problem responses, request log lines and the body limit."""
+
 import json
 import logging
 from collections.abc import Callable
@@ -9,70 +11,74 @@ from httpx import ASGITransport, AsyncClient
 from app.errors import DatabaseUnavailable, PoolExhausted, StatementTimeout, TransientDatabaseError
 
 
-async def test_every_answer_has_a_request_id_of_its_own(client: AsyncClient) -> None:
+async def test_request_id_of_each_response_is_unique(client: AsyncClient) -> None:
     ids = [(await client.get(path)).headers["x-request-id"] for path in ("/livez", "/livez", "/nothing")]
 
     assert len(set(ids)) == 3
-    assert all(len(identity) == 32 for identity in ids)
+    assert all(len(request_id) == 32 for request_id in ids)
 
 
-@pytest.mark.parametrize("sane", ["abc-1", "0af7651916cd43dd8448eb211c80319c", "a/b:c=1"])
-async def test_a_callers_id_is_kept(client: AsyncClient, sane: str) -> None:
-    assert (await client.get("/livez", headers={"x-request-id": sane})).headers["x-request-id"] == sane
+@pytest.mark.parametrize("valid", ["abc-1", "0af7651916cd43dd8448eb211c80319c", "a/b:c=1"])
+async def test_request_id_sent_by_client_is_kept(client: AsyncClient, valid: str) -> None:
+    assert (await client.get("/livez", headers={"x-request-id": valid})).headers["x-request-id"] == valid
 
 
-@pytest.mark.parametrize("insane", ["", "a b", "x" * 129, "é", "-", 'a"b', "<script>"])
-async def test_a_callers_id_that_could_harm_a_log_is_replaced(client: AsyncClient, insane: str) -> None:
-    answer = await client.get("/livez", headers=[(b"x-request-id", insane.encode("latin-1"))])
+@pytest.mark.parametrize("invalid", ["", "a b", "x" * 129, "é", "-", 'a"b', "<script>"])
+async def test_request_id_with_unsafe_characters_is_replaced(client: AsyncClient, invalid: str) -> None:
+    response = await client.get("/livez", headers=[(b"x-request-id", invalid.encode("latin-1"))])
 
-    assert answer.headers["x-request-id"] != insane
+    assert response.headers["x-request-id"] != invalid
 
 
-async def test_an_unhandled_exception_is_a_problem_with_the_id_and_without_the_cause(
+async def test_unhandled_exception_response_is_problem_without_cause(
     app: FastAPI, client: AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     @app.get("/broken")
     async def broken() -> None:
         raise LookupError("secret detail")
 
-    answer = await client.get("/broken", headers={"x-request-id": "abc"})
+    response = await client.get("/broken", headers={"x-request-id": "abc"})
 
-    assert answer.status_code == 500
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert answer.json()["type"] == "/problems/internal-error"
-    assert answer.json()["request_id"] == "abc"
-    assert "secret" not in answer.text
-    assert "secret detail" in caplog.text, "the log says what the answer does not"
+    assert response.status_code == 500
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["type"] == "/problems/internal-error"
+    assert response.json()["request_id"] == "abc"
+    assert "secret" not in response.text
+    assert "secret detail" in caplog.text, "the log must contain the cause"
 
 
 @pytest.mark.parametrize("error", [PoolExhausted, DatabaseUnavailable, StatementTimeout])
-async def test_a_transient_error_says_when_to_come_back_and_nothing_about_the_inside(
+async def test_transient_error_response_has_retry_after_and_no_internals(
     app: FastAPI, client: AsyncClient, error: type[TransientDatabaseError]
 ) -> None:
     @app.get("/full")
     async def full() -> None:
         raise error("size=5 host=db.internal")
 
-    answer = await client.get("/full")
+    response = await client.get("/full")
 
-    assert answer.status_code == 503
-    assert answer.headers["retry-after"] == "1"
-    assert answer.json()["type"] == f"/problems/{error.slug}"
-    assert "internal" not in answer.text
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "1"
+    assert response.json()["type"] == f"/problems/{error.slug}"
+    assert "internal" not in response.text
 
 
-async def test_an_answer_that_breaks_off_is_not_finished_with_a_problem(app: FastAPI) -> None:
-    async def half_an_answer(scope: object, receive: object, send: object) -> None:
+async def test_exception_after_response_start_is_raised_to_the_server(app: FastAPI) -> None:
+    """The server then closes the connection, which tells the client that the response is incomplete."""
+
+    async def partial_response(scope: object, receive: object, send: object) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})  # type: ignore[operator]
         raise LookupError
 
-    app.mount("/half", half_an_answer)
+    app.mount("/partial", partial_response)
     async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
         with pytest.raises(LookupError):
-            await client.get("/half/")
+            await client.get("/partial/")
 
 
-async def test_a_request_is_one_line_in_the_log(client: AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
+async def test_request_is_logged_in_one_line_and_probe_is_not(
+    client: AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "headroom.request")
     await client.get("/users/1")
     await client.get("/livez")
@@ -82,7 +88,9 @@ async def test_a_request_is_one_line_in_the_log(client: AsyncClient, caplog: pyt
     assert record.__dict__["status"] == 404
 
 
-async def test_a_path_cannot_write_a_line_of_its_own(client: AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
+async def test_request_path_with_line_break_is_logged_encoded(
+    client: AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "headroom.request")
     await client.get("/a%0a00:00:00 INFO forged%1b[31m")
 
@@ -90,30 +98,30 @@ async def test_a_path_cannot_write_a_line_of_its_own(client: AsyncClient, caplog
     assert record.getMessage().startswith("GET /a%0a00:00:00%20INFO%20forged%1b[31m 404 ")
 
 
-async def test_every_log_line_of_a_request_has_its_id(
+async def test_log_lines_of_a_request_have_its_id(
     app: FastAPI, client: AsyncClient, json_log: Callable[[], str]
 ) -> None:
-    @app.get("/chatty")
-    async def chatty(request: Request) -> None:
+    @app.get("/logs")
+    async def logs(request: Request) -> None:
         logging.getLogger("some.library").warning("hello")
 
-    await client.get("/chatty", headers={"x-request-id": "abc"})
+    await client.get("/logs", headers={"x-request-id": "abc"})
 
     lines = [json.loads(line) for line in json_log().splitlines()]
     assert {line["request_id"] for line in lines if line["logger"] != "httpx"} == {"abc"}
     assert [line["message"] for line in lines if line["logger"] == "some.library"] == ["hello"]
 
 
-async def test_a_body_at_the_limit_passes_and_one_byte_more_does_not(app: FastAPI, client: AsyncClient) -> None:
+async def test_body_above_the_limit_is_refused(app: FastAPI, client: AsyncClient) -> None:
     @app.post("/size")
     async def size(request: Request) -> int:
         return len(await request.body())
 
-    async def in_two(length: int):  # type: ignore[no-untyped-def]
+    async def two_chunks(length: int):  # type: ignore[no-untyped-def]
         yield b"x" * (length - 1)
         yield b"x"
 
     assert (await client.post("/size", content=b"x" * 1_048_576)).json() == 1_048_576
     assert (await client.post("/size", content=b"x" * 1_048_577)).status_code == 413
-    assert (await client.post("/size", content=in_two(1_048_576))).json() == 1_048_576
-    assert (await client.post("/size", content=in_two(1_048_577))).status_code == 413
+    assert (await client.post("/size", content=two_chunks(1_048_576))).json() == 1_048_576
+    assert (await client.post("/size", content=two_chunks(1_048_577))).status_code == 413

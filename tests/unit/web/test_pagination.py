@@ -1,4 +1,4 @@
-"""Cursors."""
+"""Cursors as query parameters."""
 
 import pytest
 
@@ -6,12 +6,12 @@ from app.fields import BIGINT_MAX
 from app.pagination.cursor import Cursors
 from app.pagination.page import ListParams
 
-# What one character of a title can take in a cursor at the most: four bytes of UTF-8, six of an escape, two of another.
+# The longest encodings of a title's characters in a cursor: 4 bytes of UTF-8, 6 of a \u escape, 2 of a short escape.
 LONGEST_TITLES = ["\U0001f600" * 200, "\x01" * 200, '"' * 200]
 
 
 @pytest.mark.parametrize("title", LONGEST_TITLES, ids=["outside the BMP", "control characters", "quotes"])
-def test_a_cursor_for_the_longest_title_is_one_that_is_accepted(title: str) -> None:
+def test_cursor_of_the_longest_title_is_accepted(title: str) -> None:
     cursors = Cursors("for tests only")
 
     cursor = cursors.write("context", title, BIGINT_MAX)

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Writes the secrets of compose.prod.yml to the folder $1, and leaves alone what is there: run it again to add what is
-# missing. The files can be read by everyone, because Compose mounts them as they are and no container runs as root;
-# the folder cannot be entered by anyone else.
+# Write the missing secrets of compose.prod.yml to the folder $1. Existing secrets are kept.
+# The files are world-readable: Compose mounts them with their mode, and no container runs as root. The folder is
+# accessible only to its owner.
 set -euo pipefail
 
-folder=${1:?folder}
+folder=${1:?usage: make-secrets.sh FOLDER}
 mkdir -p "$folder"
 chmod 0700 "$folder"
 cd "$folder"
 
-secret() { # secret NAME VALUE; an empty file is no secret
+secret() { # secret NAME VALUE; replaces an empty file
   if [[ ! -s $1 ]]; then
     printf '%s' "$2" >"$1.new"
     chmod 0444 "$1.new"
@@ -18,9 +18,9 @@ secret() { # secret NAME VALUE; an empty file is no secret
   fi
 }
 
-random() { # random NAME BYTES, in hexadecimal: nothing to quote in a URL
+random() { # random NAME BYTES; hexadecimal, which needs no quoting in a URL
   local value
-  value=$(openssl rand -hex "$2") # in an assignment of its own: as an argument, its failure would be an empty secret
+  value=$(openssl rand -hex "$2") # a separate assignment: as an argument, a failure would write an empty secret
   secret "$1" "$value"
 }
 
@@ -29,7 +29,7 @@ url() { # url NAME SCHEME-AND-ROLE PASSWORD-FILE ADDRESS
   password=$(<"$3")
   secret "$1" "$2:$password@$4"
   if [[ $(<"$1") != *":$password@"* ]]; then
-    echo "$folder/$1 has another password than $3: delete it and run this again, unless you meant it" >&2
+    echo "$folder/$1 does not contain the password of $3: delete it and run make secrets again, unless intended" >&2
   fi
 }
 

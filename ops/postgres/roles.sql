@@ -1,13 +1,12 @@
--- Who may do what in the database. Applied by a superuser connected to the application's database; applying it again
--- changes nothing. It has no passwords and no psql commands: `init/roles.sh` sets the passwords in a container, and
--- `headroom up` and the tests run it as it is.
+-- The roles and their privileges. A superuser applies this file to the application's database. The file is idempotent.
+-- It contains no passwords (`init/roles.sh` sets them) and no psql commands (`headroom up` and the tests execute it).
 
 DO $$
 DECLARE
     name text;
 BEGIN
     FOREACH name IN ARRAY ARRAY['headroom_owner', 'headroom_app', 'headroom_monitor', 'headroom_pgbouncer'] LOOP
-        -- Roles belong to the server: another database of it may have made them.
+        -- Roles belong to the server: they may exist because of another database.
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) THEN
             EXECUTE format('CREATE ROLE %I LOGIN', name);
         END IF;
@@ -20,14 +19,14 @@ BEGIN
 END
 $$;
 
--- The owner of everything migrations make, used by the migration job only.
+-- The owner of all objects that migrations create. Only the migration job uses it.
 ALTER SCHEMA public OWNER TO headroom_owner;
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
--- A migration that waits for a lock makes everybody wait who comes after it: better it fails, and is tried again.
+-- A migration that waits for a lock blocks all later statements on the table. It fails instead, and can be retried.
 ALTER ROLE headroom_owner SET lock_timeout = '10s';
 ALTER ROLE headroom_owner SET idle_in_transaction_session_timeout = '60s';
 
--- The API: data only. What migrations make later is covered, too, so no migration has to grant anything.
+-- The API: data only. The default privileges cover later migrations, so no migration needs a GRANT.
 GRANT USAGE ON SCHEMA public TO headroom_app;
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO headroom_app;
 GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA public TO headroom_app;
@@ -35,36 +34,35 @@ ALTER DEFAULT PRIVILEGES FOR ROLE headroom_owner IN SCHEMA public
     GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO headroom_app;
 ALTER DEFAULT PRIVILEGES FOR ROLE headroom_owner IN SCHEMA public
     GRANT USAGE, SELECT ON SEQUENCES TO headroom_app;
--- Set on the role, not by the client: PgBouncer refuses or drops such parameters of a connection.
--- A request that has taken this long has been given up by its client.
+
+-- Settings of the role, not of the client: PgBouncer rejects or ignores such connection parameters.
+-- After this time the client of the request has given up.
 ALTER ROLE headroom_app SET statement_timeout = '10s';
--- Less than DB_POOL_TIMEOUT: a lock that stops everything empties the pool's queue before it can time out.
+-- Shorter than DB_POOL_TIMEOUT: if a lock blocks every connection, they are returned before the queue times out.
 ALTER ROLE headroom_app SET lock_timeout = '2s';
--- A worker that hangs in the middle of a transaction must not keep its locks.
+-- Releases the locks of a worker that hangs inside a transaction.
 ALTER ROLE headroom_app SET idle_in_transaction_session_timeout = '10s';
--- A backend whose client is gone stops working for it. Without this a cancelled statement can run on, on a connection
--- that no pool counts.
+-- Stops a backend whose client has disconnected. Otherwise an abandoned statement can continue on a connection that no
+-- pool counts.
 ALTER ROLE headroom_app SET client_connection_check_interval = '1s';
--- A list joins the rows of a page, and the planner counts on the whole table's: from some size on it puts a cache under
--- the join that takes longer to set up than the page. Measured for the newest 20 of 10,000,000 posts with their authors,
--- processor time: 105 microseconds with it, 60 without; of 10,000 posts, where it is not chosen, 60.
+-- For large tables the planner adds a Memoize node to the join of a list. Its setup costs more than joining one page.
+-- Measured CPU time for the newest 20 of 10,000,000 posts with authors: 105 microseconds with Memoize, 60 without.
 ALTER ROLE headroom_app SET enable_memoize = off;
 
--- The exporter: what the server knows of itself, and none of the data. (The migration job lets it read which revisions
--- there are: migrations/env.py.)
+-- The exporter: server statistics, no data. The migration job lets it read `alembic_version` (migrations/env.py).
 GRANT pg_monitor TO headroom_monitor;
 GRANT USAGE ON SCHEMA public TO headroom_monitor;
 ALTER ROLE headroom_monitor SET statement_timeout = '2s';
 DO $$
 BEGIN
-    -- Since PostgreSQL 16: it gets in when the others find every connection taken (reserved_connections).
+    -- Since PostgreSQL 16: reserved_connections let the exporter connect when all other connections are in use.
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'pg_use_reserved_connections') THEN
         GRANT pg_use_reserved_connections TO headroom_monitor;
     END IF;
 END
 $$;
 
--- PgBouncer: may ask for the password hashes of the two that connect through it, and for nothing else.
+-- PgBouncer: may read the password hashes of the two roles that connect through it, and nothing else.
 CREATE SCHEMA IF NOT EXISTS pgbouncer;
 REVOKE ALL ON SCHEMA pgbouncer FROM PUBLIC;
 GRANT USAGE ON SCHEMA pgbouncer TO headroom_pgbouncer;
@@ -74,8 +72,8 @@ AS $$
     SELECT rolname::text, rolpassword
     FROM pg_authid
     WHERE rolname = i_username AND rolname IN ('headroom_app', 'headroom_monitor')
-        -- PgBouncer lets in by the hash alone, also on connections it has open: what the server would check besides
-        -- when it is connected to is checked here.
+        -- PgBouncer authenticates by the hash alone. The server's other checks at sign-in are repeated here, because a
+        -- client can get a server connection that is already open.
         AND rolcanlogin AND coalesce(rolvaliduntil > now(), true)
 $$;
 REVOKE ALL ON FUNCTION pgbouncer.user_lookup(text) FROM PUBLIC;

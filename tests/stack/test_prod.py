@@ -201,5 +201,5 @@ def test_an_empty_secret_is_made_anew_and_a_url_of_another_password_is_mentioned
 
     assert again.stdout == f"{folder}/app_password\n{folder}/secret_key\n"
     assert len((folder / "secret_key").read_text()) == 64
-    assert f"{folder}/database_url has another password than app_password" in again.stderr
+    assert f"{folder}/database_url does not contain the password of app_password" in again.stderr
     assert "migration_database_url" not in again.stderr

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Run once, on a new volume, by the image's entry point: the roles, and a password for each.
+# Create the roles and set their passwords. The entry point of the image runs this script once, on a new volume.
 set -euo pipefail
 
-# By this file the image knows a volume that is complete. Left there after a failure, the next start would be of a server
-# that has no roles; without it initdb refuses the volume, until that is deleted (docker compose down --volumes).
+# The image treats a volume with this file as complete. After a failure, delete it: the next start would otherwise run a
+# server without roles. initdb then refuses the volume until it is deleted (docker compose down --volumes).
 trap '(($? == 0)) || rm -f "$PGDATA/PG_VERSION"' EXIT
 
 for role in OWNER APP MONITOR PGBOUNCER; do
@@ -15,14 +15,14 @@ for role in OWNER APP MONITOR PGBOUNCER; do
     value=${!name:-}
   fi
   if [[ -z $value ]]; then
-    echo "$name: must be set, or $file, and not be empty" >&2
+    echo "$name: must be set, or $file must name a file that is not empty" >&2
     exit 1
   fi
   export "$name=$value"
 done
 
-# All or nothing. psql takes the passwords from its environment and quotes them: as arguments they would be in the
-# process list, and as part of the text their own quotes and backslashes would count.
+# One transaction. psql reads the passwords from its environment and quotes them. As arguments they would appear in the
+# process list; in the SQL text their quotes and backslashes would need escaping.
 psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --no-password --username "$POSTGRES_USER" --dbname "$POSTGRES_DB" \
   --single-transaction --file /etc/postgresql/roles.sql --file - <<'SQL'
 \getenv owner HEADROOM_OWNER_PASSWORD

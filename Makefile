@@ -15,6 +15,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(READY): requirements/dev.txt
+	@command -v $(PYTHON) >/dev/null || { echo '$(PYTHON) was not found: install Python 3.11 or newer, or set another one: make PYTHON=python3.13' >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("$(PYTHON) is Python " + sys.version.split()[0] + ", but Headroom requires 3.11 or newer; set another one: make PYTHON=python3.13")'
 	@echo "installing requirements/dev.txt into $(VENV) (once, about 30 seconds)"
 	@$(PYTHON) -m venv --clear $(VENV)

@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .PHONY: help run up down docker secrets budget seed migrate migration downgrade current history \
         test test-unit test-integration test-stack coverage bench bench-capacity bench-pages bench-overload \
-        bench-metrics pictures dashboard lint format types contracts check lock clean
+        bench-metrics pictures dashboard docs lint format types contracts check lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -97,6 +97,9 @@ pictures: $(READY) ## take the screenshots of the documentation (needs chromium 
 
 dashboard: $(READY) ## generate Grafana's dashboard from ops/grafana/dashboard.py
 	@$(BIN)/python ops/grafana/dashboard.py
+
+docs: $(READY) ## write the generated tables of docs/settings.md and docs/metrics.md
+	@PYTHONPATH=. $(BIN)/python docs/write_tables.py
 
 lint: $(READY) ## check code style, spelling and CI workflows
 	@$(BIN)/ruff check .

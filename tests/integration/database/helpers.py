@@ -1,0 +1,53 @@
+"""What the tests of the database package share."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import Float, bindparam, func, select
+from sqlalchemy.util import greenlet_spawn
+
+from app.database import Database
+from app.database.pool import BoundedPool
+from app.database.pool_events import PoolState
+from tests.support.waiting import eventually_async
+
+PID = select(func.pg_backend_pid().label("pid"))
+SLEEP = select(func.pg_sleep(bindparam("seconds", type_=Float())).label("slept"))
+
+
+def pool_of(database: Database) -> BoundedPool:
+    pool = database.engine.pool
+    assert isinstance(pool, BoundedPool)
+    return pool
+
+
+def state(database: Database) -> PoolState:
+    return pool_of(database).state
+
+
+def change_timeout(database: Database, seconds: float) -> None:
+    """Change the pool's timeout. Connections that the test needs first are opened with a longer one."""
+    pool = pool_of(database)
+    pool._options = replace(pool._options, timeout=seconds)
+
+
+@asynccontextmanager
+async def checked_out(database: Database) -> AsyncIterator[Any]:
+    """Hold a connection of the pool while the block runs; return the driver's connection."""
+    connection = await database.engine.raw_connection()
+    try:
+        yield connection.driver_connection
+    finally:
+        await greenlet_spawn(connection.close)
+
+
+async def wait_until(condition: Callable[[], object], *jobs: asyncio.Future[Any]) -> None:
+    """Wait until the condition is true. If one of the jobs fails before, raise its error."""
+
+    async def check() -> object:
+        return condition()
+
+    await eventually_async(check, within=30, jobs=jobs)

@@ -1,4 +1,4 @@
-"""Signing in, on a real PostgreSQL."""
+"""Sign-in and access tokens, through the API, on PostgreSQL."""
 
 import asyncio
 from collections import Counter
@@ -20,7 +20,7 @@ from app.domains.auth import router, service
 from app.domains.auth.service import SignInLimits
 from app.domains.auth.tokens import AUDIENCE, ISSUER
 from app.domains.users import passwords
-from app.domains.users.passwords import Verdict
+from app.domains.users.passwords import Verification
 from app.domains.users.repository import UserRepository
 from tests.integration.conftest import SECRET_KEY
 from tests.support.people import PASSWORD, person, sign_in
@@ -39,7 +39,7 @@ def problem(answer: Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["type"]
 
 
-async def test_a_token_is_what_the_contract_says_and_opens_what_it_should(client: AsyncClient) -> None:
+async def test_sign_in_returns_a_valid_bearer_token(client: AsyncClient) -> None:
     await client.post("/users", json=ANN)
 
     answer = await sign_in(client, "ANN@example.com")
@@ -54,9 +54,8 @@ async def test_a_token_is_what_the_contract_says_and_opens_what_it_should(client
     assert me.json()["email"] == "ann@example.com"
 
 
-async def test_a_wrong_password_an_unknown_address_and_an_inactive_user_get_the_same_answer(
-    client: AsyncClient, database_url: URL
-) -> None:
+async def test_failed_sign_in_does_not_tell_the_reason(client: AsyncClient, database_url: URL) -> None:
+    """Wrong password, unknown address and inactive user get the same answer."""
     await client.post("/users", json=ANN)
     answers = [await sign_in(client, "ann@example.com", "wrong horse"), await sign_in(client, "bob@example.com")]
     with connect(database_url) as connection:
@@ -72,12 +71,12 @@ async def test_a_wrong_password_an_unknown_address_and_an_inactive_user_get_the_
 @pytest.mark.parametrize(
     "form", [{}, {"username": "ann@example.com"}, {"username": "a", "password": "b", "grant_type": "x"}]
 )
-async def test_a_form_that_is_not_complete_is_422(client: AsyncClient, form: dict[str, str]) -> None:
+async def test_incomplete_form_is_422(client: AsyncClient, form: dict[str, str]) -> None:
     assert problem(await client.post("/auth/token", data=form)) == (422, "/problems/validation-error")
 
 
 @pytest.mark.parametrize("name", ["\x00", "an\0n", "\xed\xa0\x80", "x" * 100_000])
-async def test_an_address_that_cannot_exist_is_a_problem(client: AsyncClient, name: str) -> None:
+async def test_impossible_address_is_a_problem(client: AsyncClient, name: str) -> None:
     status, slug = problem(await sign_in(client, name))
 
     assert (status, slug) == (
@@ -87,29 +86,29 @@ async def test_an_address_that_cannot_exist_is_a_problem(client: AsyncClient, na
 
 FORGERIES: dict[str, Callable[[dict[str, Any]], str]] = {
     "expired": lambda claims: jwt.encode(claims | {"exp": int(time()) - 1}, SECRET_KEY, "HS256"),
-    "of another key": lambda claims: jwt.encode(claims, "x" * 64, "HS256"),
-    "of another algorithm": lambda claims: jwt.encode(claims, SECRET_KEY + "x" * 32, "HS512"),
-    "of no algorithm": lambda claims: jwt.encode(claims, None, "none"),
-    "for another audience": lambda claims: jwt.encode(claims | {"aud": "other"}, SECRET_KEY, "HS256"),
-    "of another issuer": lambda claims: jwt.encode(claims | {"iss": "other"}, SECRET_KEY, "HS256"),
-    "of nobody": lambda claims: jwt.encode(claims | {"sub": "ann"}, SECRET_KEY, "HS256"),
-    "of a number beyond bigint": lambda claims: jwt.encode(claims | {"sub": str(2**63)}, SECRET_KEY, "HS256"),
-    "of five thousand digits": lambda claims: jwt.encode(claims | {"sub": "9" * 5000}, SECRET_KEY, "HS256"),
-    "without an end": lambda claims: jwt.encode({k: v for k, v in claims.items() if k != "exp"}, SECRET_KEY, "HS256"),
-    "that is none": lambda claims: "none",
-    "of odd characters": lambda claims: "\u00e9.\u00e9.\u00e9",
+    "other key": lambda claims: jwt.encode(claims, "x" * 64, "HS256"),
+    "other algorithm": lambda claims: jwt.encode(claims, SECRET_KEY + "x" * 32, "HS512"),
+    "no algorithm": lambda claims: jwt.encode(claims, None, "none"),
+    "other audience": lambda claims: jwt.encode(claims | {"aud": "other"}, SECRET_KEY, "HS256"),
+    "other issuer": lambda claims: jwt.encode(claims | {"iss": "other"}, SECRET_KEY, "HS256"),
+    "user not a number": lambda claims: jwt.encode(claims | {"sub": "ann"}, SECRET_KEY, "HS256"),
+    "user beyond bigint": lambda claims: jwt.encode(claims | {"sub": str(2**63)}, SECRET_KEY, "HS256"),
+    "user of 5000 digits": lambda claims: jwt.encode(claims | {"sub": "9" * 5000}, SECRET_KEY, "HS256"),
+    "no expiry": lambda claims: jwt.encode({k: v for k, v in claims.items() if k != "exp"}, SECRET_KEY, "HS256"),
+    "not a token": lambda claims: "none",
+    "not ASCII": lambda claims: "\u00e9.\u00e9.\u00e9",
 }
 
 
 @pytest.mark.parametrize("forge", FORGERIES.values(), ids=FORGERIES.keys())
-async def test_a_token_that_is_not_good_is_401(
+async def test_invalid_token_is_401(
     client: AsyncClient, database_url: URL, forge: Callable[[dict[str, Any]], str]
 ) -> None:
     ann = await person(client, "Ann", database_url)
     now = int(time())
     claims = {"sub": str(ann.id), "iat": now, "exp": now + 60, "iss": ISSUER, "aud": AUDIENCE}
-    good = jwt.encode(claims, SECRET_KEY, "HS256")
-    assert (await client.get("/users/me", headers={"authorization": f"Bearer {good}"})).status_code == 200
+    valid = jwt.encode(claims, SECRET_KEY, "HS256")
+    assert (await client.get("/users/me", headers={"authorization": f"Bearer {valid}"})).status_code == 200
 
     bearer = f"Bearer {forge(claims)}".encode()
     answer = await client.get("/users/me", headers=[(b"authorization", bearer)])
@@ -118,19 +117,22 @@ async def test_a_token_that_is_not_good_is_401(
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
-@pytest.mark.parametrize("end", ["DELETE FROM users", "UPDATE users SET is_active = false"])
-async def test_a_token_ends_with_its_user_at_once(client: AsyncClient, database_url: URL, end: str) -> None:
+@pytest.mark.parametrize("statement", ["DELETE FROM users", "UPDATE users SET is_active = false"])
+async def test_token_of_a_deleted_or_inactive_user_is_401(
+    client: AsyncClient, database_url: URL, statement: str
+) -> None:
     ann = await person(client, "Ann", database_url)
     assert (await ann("GET", "/users/me")).status_code == 200
 
     with connect(database_url) as connection:
-        connection.execute(end)
+        connection.execute(statement.encode())
 
     assert problem(await ann("GET", "/users/me")) == (401, "/problems/not-authenticated")
     assert (await ann("POST", "/posts", json={"title": "a", "content": "b"})).status_code == 401
 
 
-async def test_failed_sign_ins_are_limited_per_account_known_or_not(app: FastAPI, client: AsyncClient) -> None:
+async def test_failed_sign_ins_are_limited_per_account(app: FastAPI, client: AsyncClient) -> None:
+    """The limit does not tell whether the address has an account."""
     await client.post("/users", json=ANN)
     set_limits(app, per_account=3)
 
@@ -140,8 +142,8 @@ async def test_failed_sign_ins_are_limited_per_account_known_or_not(app: FastAPI
         assert problem(answers[-1]) == (429, "/problems/too-many-attempts")
         assert 0 < int(answers[-1].headers["retry-after"]) <= 900
 
-    assert (await sign_in(client, "ann@example.com")).status_code == 429, "the right password does not help either"
-    assert (await sign_in(client, "cy@example.com")).status_code == 401, "other accounts are not concerned"
+    assert (await sign_in(client, "ann@example.com")).status_code == 429, "the correct password was accepted"
+    assert (await sign_in(client, "cy@example.com")).status_code == 401, "another account is limited"
 
 
 async def test_failed_sign_ins_are_limited_per_address(app: FastAPI, client: AsyncClient) -> None:
@@ -152,9 +154,8 @@ async def test_failed_sign_ins_are_limited_per_address(app: FastAPI, client: Asy
     assert [answer.status_code for answer in answers] == [401, 401, 401, 429, 429]
 
 
-async def test_attempts_that_arrive_together_are_all_counted(app: FastAPI, client: AsyncClient) -> None:
-    """Each has its own connection, as if it were another worker's or another replica's."""
-    app.state.database.engine.pool._timeout = 10  # three connections for twenty
+async def test_concurrent_attempts_are_all_counted(app: FastAPI, client: AsyncClient) -> None:
+    """Each attempt has its own connection, like those of other workers and replicas."""
     set_limits(app, per_account=5)
 
     statuses = [
@@ -165,7 +166,7 @@ async def test_attempts_that_arrive_together_are_all_counted(app: FastAPI, clien
     assert set(sorted(statuses)[5:]) == {429}
 
 
-async def test_a_success_forgives_the_account_and_is_not_charged_to_the_address(
+async def test_successful_sign_in_resets_the_account_and_not_the_address(
     app: FastAPI, client: AsyncClient, database_url: URL
 ) -> None:
     await client.post("/users", json=ANN)
@@ -181,7 +182,7 @@ async def test_a_success_forgives_the_account_and_is_not_charged_to_the_address(
         assert (await sign_in(client, "ann@example.com")).status_code == 200
 
 
-async def test_failed_sign_ins_are_forgotten_after_the_window_and_swept_away(
+async def test_failed_sign_ins_expire_after_the_window_and_are_deleted(
     app: FastAPI, client: AsyncClient, database_url: URL
 ) -> None:
     set_limits(app, per_account=1)
@@ -199,7 +200,7 @@ async def test_failed_sign_ins_are_forgotten_after_the_window_and_swept_away(
     assert rows == (0,)
 
 
-async def test_a_hash_with_outdated_parameters_is_replaced_at_sign_in(client: AsyncClient, database_url: URL) -> None:
+async def test_sign_in_replaces_a_hash_with_outdated_parameters(client: AsyncClient, database_url: URL) -> None:
     await client.post("/users", json=ANN)
     outdated = PasswordHasher(time_cost=1, memory_cost=8192, parallelism=1).hash(PASSWORD)
 
@@ -220,15 +221,15 @@ async def test_a_hash_with_outdated_parameters_is_replaced_at_sign_in(client: As
     assert (await sign_in(client, "ann@example.com")).status_code == 200
 
 
-async def test_no_connection_is_held_while_a_password_is_verified(
+async def test_connection_is_not_held_while_a_password_is_verified(
     app: FastAPI, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verifying, go_on = asyncio.Event(), asyncio.Event()
 
-    async def slow(password: str, known_hash: str | None) -> Verdict:
+    async def slow(password: str, known_hash: str | None) -> Verification:
         verifying.set()
         await go_on.wait()
-        return Verdict(correct=False)
+        return Verification(is_correct=False)
 
     monkeypatch.setattr(service, "verify_password", slow)
     signing_in = asyncio.create_task(sign_in(client, "ann@example.com"))
@@ -242,10 +243,10 @@ async def test_no_connection_is_held_while_a_password_is_verified(
 
 
 @pytest.mark.parametrize("address", ["İ@example.com", "ΑΣ@example.com", "ANN@example.com"])
-async def test_no_way_to_write_an_address_has_attempts_of_its_own(
+async def test_attempts_for_all_spellings_of_an_address_are_counted_together(
     app: FastAPI, client: AsyncClient, address: str
 ) -> None:
-    """PostgreSQL and Python fold some letters differently; what finds the account is what has to be counted."""
+    """PostgreSQL and Python fold some letters differently. Attempts are counted by what finds the account."""
     await client.post("/users", json=ANN)
     set_limits(app, per_account=2)
     spellings = [address, address.lower(), address.upper(), address.swapcase(), address.casefold()]
@@ -253,14 +254,12 @@ async def test_no_way_to_write_an_address_has_attempts_of_its_own(
     for each in spellings * 3:
         if (await sign_in(client, each, "wrong horse")).status_code == 401:
             async with app.state.database.write() as session:
-                allowed[(await UserRepository(session).credentials(each)).folded] += 1
+                allowed[(await UserRepository(session).credentials(each)).folded_email] += 1
 
-    assert set(allowed.values()) == {2}, "two for each account there can be, however it is written"
+    assert set(allowed.values()) == {2}, "two attempts per account"
 
 
-async def test_an_address_without_attempts_left_cannot_use_up_those_of_an_account(
-    app: FastAPI, client: AsyncClient
-) -> None:
+async def test_address_over_its_limit_does_not_lock_the_account(app: FastAPI, client: AsyncClient) -> None:
     await client.post("/users", json=ANN)
     set_limits(app, per_account=3, per_address=2)
     for _ in range(10):
@@ -281,39 +280,40 @@ async def test_an_address_without_attempts_left_cannot_use_up_those_of_an_accoun
         ("testclient", "testclient", True),
     ],
 )
-def test_addresses_count_by_whose_they_are(first: str, second: str, same: bool) -> None:
+def test_client_address_is_counted_by_its_network(first: str, second: str, same: bool) -> None:
     assert (service._network(first) == service._network(second)) is same
 
 
-async def test_clients_without_an_address_count_as_one_and_the_log_says_so_once(
+async def test_clients_without_an_address_share_a_limit_and_one_warning(
     app: FastAPI, json_log: Callable[[], str]
 ) -> None:
-    router.unknown_address.cache_clear()
+    router.warn_of_unknown_addresses.cache_clear()
     set_limits(app, per_address=2)
-    nowhere = ASGITransport(app, client=None)  # type: ignore[arg-type]  # as Uvicorn has it on a Unix socket
-    async with AsyncClient(transport=nowhere, base_url="http://test") as client:
+    unix_socket = ASGITransport(app, client=None)  # type: ignore[arg-type]  # what Uvicorn passes for a Unix socket
+    async with AsyncClient(transport=unix_socket, base_url="http://test") as client:
         answers = [await sign_in(client, f"user{n}@example.com") for n in range(3)]
 
     assert [answer.status_code for answer in answers] == [401, 401, 429]
-    assert json_log().count("clients have no address") == 1
+    assert json_log().count("client addresses are unknown") == 1
 
 
-class Spy:
-    """What is done with Argon2: it takes all the time that a sign-in takes."""
+class Argon2Spy:
+    """Records the Argon2 calls of a sign-in, which take nearly all of its time."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.done: list[str] = []
+        self.calls: list[str] = []
         for name in ("verify", "hash"):
-            monkeypatch.setattr(passwords._argon2, name, self._spy(name, getattr(passwords._argon2, name)))
+            function = getattr(passwords._password_hash, name)
+            monkeypatch.setattr(passwords._password_hash, name, self._recorder(name, function))
 
-    def _spy(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-        def spy(*arguments: Any, **options: Any) -> Any:
-            made: str = original(*arguments, **options)
-            its_hash = arguments[1] if name == "verify" else made
-            self.done.append(f"{name} {its_hash.split('$')[3]}")
-            return made
+    def _recorder(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def recorder(*arguments: Any, **options: Any) -> Any:
+            result = function(*arguments, **options)
+            password_hash = arguments[1] if name == "verify" else result
+            self.calls.append(f"{name} {password_hash.split('$')[3]}")
+            return result
 
-        return spy
+        return recorder
 
 
 FULL = "m=65536,t=3,p=4"
@@ -321,7 +321,7 @@ CHEAP = "m=8192,t=1,p=1"
 
 
 @pytest.mark.parametrize(
-    ("stored", "password", "is_active", "done"),
+    ("stored", "password", "is_active", "calls"),
     [
         (None, PASSWORD, True, [f"verify {FULL}"]),
         (FULL, PASSWORD, True, [f"verify {FULL}"]),
@@ -342,14 +342,14 @@ CHEAP = "m=8192,t=1,p=1"
     ],
 )
 @pytest.mark.usefixtures("real_hashes")
-async def test_the_clock_does_not_tell_why_a_sign_in_fails(
+async def test_timing_of_a_failed_sign_in_does_not_tell_the_reason(
     client: AsyncClient,
     database_url: URL,
     monkeypatch: pytest.MonkeyPatch,
     stored: str | None,
     password: str,
     is_active: bool,
-    done: list[str],
+    calls: list[str],
 ) -> None:
     if stored:
         await client.post("/users", json=ANN)
@@ -358,29 +358,29 @@ async def test_the_clock_does_not_tell_why_a_sign_in_fails(
             if stored == CHEAP:
                 cheap = PasswordHasher(time_cost=1, memory_cost=8192, parallelism=1).hash(PASSWORD)
                 connection.execute("UPDATE users SET password_hash = %s", (cheap,))
-    spy = Spy(monkeypatch)
+    spy = Argon2Spy(monkeypatch)
 
     await sign_in(client, "ann@example.com", password)
 
-    assert spy.done == done
+    assert spy.calls == calls
 
 
-async def taken(queue: passwords.Queue) -> None:
-    async def look() -> bool:
-        return queue.taken == queue.places
+async def wait_until_full(queue: passwords.HashQueue) -> None:
+    async def is_full() -> bool:
+        return queue.used == queue.capacity
 
-    await eventually_async(look, within=5)
+    await eventually_async(is_full, within=5)
 
 
-async def test_whoever_finds_no_place_is_told_to_come_back_and_that_is_no_failed_sign_in(
+async def test_sign_in_with_a_full_queue_is_503_and_not_counted(
     client: AsyncClient, database_url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_on = Event()
-    monkeypatch.setattr(passwords._argon2, "verify", lambda password, its_hash: go_on.wait() and False)
-    monkeypatch.setattr(passwords.SIGNING_IN, "places", 1)
+    monkeypatch.setattr(passwords._password_hash, "verify", lambda password, known_hash: go_on.wait() and False)
+    monkeypatch.setattr(passwords.SIGN_IN_QUEUE, "capacity", 1)
     first = asyncio.create_task(sign_in(client, "bob@example.com"))
     try:
-        await taken(passwords.SIGNING_IN)
+        await wait_until_full(passwords.SIGN_IN_QUEUE)
 
         answer = await sign_in(client, "ann@example.com")
     finally:
@@ -394,15 +394,13 @@ async def test_whoever_finds_no_place_is_told_to_come_back_and_that_is_no_failed
     assert [(subject.partition(":")[0], attempts) for subject, attempts in counted] == [("address", 1), ("account", 1)]
 
 
-async def test_whoever_signs_in_does_not_wait_behind_whoever_signs_up(
-    client: AsyncClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_sign_in_does_not_wait_for_sign_ups(client: AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = Event()
-    monkeypatch.setattr(passwords._argon2, "hash", lambda password: go_on.wait() and "hash")
-    monkeypatch.setattr(passwords.NEW_PASSWORDS, "places", 3)
+    monkeypatch.setattr(passwords._password_hash, "hash", lambda password: go_on.wait() and "hash")
+    monkeypatch.setattr(passwords.NEW_PASSWORD_QUEUE, "capacity", 3)
     signing_up = [asyncio.create_task(client.post("/users", json=ANN)) for _ in range(3)]
     try:
-        await taken(passwords.NEW_PASSWORDS)
+        await wait_until_full(passwords.NEW_PASSWORD_QUEUE)
 
         assert (await sign_in(client, "bob@example.com")).status_code == 401
         assert problem(await client.post("/users", json=ANN)) == (503, "/problems/server-busy")

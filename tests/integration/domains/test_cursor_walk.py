@@ -1,4 +1,4 @@
-"""Walking a list by cursor while others write: what stood throughout is seen exactly once, in order."""
+"""Pages by cursor under concurrent writes: a row that exists all the time is seen exactly once, in order."""
 
 import asyncio
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from app.settings import Settings
 from tests.integration.conftest import SECRET_KEY
 from tests.support.postgres import connect
 
-# Few values, so that most rows tie.
+# Few values, so that most rows have equal sort keys.
 seconds = st.integers(0, 4)
 unicode = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=200)
 titles = st.sampled_from(["a", "B", "b", "ä", "_", "%", "\U0001f600" * 200]) | unicode
@@ -24,7 +24,7 @@ writes = st.lists(st.tuples(st.booleans(), seconds, titles, st.integers(0, 60)),
 
 
 @pytest.mark.parametrize("sort", ["created_at", "-created_at", "title", "-title", "id", "-id"])
-def test_a_walk_sees_what_stood_throughout_exactly_once_and_in_order(database_url: URL, sort: str) -> None:
+def test_cursor_walk_sees_every_permanent_row_once_and_in_order(database_url: URL, sort: str) -> None:
     @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(rows=rows, limit=st.integers(1, 7), writes=st.lists(writes, max_size=8))
     def walk(rows: Sequence[tuple[int, str]], limit: int, writes: list[Sequence[tuple[bool, int, str, int]]]) -> None:
@@ -33,20 +33,20 @@ def test_a_walk_sees_what_stood_throughout_exactly_once_and_in_order(database_ur
             connection.execute("INSERT INTO users (email, name, password_hash) VALUES ('a', 'a', '')")
             for second, title in rows:
                 insert(connection, second, title)
-            seen = asyncio.run(walked(database_url, sort, limit, connection, list(writes)))
+            seen = asyncio.run(read_all_pages(database_url, sort, limit, connection, list(writes)))
             order = sort.removeprefix("-") + (" DESC, id DESC" if sort.startswith("-") else ", id")
-            standing = [row[0] for row in connection.execute(f"SELECT id FROM posts ORDER BY {order}")]
+            remaining = [row[0] for row in connection.execute(f"SELECT id FROM posts ORDER BY {order}")]
 
-        assert len(set(seen)) == len(seen), "nothing twice"
-        throughout = [post for post in standing if post <= len(rows)]
-        assert [post for post in seen if post in throughout] == throughout
-        assert [post for post in standing if post in seen] == [post for post in seen if post in standing], "in order"
+        assert len(set(seen)) == len(seen), "a row was seen twice"
+        permanent = [post for post in remaining if post <= len(rows)]
+        assert [post for post in seen if post in permanent] == permanent
+        assert [post for post in remaining if post in seen] == [post for post in seen if post in remaining], "order"
 
     walk()
 
 
-async def walked(url: URL, sort: str, limit: int, connection: Any, writes: list[Any]) -> list[int]:
-    """The ids that the walk sees; between two pages, others write."""
+async def read_all_pages(url: URL, sort: str, limit: int, connection: Any, writes: list[Any]) -> list[int]:
+    """Return the ids on all pages. Apply one item of `writes` after each page."""
     app = create_app(Settings(database_url=url, secret_key=SECRET_KEY))
     seen: list[int] = []
     async with (

@@ -16,7 +16,7 @@ from tests.support.postgres import connect
 
 @pytest.fixture
 def posts(database_url: URL) -> None:
-    """Two authors, 25 posts: Ann's odd ones, Bob's even ones, three to a second; and Cy, who writes nothing."""
+    """Insert 25 posts, three per second: the odd ones by Ann (1), the even ones by Bob (2), none by Cy (3)."""
     with connect(database_url) as connection:
         connection.execute(
             "INSERT INTO users (id, email, name, password_hash) OVERRIDING SYSTEM VALUE"
@@ -31,7 +31,7 @@ def posts(database_url: URL) -> None:
 
 
 @pytest.mark.usefixtures("posts")
-async def test_a_post_comes_with_its_author(client: AsyncClient) -> None:
+async def test_post_contains_its_author(client: AsyncClient) -> None:
     answer = await client.get("/posts/7")
 
     assert answer.status_code == 200
@@ -44,7 +44,7 @@ async def test_a_post_comes_with_its_author(client: AsyncClient) -> None:
     }
 
 
-async def test_a_post_that_does_not_exist_is_404(client: AsyncClient) -> None:
+async def test_unknown_post_is_404(client: AsyncClient) -> None:
     answer = await client.get("/posts/1")
 
     assert answer.status_code == 404
@@ -52,16 +52,16 @@ async def test_a_post_that_does_not_exist_is_404(client: AsyncClient) -> None:
 
 
 @pytest.mark.usefixtures("posts")
-async def test_the_list_is_newest_first_and_counts(client: AsyncClient) -> None:
+async def test_list_is_newest_first_with_a_total(client: AsyncClient) -> None:
     page = (await client.get("/posts")).json()
 
-    assert [post["id"] for post in page["items"]] == list(range(25, 5, -1)), "the id settles ties"
+    assert [post["id"] for post in page["items"]] == list(range(25, 5, -1)), "equal times are ordered by id"
     del page["items"]
     assert page == {"total": 25, "offset": 0, "limit": 20, "has_more": True, "next_cursor": None}
 
 
 @pytest.mark.usefixtures("posts")
-async def test_pages_by_offset_cover_every_post_once(client: AsyncClient) -> None:
+async def test_pages_by_offset_contain_every_post_once(client: AsyncClient) -> None:
     seen = []
     for offset in range(0, 25, 10):
         page = (await client.get("/posts", params={"offset": offset, "limit": 10})).json()
@@ -72,14 +72,14 @@ async def test_pages_by_offset_cover_every_post_once(client: AsyncClient) -> Non
 
 
 @pytest.mark.usefixtures("posts")
-async def test_a_page_beyond_the_end_is_empty(client: AsyncClient) -> None:
+async def test_page_beyond_the_end_is_empty(client: AsyncClient) -> None:
     page = (await client.get("/posts", params={"offset": 2**63 - 1})).json()
 
     assert (page["items"], page["total"], page["has_more"]) == ([], 25, False)
 
 
 @pytest.mark.usefixtures("posts")
-async def test_the_posts_of_a_user(client: AsyncClient) -> None:
+async def test_list_of_a_user_contains_only_their_posts(client: AsyncClient) -> None:
     page = (await client.get("/users/2/posts", params={"limit": 5})).json()
 
     assert [post["id"] for post in page["items"]] == [24, 22, 20, 18, 16]
@@ -88,18 +88,19 @@ async def test_the_posts_of_a_user(client: AsyncClient) -> None:
 
 
 @pytest.mark.usefixtures("posts")
-async def test_a_user_who_has_not_written_has_an_empty_page_and_an_unknown_one_is_404(client: AsyncClient) -> None:
+async def test_list_of_a_user_is_empty_without_posts_and_404_without_user(client: AsyncClient) -> None:
     assert (await client.get("/users/3/posts")).json()["total"] == 0
     assert (await client.get("/users/4/posts")).status_code == 404
 
 
 @pytest.mark.usefixtures("posts")
-async def test_the_lists_are_read_off_their_indexes(database_url: URL) -> None:
-    """The planner may choose what it likes for 25 rows; what counts is that no order needs a sort."""
+async def test_list_orders_are_read_from_indexes(database_url: URL) -> None:
+    """With 25 rows the planner prefers other plans, so they are disabled: no order may need a sort."""
     statements = [
-        (listing._LIST.first(sort, frozenset(filters)), {"limit": 20, "author_id": 1, "is_active": True})
-        for listing, filters in ((posts_repository, ()), (users_repository, ()))
-        for sort in [f"{sign}{name}" for name in listing._LIST._sorts for sign in ("", "-")]
+        (repository._LIST.first(f"{sign}{name}", frozenset()), {"limit": 20})
+        for repository in (posts_repository, users_repository)
+        for name in repository._LIST._sorts
+        for sign in ("", "-")
     ]
     statements.append(
         (posts_repository._LIST.first("-created_at", frozenset({"author_id"})), {"limit": 20, "author_id": 1})
@@ -108,18 +109,15 @@ async def test_the_lists_are_read_off_their_indexes(database_url: URL) -> None:
         connection.execute("SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off")
         connection.execute("SET enable_mergejoin = off")
         for statement, parameters in statements:
-            known = {name: parameters[name] for name in statement.compile().params}
             dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
-            query = statement.params(**known).compile(dialect=dialect, compile_kwargs={"literal_binds": True})
+            query = statement.params(**parameters).compile(dialect=dialect, compile_kwargs={"literal_binds": True})
             plan = "\n".join(row[0] for row in connection.execute(f"EXPLAIN {query}"))
             assert "Sort" not in plan, f"{query}\n{plan}"
             assert "Index" in plan
 
 
 @pytest.mark.parametrize("database_setup", ["asyncpg", "psycopg"])
-async def test_the_server_makes_the_plan_of_a_usual_page_once(
-    app: FastAPI, client: AsyncClient, database_url: URL
-) -> None:
+async def test_common_page_uses_a_generic_plan(app: FastAPI, client: AsyncClient, database_url: URL) -> None:
     with connect(database_url) as connection:
         connection.execute(
             "WITH author AS (INSERT INTO users (email, name, password_hash) VALUES ('ann', 'Ann', '') RETURNING id)"
@@ -127,11 +125,11 @@ async def test_the_server_makes_the_plan_of_a_usual_page_once(
         )
         connection.execute("ANALYZE users, posts")
     cursor = ""
-    for _ in range(30):  # psycopg prepares the sixth of them, the server makes five plans for a start
+    for _ in range(30):  # psycopg prepares at the sixth; the server makes five custom plans first
         page = (await client.get("/posts", params={"cursor": cursor, "sort": "-id"})).json()
         cursor = page["next_cursor"]
 
-    async with app.state.database.engine.connect() as same:  # the one that came back last goes out first
+    async with app.state.database.engine.connect() as same:  # the pool is last in, first out
         plans = await same.execute(
             text(
                 "SELECT custom_plans, generic_plans FROM pg_prepared_statements"
@@ -142,7 +140,7 @@ async def test_the_server_makes_the_plan_of_a_usual_page_once(
     assert (custom, generic > 15) == (5, True), (custom, generic)
 
 
-async def test_deleting_a_user_in_the_database_deletes_the_posts(
+async def test_user_deleted_in_the_database_takes_their_posts(
     posts: None, client: AsyncClient, database_url: URL
 ) -> None:
     with connect(database_url) as connection:
@@ -151,7 +149,7 @@ async def test_deleting_a_user_in_the_database_deletes_the_posts(
     assert (await client.get("/posts")).json()["total"] == 12
 
 
-async def test_a_post_belongs_to_who_wrote_it(client: AsyncClient, database_url: URL) -> None:
+async def test_created_post_belongs_to_the_signed_in_user(client: AsyncClient, database_url: URL) -> None:
     ann = await person(client, "Ann", database_url)
 
     created = await ann("POST", "/posts", json={"title": " Title ", "content": "Content"})
@@ -179,7 +177,7 @@ async def test_created_post_is_answered_as_stored(client: AsyncClient, database_
     assert (await client.get(created.headers["location"])).json() == created.json()
 
 
-async def test_a_change_is_partial_and_moves_updated_at(client: AsyncClient, database_url: URL) -> None:
+async def test_change_is_partial_and_advances_updated_at(client: AsyncClient, database_url: URL) -> None:
     ann = await person(client, "Ann", database_url)
     post = (await ann("POST", "/posts", json={"title": "Title", "content": "Content"})).json()
 
@@ -189,11 +187,11 @@ async def test_a_change_is_partial_and_moves_updated_at(client: AsyncClient, dat
     assert changed.json() == post | {"title": "Other", "updated_at": changed.json()["updated_at"]}
     assert changed.json()["updated_at"] > post["updated_at"]
     assert (await client.get(f"/posts/{post['id']}")).json() == changed.json()
-    assert (await ann("PATCH", f"/posts/{post['id']}", json={})).json() == changed.json(), "nothing to change"
+    assert (await ann("PATCH", f"/posts/{post['id']}", json={})).json() == changed.json(), "an empty change"
 
 
 @pytest.mark.parametrize("patch", [{"title": None}, {"content": None}, {"title": " "}, {"author_id": 2}, {"id": 2}])
-async def test_a_change_that_cannot_be_is_422_and_changes_nothing(
+async def test_invalid_change_is_422_and_changes_nothing(
     client: AsyncClient, database_url: URL, patch: dict[str, object]
 ) -> None:
     ann = await person(client, "Ann", database_url)
@@ -203,7 +201,7 @@ async def test_a_change_that_cannot_be_is_422_and_changes_nothing(
     assert (await client.get(f"/posts/{post['id']}")).json() == post
 
 
-async def test_a_deleted_user_takes_the_posts_along(client: AsyncClient, database_url: URL) -> None:
+async def test_user_deleted_through_the_api_takes_their_posts(client: AsyncClient, database_url: URL) -> None:
     ann = await person(client, "Ann", database_url)
     post = (await ann("POST", "/posts", json={"title": "Title", "content": "Content"})).json()
 
@@ -232,7 +230,7 @@ async def test_a_deleted_user_takes_the_posts_along(client: AsyncClient, databas
         ("author_id=99", []),
     ],
 )
-async def test_the_list_can_be_filtered_sorted_and_searched(client: AsyncClient, query: str, ids: list[int]) -> None:
+async def test_list_can_be_filtered_sorted_and_searched(client: AsyncClient, query: str, ids: list[int]) -> None:
     by_offset = await client.get(f"/posts?{query}")
     by_cursor = await client.get(f"/posts?{query}&cursor=")
 
@@ -242,9 +240,7 @@ async def test_the_list_can_be_filtered_sorted_and_searched(client: AsyncClient,
     assert (by_cursor.json()["total"], by_cursor.json()["offset"]) == (None, None)
 
 
-async def test_percent_and_underscore_and_backslash_are_plain_characters(
-    client: AsyncClient, database_url: URL
-) -> None:
+async def test_search_takes_percent_underscore_and_backslash_literally(client: AsyncClient, database_url: URL) -> None:
     ann = await person(client, "Ann", database_url)
     for title in ("100% sure", "snake_case", "C:\\temp", "plain"):
         await ann("POST", "/posts", json={"title": title, "content": "."})
@@ -255,23 +251,23 @@ async def test_percent_and_underscore_and_backslash_are_plain_characters(
 
 
 @pytest.mark.usefixtures("posts")
-@pytest.mark.parametrize("list_", ["/posts?", "/posts?author_id=1&", "/posts?q=post&", "/users/1/posts?"])
+@pytest.mark.parametrize("path", ["/posts?", "/posts?author_id=1&", "/posts?q=post&", "/users/1/posts?"])
 @pytest.mark.parametrize("sort", ["created_at", "-created_at", "title", "-title", "id", "-id"])
-async def test_pages_by_cursor_are_the_list(client: AsyncClient, list_: str, sort: str) -> None:
-    whole = (await client.get(f"{list_}sort={sort}&limit=100")).json()["items"]
+async def test_pages_by_cursor_add_up_to_the_list(client: AsyncClient, path: str, sort: str) -> None:
+    complete = (await client.get(f"{path}sort={sort}&limit=100")).json()["items"]
     walked: list[object] = []
     cursor: str | None = ""
-    while cursor is not None and len(walked) <= len(whole):
-        page = (await client.get(f"{list_}sort={sort}&limit=4&cursor={cursor}")).json()
+    while cursor is not None and len(walked) <= len(complete):
+        page = (await client.get(f"{path}sort={sort}&limit=4&cursor={cursor}")).json()
         assert page["has_more"] == (page["next_cursor"] is not None)
         walked += page["items"]
         cursor = page["next_cursor"]
 
-    assert walked == whole
+    assert walked == complete
 
 
 @pytest.mark.usefixtures("posts")
-async def test_a_cursor_that_this_list_did_not_give_out_is_422(client: AsyncClient) -> None:
+async def test_forged_or_foreign_cursor_is_422(client: AsyncClient) -> None:
     cursor = (await client.get("/posts?limit=2&cursor=")).json()["next_cursor"]
     assert (await client.get(f"/posts?limit=3&cursor={cursor}")).status_code == 200, "the limit may change"
 
@@ -302,5 +298,5 @@ async def test_a_cursor_that_this_list_did_not_give_out_is_422(client: AsyncClie
 @pytest.mark.parametrize(
     "query", ["sort=content", "sort=--id", "sort=", "author_id=0", "offset=0&cursor=", "q=" + "x" * 101, "q=%00"]
 )
-async def test_a_list_that_cannot_be_is_422(client: AsyncClient, query: str) -> None:
+async def test_invalid_list_parameter_is_422(client: AsyncClient, query: str) -> None:
     assert (await client.get(f"/posts?{query}")).status_code == 422

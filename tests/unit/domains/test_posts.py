@@ -1,3 +1,5 @@
+"""Posts, through the API, on SQLite."""
+
 import pytest
 from httpx import AsyncClient
 
@@ -14,7 +16,7 @@ async def posts(database: Database) -> None:
 
 
 @pytest.mark.usefixtures("posts")
-async def test_a_list_of_posts_has_their_authors(client: AsyncClient) -> None:
+async def test_list_contains_the_authors(client: AsyncClient) -> None:
     page = (await client.get("/posts", params={"limit": 2})).json()
 
     assert [post["author"]["name"] for post in page["items"]] == ["Ann", "Ann"]
@@ -26,7 +28,7 @@ async def test_a_list_of_posts_has_their_authors(client: AsyncClient) -> None:
     ("q", "titles"),
     [("PLAIN", ["Plain", "plainer"]), ("0%", ["100% sure"]), ("_", ["Snake_case"]), ("%%", []), ("\\", [])],
 )
-async def test_search_knows_no_case_and_no_wildcards_on_sqlite_too(
+async def test_search_ignores_case_and_takes_wildcards_literally(
     client: AsyncClient, q: str, titles: list[str]
 ) -> None:
     page = (await client.get("/posts", params={"q": q, "sort": "id"})).json()
@@ -36,20 +38,20 @@ async def test_search_knows_no_case_and_no_wildcards_on_sqlite_too(
 
 @pytest.mark.usefixtures("posts")
 @pytest.mark.parametrize("sort", ["created_at", "-created_at", "title", "-title", "id", "-id"])
-async def test_pages_by_cursor_are_the_list_on_sqlite_too(client: AsyncClient, sort: str) -> None:
-    whole = (await client.get("/posts", params={"sort": sort})).json()["items"]
+async def test_pages_by_cursor_add_up_to_the_list(client: AsyncClient, sort: str) -> None:
+    complete = (await client.get("/posts", params={"sort": sort})).json()["items"]
     walked: list[object] = []
     cursor: str | None = ""
-    while cursor is not None and len(walked) <= len(whole):
+    while cursor is not None and len(walked) <= len(complete):
         page = (await client.get("/posts", params={"sort": sort, "limit": 1, "cursor": cursor})).json()
         walked += page["items"]
         cursor = page["next_cursor"]
 
-    assert walked == whole
-    assert len(whole) == 4
+    assert walked == complete
+    assert len(complete) == 4
 
 
-async def test_writing_changing_and_deleting_a_post(client: AsyncClient) -> None:
+async def test_post_can_be_created_changed_and_deleted(client: AsyncClient) -> None:
     ann = {"email": "ann@example.com", "name": "Ann", "password": "correct horse"}
     await client.post("/users", json=ann)
     token = await client.post("/auth/token", data={"username": "ANN@example.com", "password": "correct horse"})

@@ -1,4 +1,4 @@
-"""Access tokens, and the time."""
+"""Access tokens and their expiry."""
 
 import jwt
 import pytest
@@ -10,7 +10,7 @@ from app.errors import NotAuthenticated
 KEY = "for tests only, for tests only, for tests only"
 
 
-def test_a_token_that_was_good_before_ends_when_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verified_token_expires_in_the_cache_too(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = Tokens(KEY, seconds=60)
     token = tokens.issue(7)
     assert [tokens.user_id(token), tokens.user_id(token)] == [7, 7]
@@ -23,7 +23,7 @@ def test_a_token_that_was_good_before_ends_when_its_time_is_up(monkeypatch: pyte
         tokens.user_id(token)
 
 
-def test_a_token_that_is_not_good_is_refused_each_time() -> None:
+def test_invalid_token_is_refused_each_time() -> None:
     tokens = Tokens(KEY, seconds=60)
     forged = Tokens(KEY[::-1], seconds=60).issue(7)
 
@@ -32,8 +32,8 @@ def test_a_token_that_is_not_good_is_refused_each_time() -> None:
             tokens.user_id(forged)
 
 
-def test_no_more_tokens_are_kept_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "KEPT", 2)
+def test_token_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CACHE_SIZE", 2)
     tokens = Tokens(KEY, seconds=60)
 
     issued = [tokens.issue(user_id) for user_id in (1, 2, 3)]

@@ -1,3 +1,5 @@
+"""Users, through the API, on SQLite."""
+
 from httpx import AsyncClient
 
 from app.domains.users.schemas import SignUp
@@ -5,7 +7,7 @@ from app.domains.users.schemas import SignUp
 ANN = {"email": "ann@example.com", "name": "Ann", "password": "correct horse"}
 
 
-async def test_a_user_can_sign_up_and_be_found(client: AsyncClient) -> None:
+async def test_signed_up_user_is_found_at_the_location(client: AsyncClient) -> None:
     created = await client.post("/users", json=ANN)
 
     assert created.status_code == 201
@@ -13,7 +15,7 @@ async def test_a_user_can_sign_up_and_be_found(client: AsyncClient) -> None:
     assert found.json()["name"] == "Ann"
 
 
-async def test_an_address_has_one_account(client: AsyncClient) -> None:
+async def test_second_account_for_an_address_is_409(client: AsyncClient) -> None:
     await client.post("/users", json=ANN)
 
     answer = await client.post("/users", json=ANN | {"email": "ANN@example.com"})
@@ -21,17 +23,18 @@ async def test_an_address_has_one_account(client: AsyncClient) -> None:
     assert answer.status_code == 409
 
 
-def test_a_password_does_not_show_in_a_log() -> None:
+def test_password_is_not_in_the_repr_of_a_sign_up() -> None:
     assert "correct horse" not in repr(SignUp.model_validate(ANN))
 
 
-async def test_the_id_of_a_deleted_user_is_never_given_again_on_sqlite_too(client: AsyncClient) -> None:
-    ann = {"email": "ann@example.com", "name": "Ann", "password": "correct horse"}
-    first = (await client.post("/users", json=ann)).json()["id"]
-    token = (await client.post("/auth/token", data={"username": ann["email"], "password": ann["password"]})).json()
+async def test_id_of_a_deleted_user_is_not_reused(client: AsyncClient) -> None:
+    """SQLite reuses ids by default. The old access token would then be valid for the new user."""
+    first = (await client.post("/users", json=ANN)).json()["id"]
+    token = (await client.post("/auth/token", data={"username": ANN["email"], "password": ANN["password"]})).json()
     headers = {"authorization": f"Bearer {token['access_token']}"}
     assert (await client.delete(f"/users/{first}", headers=headers)).status_code == 204
 
-    second = (await client.post("/users", json=ann)).json()["id"]
+    second = (await client.post("/users", json=ANN)).json()["id"]
+
     assert second != first
     assert (await client.get("/users/me", headers=headers)).status_code == 401

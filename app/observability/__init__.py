@@ -1,1 +1,1 @@
-"""What a process tells about itself. Importing this package must not import prometheus_client: see `replica.py`."""
+"""Metrics and logs of a process. Importing this package must not import prometheus_client: see `multiprocess.py`."""

@@ -1,7 +1,7 @@
-"""Every metric by name: the contract with dashboards and alerts. The table in docs/metrics.md is made of it.
+"""Every metric: its name, kind, labels and help text. Dashboards, alerts and the documentation's table rely on it.
 
-The labels `replica` and `worker` are not here: the exporter adds `replica` to whatever a worker has written, and
-`worker` to its gauges.
+The exporter adds two labels that are not listed here: `replica` to every metric that a worker writes, and `worker` to
+a worker's gauges.
 """
 
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple
 from app.database.pool_events import CLOSE_REASONS, INVALIDATION_CAUSES
 
 
-class Described(NamedTuple):
-    """What a metric is. `name` of a counter includes its `_total`."""
+class MetricSpec(NamedTuple):
+    """The description of a metric. The `name` of a counter includes its `_total`."""
 
     name: str
     kind: Literal["gauge", "counter", "histogram"]
@@ -19,152 +19,175 @@ class Described(NamedTuple):
     labels: tuple[str, ...] = ()
 
 
-# The pools. A worker writes them (pool_metrics.py).
-POOL_CONNECTIONS = Described(
-    "db_pool_connections", "gauge", "Connections of the pool, idle (open and free) or used.", ("pool", "state")
+# Pools. Written by workers (pool_metrics.py).
+POOL_CONNECTIONS = MetricSpec(
+    "db_pool_connections", "gauge", "Open connections of the pool, by state: idle or used.", ("pool", "state")
 )
-POOL_CONNECTIONS_MAX = Described(
-    "db_pool_connections_max", "gauge", "Connections the pool may open: its size and its overflow.", ("pool",)
+POOL_CONNECTIONS_MAX = MetricSpec(
+    "db_pool_connections_max", "gauge", "Maximum number of connections: the pool's size plus its overflow.", ("pool",)
 )
-POOL_CONNECTIONS_IDLE_MAX = Described(
-    "db_pool_connections_idle_max", "gauge", "Connections the pool keeps when nobody needs them: its size.", ("pool",)
+POOL_CONNECTIONS_IDLE_MAX = MetricSpec(
+    "db_pool_connections_idle_max", "gauge", "Idle connections that the pool keeps open: its size.", ("pool",)
 )
-POOL_CONNECTIONS_IDLE_MIN = Described(
+POOL_CONNECTIONS_IDLE_MIN = MetricSpec(
     "db_pool_connections_idle_min",
     "gauge",
-    "Idle connections the pool sees to that there are; it opens one for a request only.",
+    "Idle connections that the pool opens in advance: always 0, it opens them on demand.",
     ("pool",),
 )
-POOL_CONNECTIONS_OVERFLOW = Described(
+POOL_CONNECTIONS_OVERFLOW = MetricSpec(
     "db_pool_connections_overflow", "gauge", "Open connections beyond the pool's size.", ("pool",)
 )
-POOL_PENDING_REQUESTS = Described(
-    "db_pool_pending_requests", "gauge", "Requests that wait in the pool's queue.", ("pool",)
+POOL_PENDING_REQUESTS = MetricSpec(
+    "db_pool_pending_requests", "gauge", "Requests that are waiting in the pool's queue.", ("pool",)
 )
-POOL_WAIT = Described(
+POOL_WAIT = MetricSpec(
     "db_pool_wait_seconds",
     "histogram",
-    "From asking for a connection to having it: the queue, a ping and a connect included.",
+    "Time to acquire a connection, including the queue, a ping and a connect.",
     ("pool",),
 )
-POOL_USE = Described("db_pool_use_seconds", "histogram", "From having a connection to giving it back.", ("pool",))
-POOL_CREATE = Described("db_pool_create_seconds", "histogram", "To open a connection, signing in included.", ("pool",))
-POOL_PING = Described("db_pool_ping_seconds", "histogram", "To ask the server whether a connection lives.", ("pool",))
-POOL_CHECKOUTS = Described("db_pool_checkouts_total", "counter", "Connections handed out.", ("pool",))
-POOL_WAITS = Described("db_pool_waits_total", "counter", "Requests that had to queue for a connection.", ("pool",))
-POOL_WAIT_BLOCKED = Described(
-    "db_pool_wait_blocked_seconds_total", "counter", "Time that requests spent in the queue.", ("pool",)
+POOL_USE = MetricSpec(
+    "db_pool_use_seconds", "histogram", "Time from acquiring a connection to returning it.", ("pool",)
 )
-POOL_TIMEOUTS = Described(
-    "db_pool_timeouts_total", "counter", "Requests that left the queue without a connection.", ("pool",)
+POOL_CREATE = MetricSpec(
+    "db_pool_create_seconds", "histogram", "Time to open a connection, including authentication.", ("pool",)
 )
-POOL_REJECTIONS = Described("db_pool_rejections_total", "counter", "Requests that found the queue full.", ("pool",))
-POOL_CONNECT_ERRORS = Described(
+POOL_PING = MetricSpec("db_pool_ping_seconds", "histogram", "Time to ping a connection before a checkout.", ("pool",))
+POOL_CHECKOUTS = MetricSpec("db_pool_checkouts_total", "counter", "Connections checked out.", ("pool",))
+POOL_WAITS = MetricSpec("db_pool_waits_total", "counter", "Requests that had to queue for a connection.", ("pool",))
+POOL_WAIT_BLOCKED = MetricSpec(
+    "db_pool_wait_blocked_seconds_total", "counter", "Total time that requests spent in the queue.", ("pool",)
+)
+POOL_TIMEOUTS = MetricSpec(
+    "db_pool_timeouts_total",
+    "counter",
+    "Requests that left the queue at their deadline without a connection.",
+    ("pool",),
+)
+POOL_REJECTIONS = MetricSpec(
+    "db_pool_rejections_total", "counter", "Requests that were rejected because the queue was full.", ("pool",)
+)
+POOL_CONNECT_ERRORS = MetricSpec(
     "db_pool_connect_errors_total", "counter", "Connections that could not be opened.", ("pool",)
 )
-POOL_CLOSED = Described(
+POOL_CLOSED = MetricSpec(
     "db_pool_closed_total",
     "counter",
-    f"Connections that are no longer the pool's: {', '.join(CLOSE_REASONS)}.",
+    f"Connections that left the pool, by reason: {', '.join(CLOSE_REASONS)}.",
     ("pool", "reason"),
 )
-POOL_INVALIDATIONS = Described(
+POOL_INVALIDATIONS = MetricSpec(
     "db_pool_invalidations_total",
     "counter",
-    f"Connections given up, at once (hard) or at their next use (soft): {', '.join(INVALIDATION_CAUSES)}.",
+    "Connections invalidated, at once (hard) or at their next checkout (soft), by cause: "
+    f"{', '.join(INVALIDATION_CAUSES)}.",
     ("pool", "kind", "cause"),
 )
-POOL_LEAKS = Described(
-    "db_pool_leaks_total", "counter", "Leak suspects: held too long, or never given back.", ("pool",)
+POOL_LEAKS = MetricSpec(
+    "db_pool_leaks_total", "counter", "Leak suspects: connections held for too long or never returned.", ("pool",)
 )
 
-# HTTP and the process. A worker writes them (http_metrics.py, process_metrics.py).
-HTTP_REQUESTS = Described("http_requests_total", "counter", "Requests answered.", ("method", "route", "status"))
-HTTP_DURATION = Described(
-    "http_request_duration_seconds", "histogram", "From a request's head to its answer's end.", ("method", "route")
+# HTTP and the worker process. Written by workers (http_metrics.py, process_metrics.py).
+HTTP_REQUESTS = MetricSpec("http_requests_total", "counter", "HTTP requests answered.", ("method", "route", "status"))
+HTTP_DURATION = MetricSpec(
+    "http_request_duration_seconds",
+    "histogram",
+    "Time from a request's headers to the end of its response.",
+    ("method", "route"),
 )
-HTTP_IN_FLIGHT = Described("http_requests_in_flight", "gauge", "Requests under way.")
-WORKER_STARTS = Described("headroom_worker_starts_total", "counter", "Workers that began to serve.")
-WORKER_START_TIME = Described(
-    "headroom_worker_start_time_seconds", "gauge", "When the worker began to serve, in Unix time."
+HTTP_IN_FLIGHT = MetricSpec("http_requests_in_flight", "gauge", "HTTP requests in progress.")
+WORKER_STARTS = MetricSpec("headroom_worker_starts_total", "counter", "Workers that started serving.")
+WORKER_START_TIME = MetricSpec(
+    "headroom_worker_start_time_seconds", "gauge", "Unix time at which the worker started serving."
 )
-WORKER_CPU = Described("headroom_worker_cpu_seconds_total", "counter", "Processor time of the workers.")
-WORKER_MEMORY = Described(
-    "headroom_worker_resident_memory_bytes", "gauge", "Memory of the worker, shared pages included."
+WORKER_CPU = MetricSpec("headroom_worker_cpu_seconds_total", "counter", "CPU time of the workers.")
+WORKER_MEMORY = MetricSpec(
+    "headroom_worker_resident_memory_bytes", "gauge", "Resident memory of the worker, including shared pages."
 )
-BUILD_INFO = Described("headroom_build_info", "gauge", "1; what runs is in the labels.", ("version", "python"))
+BUILD_INFO = MetricSpec(
+    "headroom_build_info", "gauge", "Always 1; the labels hold the running versions.", ("version", "python")
+)
 
-# The budget, and the server's own view. The exporter finds these out.
-BUDGET_CONNECTIONS = Described(
-    "db_budget_connections", "gauge", "A term of the budget; what is reserved is negative.", ("limit", "side", "term")
+# The budget and the server. Collected by the exporter.
+BUDGET_CONNECTIONS = MetricSpec(
+    "db_budget_connections",
+    "gauge",
+    "One term of the budget; reserved connections are negative.",
+    ("limit", "side", "term"),
 )
-BUDGET_DEMAND = Described("db_budget_demand", "gauge", "Connections that may be opened, at the worst.", ("limit",))
-BUDGET_SUPPLY = Described("db_budget_supply", "gauge", "Connections that are admitted.", ("limit",))
-BUDGET_HEADROOM = Described("db_budget_headroom", "gauge", "Supply minus demand; negative: over budget.", ("limit",))
-BUDGET_OBSERVED = Described("db_budget_observed", "gauge", "Connections that are open, by whoever.", ("limit",))
-SERVER_UP = Described("db_server_up", "gauge", "Whether the server answers the exporter.")
-SERVER_CONNECTIONS = Described(
+BUDGET_DEMAND = MetricSpec("db_budget_demand", "gauge", "Connections that the settings allow to open.", ("limit",))
+BUDGET_SUPPLY = MetricSpec("db_budget_supply", "gauge", "Connections that the limit admits.", ("limit",))
+BUDGET_HEADROOM = MetricSpec(
+    "db_budget_headroom", "gauge", "Supply minus demand; a negative value means over budget.", ("limit",)
+)
+BUDGET_OBSERVED = MetricSpec("db_budget_observed", "gauge", "Connections open now, from all clients.", ("limit",))
+SERVER_UP = MetricSpec("db_server_up", "gauge", "1 if the server answers the exporter, otherwise 0.")
+SERVER_CONNECTIONS = MetricSpec(
     "db_server_connections", "gauge", "Client connections of the server.", ("role", "application", "state")
 )
-SERVER_MAX_CONNECTIONS = Described("db_server_max_connections", "gauge", "The server's max_connections.")
-MIGRATIONS_PENDING = Described(
-    "db_migrations_pending", "gauge", "Revisions of this release that the database does not have."
+SERVER_MAX_CONNECTIONS = MetricSpec("db_server_max_connections", "gauge", "The server's max_connections setting.")
+MIGRATIONS_PENDING = MetricSpec(
+    "db_migrations_pending", "gauge", "Revisions of this release that are not applied to the database."
 )
 
-# PgBouncer's console. The exporter asks it where DB_POOLER=pgbouncer.
-PGBOUNCER_UP = Described("pgbouncer_up", "gauge", "Whether PgBouncer's console answers the exporter.")
-PGBOUNCER_CLIENTS = Described(
-    "pgbouncer_pools_client_connections", "gauge", "SHOW POOLS: clients.", ("database", "user", "state")
+# PgBouncer's console. Collected by the exporter if DB_POOLER=pgbouncer.
+PGBOUNCER_UP = MetricSpec("pgbouncer_up", "gauge", "1 if PgBouncer's console answers the exporter, otherwise 0.")
+PGBOUNCER_CLIENTS = MetricSpec(
+    "pgbouncer_pools_client_connections", "gauge", "SHOW POOLS: client connections.", ("database", "user", "state")
 )
-PGBOUNCER_SERVERS = Described(
+PGBOUNCER_SERVERS = MetricSpec(
     "pgbouncer_pools_server_connections", "gauge", "SHOW POOLS: server connections.", ("database", "user", "state")
 )
-PGBOUNCER_MAX_WAIT = Described(
+PGBOUNCER_MAX_WAIT = MetricSpec(
     "pgbouncer_pools_client_maxwait_seconds",
     "gauge",
-    "SHOW POOLS: how long the first client in the queue has waited.",
+    "SHOW POOLS: waiting time of the first client in the queue.",
     ("database", "user"),
 )
-PGBOUNCER_TRANSACTIONS = Described(
+PGBOUNCER_TRANSACTIONS = MetricSpec(
     "pgbouncer_stats_transactions_total", "counter", "SHOW STATS: transactions.", ("database",)
 )
-PGBOUNCER_QUERIES = Described("pgbouncer_stats_queries_total", "counter", "SHOW STATS: queries.", ("database",))
-PGBOUNCER_RECEIVED = Described(
+PGBOUNCER_QUERIES = MetricSpec("pgbouncer_stats_queries_total", "counter", "SHOW STATS: queries.", ("database",))
+PGBOUNCER_RECEIVED = MetricSpec(
     "pgbouncer_stats_received_bytes_total", "counter", "SHOW STATS: bytes received.", ("database",)
 )
-PGBOUNCER_SENT = Described("pgbouncer_stats_sent_bytes_total", "counter", "SHOW STATS: bytes sent.", ("database",))
-PGBOUNCER_TRANSACTION_TIME = Described(
-    "pgbouncer_stats_transaction_seconds_total", "counter", "SHOW STATS: time in transactions.", ("database",)
+PGBOUNCER_SENT = MetricSpec("pgbouncer_stats_sent_bytes_total", "counter", "SHOW STATS: bytes sent.", ("database",))
+PGBOUNCER_TRANSACTION_TIME = MetricSpec(
+    "pgbouncer_stats_transaction_seconds_total", "counter", "SHOW STATS: time spent in transactions.", ("database",)
 )
-PGBOUNCER_QUERY_TIME = Described(
-    "pgbouncer_stats_query_seconds_total", "counter", "SHOW STATS: time in queries.", ("database",)
+PGBOUNCER_QUERY_TIME = MetricSpec(
+    "pgbouncer_stats_query_seconds_total", "counter", "SHOW STATS: time spent in queries.", ("database",)
 )
-PGBOUNCER_WAIT_TIME = Described(
+PGBOUNCER_WAIT_TIME = MetricSpec(
     "pgbouncer_stats_client_wait_seconds_total",
     "counter",
     "SHOW STATS: time that clients waited for a server connection.",
     ("database",),
 )
-PGBOUNCER_LISTS = Described("pgbouncer_lists_items", "gauge", "SHOW LISTS: how long each of its lists is.", ("list",))
+PGBOUNCER_LISTS = MetricSpec("pgbouncer_lists_items", "gauge", "SHOW LISTS: length of each list.", ("list",))
 
-# The exporter about itself.
-COLLECTOR_SUCCESS = Described(
-    "headroom_collector_success", "gauge", "Whether the collector had its part ready in time.", ("collector",)
+# The exporter itself.
+COLLECTOR_SUCCESS = MetricSpec(
+    "headroom_collector_success",
+    "gauge",
+    "1 if the collector succeeded before the deadline, otherwise 0.",
+    ("collector",),
 )
-COLLECTOR_DURATION = Described(
-    "headroom_collector_duration_seconds", "gauge", "How long the collector's last part took.", ("collector",)
+COLLECTOR_DURATION = MetricSpec(
+    "headroom_collector_duration_seconds", "gauge", "Duration of the collector's last run.", ("collector",)
 )
 
 
-def described() -> Iterator[Described]:
-    """All of them, in the order of this file."""
-    return (each for each in globals().values() if isinstance(each, Described))
+def metric_specs() -> Iterator[MetricSpec]:
+    """Return every metric, in the order of this file."""
+    return (value for value in globals().values() if isinstance(value, MetricSpec))
 
 
 def metrics_table() -> str:
-    """The documentation's table of metrics, in Markdown."""
+    """Return the documentation's table of metrics, in Markdown."""
     rows = ["| metric | kind | labels | meaning |", "| --- | --- | --- | --- |"]
-    for each in described():
-        labels = ", ".join(f"`{label}`" for label in each.labels)
-        rows.append(f"| `{each.name}` | {each.kind} | {labels} | {each.help} |")
+    for spec in metric_specs():
+        labels = ", ".join(f"`{label}`" for label in spec.labels)
+        rows.append(f"| `{spec.name}` | {spec.kind} | {labels} | {spec.help} |")
     return "\n".join(rows)

@@ -1,4 +1,4 @@
-"""How many requests, which, how long, and how many at this moment."""
+"""HTTP metrics of this process: requests by route and status, their duration, and requests in progress."""
 
 from functools import cache
 
@@ -11,7 +11,7 @@ REQUESTS = counter(catalogue.HTTP_REQUESTS)
 DURATION = histogram(catalogue.HTTP_DURATION)
 IN_FLIGHT = gauge(catalogue.HTTP_IN_FLIGHT)
 
-# Anybody can invent more of them, and each would be a series.
+# A client may send any method, and each label value is a series of its own.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -22,10 +22,11 @@ class HttpMetrics:
         self._in_flight = 0
 
     def started(self) -> None:
+        """Record a request that has begun."""
         self._in_flight += 1
 
     def finished(self, method: str, route: str, status: int, seconds: float) -> None:
-        """`route` is the template, never the path: a series for each user would be one too many."""
+        """Record a request that has ended. `route` is the route's template, not the path: paths are unbounded."""
         self._in_flight -= 1
         if method not in _METHODS:
             method = "other"
@@ -33,11 +34,11 @@ class HttpMetrics:
         _duration(method, route).observe(seconds)
 
     def publish(self) -> None:
-        """Set the gauge."""
+        """Set the gauge of requests in progress."""
         IN_FLIGHT.set(self._in_flight)
 
 
-# labels() makes strings of its arguments and takes a lock, which costs as much as the counting.
+# Cached: labels() converts its arguments to strings and takes a lock, which costs as much as the increment.
 
 
 @cache

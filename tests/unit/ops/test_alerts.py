@@ -61,7 +61,7 @@ def test_recording_rules_have_promtool_cases() -> None:
 
 def test_expressions_name_only_metrics_of_the_catalogue() -> None:
     known = PROMETHEUS_OWN_METRICS | {rule["record"] for rule in rules("recording.yml")}
-    for metric in catalogue.described():
+    for metric in catalogue.metric_specs():
         suffixes = ("_bucket", "_sum", "_count") if metric.kind == "histogram" else ("",)
         known |= {metric.name + suffix for suffix in suffixes}
 

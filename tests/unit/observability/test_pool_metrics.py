@@ -1,0 +1,68 @@
+import pytest
+from prometheus_client import REGISTRY
+
+from app.database.pool_events import CLOSE_REASONS, INVALIDATION_CAUSES, INVALIDATION_KINDS, PoolObserver, PoolState
+from app.observability.pool_metrics import PoolMetrics
+
+
+def sample(name: str, **labels: str) -> float | None:
+    return REGISTRY.get_sample_value(name, labels)
+
+
+def test_pool_metrics_without_events_have_every_series_at_zero() -> None:
+    PoolMetrics("quiet")
+
+    for name in ("timeouts", "rejections", "connect_errors", "leaks", "waits", "checkouts"):
+        assert sample(f"db_pool_{name}_total", pool="quiet") == 0
+    for reason in CLOSE_REASONS:
+        assert sample("db_pool_closed_total", pool="quiet", reason=reason) == 0
+    for kind in INVALIDATION_KINDS:
+        for cause in INVALIDATION_CAUSES:
+            assert sample("db_pool_invalidations_total", pool="quiet", kind=kind, cause=cause) == 0
+
+
+@pytest.mark.parametrize(
+    ("event", "arguments", "expected"),
+    [
+        ("acquired", (0.5,), {"db_pool_checkouts_total": 1, "db_pool_wait_seconds_sum": 0.5}),
+        ("released", (0.5,), {"db_pool_use_seconds_sum": 0.5}),
+        ("queued", (), {"db_pool_waits_total": 1}),
+        ("dequeued", (0.5,), {"db_pool_wait_blocked_seconds_total": 0.5}),
+        ("timed_out", (), {"db_pool_timeouts_total": 1}),
+        ("rejected", (), {"db_pool_rejections_total": 1}),
+        ("opened", (0.5,), {"db_pool_create_seconds_sum": 0.5}),
+        ("open_failed", (), {"db_pool_connect_errors_total": 1}),
+        ("pinged", (0.5,), {"db_pool_ping_seconds_sum": 0.5}),
+        ("leaked", (), {"db_pool_leaks_total": 1}),
+    ],
+)
+def test_pool_event_updates_its_metrics(event: str, arguments: tuple[float, ...], expected: dict[str, float]) -> None:
+    pool = f"event-{event}"
+    observer: PoolObserver = PoolMetrics(pool)
+
+    getattr(observer, event)(*arguments)
+
+    assert {name: sample(name, pool=pool) for name in expected} == expected
+
+
+def test_pool_event_with_a_cause_updates_the_series_of_that_cause() -> None:
+    observer = PoolMetrics("causes")
+
+    observer.closed("surplus")
+    observer.invalidated("soft", "pool")
+
+    assert sample("db_pool_closed_total", pool="causes", reason="surplus") == 1
+    assert sample("db_pool_closed_total", pool="causes", reason="recycled") == 0
+    assert sample("db_pool_invalidations_total", pool="causes", kind="soft", cause="pool") == 1
+    assert sample("db_pool_invalidations_total", pool="causes", kind="hard", cause="pool") == 0
+
+
+def test_publish_sets_the_gauges_of_the_pool() -> None:
+    PoolMetrics("gauges").publish(PoolState(size=5, max_overflow=10, idle=1, used=6, waiting=3))
+
+    assert sample("db_pool_connections", pool="gauges", state="idle") == 1
+    assert sample("db_pool_connections", pool="gauges", state="used") == 6
+    assert sample("db_pool_connections_max", pool="gauges") == 15
+    assert sample("db_pool_connections_idle_max", pool="gauges") == 5
+    assert sample("db_pool_connections_overflow", pool="gauges") == 2
+    assert sample("db_pool_pending_requests", pool="gauges") == 3

@@ -1,1 +1,1 @@
-"""The exporter: a process of its own, so that it answers while every worker is stuck."""
+"""The exporter: metrics and the live page. A process of its own, so that it answers while API workers are blocked."""

@@ -1,4 +1,4 @@
-"""The exporter's HTTP side: `/metrics` for Prometheus, `/` for people, `/healthz` for whoever started it."""
+"""The exporter's HTTP server: `/metrics` for Prometheus, `/` for people, `/healthz` for health checks."""
 
 import asyncio
 import socket
@@ -22,42 +22,44 @@ from app.exporter.collectors.pgbouncer import PgBouncerCollector
 from app.exporter.collectors.replicas import ReplicasCollector
 from app.exporter.collectors.server import ServerCollector
 from app.exporter.scraper import Collector, Scraper
-from app.exporter.status.live_status import Live
+from app.exporter.status.live_status import LiveStatus
 from app.settings import Settings
 
 STATIC = Path(__file__).parent / "static"
-# The page is the exporter's own files and nothing else, appears in no frame, and tells nobody where it was.
+# The page loads only the exporter's own files, cannot be framed, and sends no referrer.
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'self'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
+STOP_SECONDS = 2
 
 
 def create_exporter(settings: Settings) -> Starlette:
-    """The application. It looks at everything by itself, once it has started; `app.state.live` is what it saw."""
-    server, console = (
-        _admin_connection(settings.known_exporter_database_url()),
-        _admin_connection(settings.known_pgbouncer_admin_url()),
-    )
+    """Return the application. Its lifespan updates the live status in the background."""
+    server = _admin_connection(settings.known_exporter_database_url())
+    console = _admin_connection(settings.known_pgbouncer_admin_url())
     budget = BudgetCollector(settings, server, console)
-    collectors: list[Collector] = [ReplicasCollector(settings.metrics_dir)]
-    if server:
-        collectors += [ServerCollector(server), MigrationsCollector(server)]
-    if console:
-        collectors.append(PgBouncerCollector(console))
-    scraper = Scraper([*collectors, budget], settings.exporter_deadline)
-    live = Live(scraper, budget)
+    # Every collector, and when it runs. app/exporter/collectors/__init__.py says how to add one.
+    collectors: list[Collector | None] = [
+        ReplicasCollector(settings.metrics_dir),
+        ServerCollector(server) if server else None,
+        MigrationsCollector(server) if server else None,
+        PgBouncerCollector(console) if console else None,
+        budget,
+    ]
+    scraper = Scraper([collector for collector in collectors if collector], settings.exporter_deadline)
+    live_status = LiveStatus(scraper, budget)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        looking = asyncio.create_task(live.run(), name="live view")
+        updates = asyncio.create_task(live_status.run(), name="live status")
         try:
             yield
         finally:
-            looking.cancel()
+            updates.cancel()
             with suppress(asyncio.CancelledError):
-                await looking
+                await updates
             await scraper.close()
             for connection in (server, console):
                 if connection:
@@ -67,8 +69,8 @@ def create_exporter(settings: Settings) -> Starlette:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(await scraper.scrape()), headers={"content-type": content_type})
 
-    async def document(request: Request) -> Response:
-        return JSONResponse(live.document, headers={"cache-control": "no-store"})
+    async def status_document(request: Request) -> Response:
+        return JSONResponse(live_status.document, headers={"cache-control": "no-store"})
 
     async def healthz(request: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -76,7 +78,7 @@ def create_exporter(settings: Settings) -> Starlette:
     return Starlette(
         routes=[
             *page_routes(),
-            Route("/live.json", document),
+            Route("/live.json", status_document),
             Route("/metrics", metrics),
             Route("/healthz", healthz),
         ],
@@ -85,7 +87,7 @@ def create_exporter(settings: Settings) -> Starlette:
 
 
 def page_routes() -> list[BaseRoute]:
-    """The live page, and the files that it consists of."""
+    """Return the routes of the live page and its static files."""
 
     async def page(request: Request) -> Response:
         return FileResponse(STATIC / "index.html", headers=PAGE_HEADERS)
@@ -94,17 +96,16 @@ def page_routes() -> list[BaseRoute]:
 
 
 def _admin_connection(url: URL | None) -> AdminConnection | None:
-    return (
-        AdminConnection(url, application_name="headroom:exporter")
-        if url is not None and url.get_backend_name() == "postgresql"
-        else None
-    )
+    """Return a connection that is opened by its first query; None if the URL is missing or not PostgreSQL's."""
+    if url is None or url.get_backend_name() != "postgresql":
+        return None
+    return AdminConnection(url, application_name="headroom:exporter")
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT. Raises OSError where the address cannot be had."""
+    """Serve until SIGTERM or SIGINT. Raise OSError if the address is in use or invalid."""
     with socket.create_server((settings.exporter_host, settings.exporter_port)) as listener:
         config = uvicorn.Config(
-            create_exporter(settings), log_config=None, access_log=False, timeout_graceful_shutdown=2
+            create_exporter(settings), log_config=None, access_log=False, timeout_graceful_shutdown=STOP_SECONDS
         )
         uvicorn.Server(config).run(sockets=[listener])

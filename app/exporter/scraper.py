@@ -1,4 +1,4 @@
-"""One scrape: every collector asked at once, and an answer in time whatever they do."""
+"""One scrape: run every collector at the same time, and answer at the deadline without the collectors that are late."""
 
 import asyncio
 import logging
@@ -9,13 +9,13 @@ from typing import NamedTuple, Protocol
 from prometheus_client import Metric
 
 from app.errors import DatabaseUnavailable
-from app.observability.catalogue import COLLECTOR_DURATION, COLLECTOR_SUCCESS, Described
+from app.observability.catalogue import COLLECTOR_DURATION, COLLECTOR_SUCCESS, MetricSpec
 
 logger = logging.getLogger(__name__)
 
 
-class Incomplete(Exception):
-    """A collector could do its part only partly. `metrics` are what it has."""
+class PartialFailure(Exception):
+    """A collector obtained only some of its metrics, which are in `metrics`."""
 
     def __init__(self, reason: str, metrics: list[Metric]) -> None:
         super().__init__(reason)
@@ -23,19 +23,19 @@ class Incomplete(Exception):
 
 
 class Collector(Protocol):
-    """One source of metrics."""
+    """One source of metrics. `name` is the value of the label `collector` of the metrics about it."""
 
     name: str
 
     async def collect(self) -> list[Metric]:
-        """Its metrics now. Raises DatabaseUnavailable, OSError, Incomplete."""
+        """Return the current metrics. Raise DatabaseUnavailable, OSError or PartialFailure."""
 
-    def absent(self) -> list[Metric]:
-        """What is to be said when it failed, or was not ready in time."""
+    def fallback(self) -> list[Metric]:
+        """Return the metrics to export instead if `collect()` failed or is late."""
 
 
-class Part(NamedTuple):
-    """What became of a collector: its metrics, how many seconds it took, and why it failed, if it did."""
+class CollectorResult(NamedTuple):
+    """The result of one collector: its metrics, its duration in seconds, and the reason if it failed."""
 
     collector: str
     metrics: list[Metric]
@@ -44,91 +44,90 @@ class Part(NamedTuple):
 
 
 class Scrape:
-    """The parts of one scrape. What prometheus_client calls a registry, as far as its encoders go."""
+    """The results of one scrape. prometheus_client's encoders accept it in place of a registry."""
 
-    def __init__(self, parts: Sequence[Part]) -> None:
-        self.parts = parts
+    def __init__(self, results: Sequence[CollectorResult]) -> None:
+        self.results = results
 
     def collect(self) -> Iterator[Metric]:
-        for part in self.parts:
-            yield from part.metrics
-        success, duration = family(COLLECTOR_SUCCESS), family(COLLECTOR_DURATION)
-        for part in self.parts:
-            labels = {"collector": part.collector}
-            success.add_sample(success.name, labels, part.failure is None)
-            duration.add_sample(duration.name, labels, part.seconds)
-        yield from (success, duration)
+        """Return the metrics of every collector, then the metrics about the collectors."""
+        for result in self.results:
+            yield from result.metrics
+        labelled = [({"collector": result.collector}, result) for result in self.results]
+        yield family(COLLECTOR_SUCCESS, [(labels, result.failure is None) for labels, result in labelled])
+        yield family(COLLECTOR_DURATION, [(labels, result.seconds) for labels, result in labelled])
 
 
 class Scraper:
-    """Asks the collectors. One that is not done within `deadline` seconds is left to go on, and its metrics are left
-    out: a database that hangs costs the scrape the database's part. The next scrape waits for it, too, and does not ask
-    again before it is done, so that never more than one question is under way."""
+    """Runs the collectors, each one at most once at a time.
+
+    A collector that takes more than `deadline` seconds keeps running, and its fallback is exported: a database that
+    hangs costs only the database's metrics. The next scrape waits for the same run instead of starting another one.
+    """
 
     def __init__(self, collectors: Sequence[Collector], deadline: float) -> None:
         self._collectors = collectors
         self._deadline = deadline
-        self._running: dict[str, asyncio.Task[Part]] = {}
+        self._running: dict[str, asyncio.Task[CollectorResult]] = {}
         self._failures: dict[str, str | None] = {}
 
     async def scrape(self) -> Scrape:
+        """Run the collectors and return their results, within the deadline."""
         tasks = [self._task(collector) for collector in self._collectors]
         await asyncio.wait(tasks, timeout=self._deadline)
-        parts = [
+        late = f"not finished within {self._deadline:g} s"
+        results = [
             task.result()
             if task.done()
-            else Part(collector.name, collector.absent(), self._deadline, "it was not ready in time")
+            else CollectorResult(collector.name, collector.fallback(), self._deadline, late)
             for collector, task in zip(self._collectors, tasks, strict=True)
         ]
-        for part in parts:
-            self._log(part)
-        return Scrape(parts)
+        for result in results:
+            self._log_change(result)
+        return Scrape(results)
 
     async def close(self) -> None:
+        """Cancel the collectors that are still running."""
         for task in self._running.values():
             task.cancel()
         await asyncio.gather(*self._running.values(), return_exceptions=True)
 
-    def _task(self, collector: Collector) -> asyncio.Task[Part]:
+    def _task(self, collector: Collector) -> asyncio.Task[CollectorResult]:
         task = self._running.get(collector.name)
         if task is None or task.done():
-            task = self._running[collector.name] = asyncio.create_task(_part(collector), name=collector.name)
+            task = self._running[collector.name] = asyncio.create_task(_run(collector), name=collector.name)
         return task
 
-    def _log(self, part: Part) -> None:
-        """Once, when a collector begins to fail, and when it works again."""
-        if part.failure and not self._failures.get(part.collector):
-            logger.warning("the collector %s fails: %s", part.collector, part.failure)
-        elif self._failures.get(part.collector) and not part.failure:
-            logger.info("the collector %s works again", part.collector)
-        self._failures[part.collector] = part.failure
+    def _log_change(self, result: CollectorResult) -> None:
+        """Log the first failure of a collector in a row, and its recovery."""
+        failed_before = self._failures.get(result.collector)
+        if result.failure and not failed_before:
+            logger.warning("collector %s failed: %s", result.collector, result.failure)
+        elif failed_before and not result.failure:
+            logger.info("collector %s recovered", result.collector)
+        self._failures[result.collector] = result.failure
 
 
-async def _part(collector: Collector) -> Part:
+async def _run(collector: Collector) -> CollectorResult:
     started = perf_counter()
     failure = None
     try:
         metrics = await collector.collect()
-    except Incomplete as error:
+    except PartialFailure as error:
         metrics, failure = error.metrics, str(error)
     except (DatabaseUnavailable, OSError) as error:
-        metrics, failure = collector.absent(), str(error).strip().partition("\n")[0] or type(error).__name__
-    return Part(collector.name, metrics, perf_counter() - started, failure)
+        metrics, failure = collector.fallback(), str(error).strip().partition("\n")[0] or type(error).__name__
+    return CollectorResult(collector.name, metrics, perf_counter() - started, failure)
 
 
-def family(described: Described) -> Metric:
-    """An empty family of the catalogue's."""
-    return Metric(described.name.removesuffix("_total"), described.help, described.kind)
+def single(spec: MetricSpec, value: float, **labels: str) -> Metric:
+    """Return a metric with one sample."""
+    return family(spec, [(labels, value)])
 
 
-def one(described: Described, value: float, **labels: str) -> Metric:
-    """A family of one sample."""
-    return many(described, [(labels, value)])
-
-
-def many(described: Described, samples: Sequence[tuple[dict[str, str], float]]) -> Metric:
-    """A family of samples: labels and value."""
-    metric = family(described)
+def family(spec: MetricSpec, samples: Sequence[tuple[dict[str, str], float]]) -> Metric:
+    """Return a metric with samples: pairs of labels and value."""
+    metric = Metric(spec.name.removesuffix("_total"), spec.help, spec.kind)
     for labels, value in samples:
-        metric.add_sample(described.name, labels, value)
+        metric.add_sample(spec.name, labels, value)
     return metric

@@ -1,18 +1,18 @@
-"""PgBouncer's view, from its console: SHOW POOLS, SHOW STATS and SHOW LISTS."""
+"""PgBouncer's pools and statistics, from its console: SHOW POOLS, SHOW STATS and SHOW LISTS."""
 
 from typing import Any
 
 from prometheus_client import Metric
 
 from app.database.admin_connection import AdminConnection
-from app.exporter.scraper import many, one
+from app.exporter.scraper import family, single
 from app.observability import catalogue
-from app.observability.catalogue import Described
+from app.observability.catalogue import MetricSpec
 
 MICROSECONDS = 1e-6
 
-# What SHOW STATS calls it, and in what it counts.
-_STATS: tuple[tuple[Described, str, float], ...] = (
+# Metric, column of SHOW STATS, and the column's unit.
+_STATS: tuple[tuple[MetricSpec, str, float], ...] = (
     (catalogue.PGBOUNCER_TRANSACTIONS, "total_xact_count", 1),
     (catalogue.PGBOUNCER_QUERIES, "total_query_count", 1),
     (catalogue.PGBOUNCER_RECEIVED, "total_received", 1),
@@ -24,7 +24,7 @@ _STATS: tuple[tuple[Described, str, float], ...] = (
 
 
 class PgBouncerCollector:
-    """`pgbouncer_*`."""
+    """Collects `pgbouncer_*`."""
 
     name = "pgbouncer"
 
@@ -32,38 +32,40 @@ class PgBouncerCollector:
         self._console = console
 
     async def collect(self) -> list[Metric]:
+        """Query the console. Raise DatabaseUnavailable."""
         pools = await self._console.query("SHOW POOLS")
         stats = await self._console.query("SHOW STATS")
         lists = await self._console.query("SHOW LISTS")
         return [
-            one(catalogue.PGBOUNCER_UP, 1),
+            single(catalogue.PGBOUNCER_UP, 1),
             _by_state(catalogue.PGBOUNCER_CLIENTS, pools, "cl_"),
             _by_state(catalogue.PGBOUNCER_SERVERS, pools, "sv_"),
-            many(
+            family(
                 catalogue.PGBOUNCER_MAX_WAIT,
-                [(_pool(row), row["maxwait"] + row["maxwait_us"] * MICROSECONDS) for row in pools],
+                [(_pool_labels(row), row["maxwait"] + row["maxwait_us"] * MICROSECONDS) for row in pools],
             ),
             *(
-                many(described, [({"database": row["database"]}, float(row[column]) * unit) for row in stats])
-                for described, column, unit in _STATS
+                family(spec, [({"database": row["database"]}, float(row[column]) * unit) for row in stats])
+                for spec, column, unit in _STATS
             ),
-            many(catalogue.PGBOUNCER_LISTS, [({"list": row["list"]}, row["items"]) for row in lists]),
+            family(catalogue.PGBOUNCER_LISTS, [({"list": row["list"]}, row["items"]) for row in lists]),
         ]
 
-    def absent(self) -> list[Metric]:
-        return [one(catalogue.PGBOUNCER_UP, 0)]
+    def fallback(self) -> list[Metric]:
+        """Report that PgBouncer does not answer."""
+        return [single(catalogue.PGBOUNCER_UP, 0)]
 
 
-def _pool(row: dict[str, Any]) -> dict[str, str]:
+def _pool_labels(row: dict[str, Any]) -> dict[str, str]:
     return {"database": row["database"], "user": row["user"]}
 
 
-def _by_state(described: Described, pools: list[dict[str, Any]], prefix: str) -> Metric:
-    """The columns of this prefix, which have the states in their names. They differ between PgBouncer's versions."""
-    return many(
-        described,
+def _by_state(spec: MetricSpec, pools: list[dict[str, Any]], prefix: str) -> Metric:
+    """Return a sample for each column with the prefix. The rest of its name is the state; versions differ in them."""
+    return family(
+        spec,
         [
-            (_pool(row) | {"state": column.removeprefix(prefix)}, value)
+            (_pool_labels(row) | {"state": column.removeprefix(prefix)}, value)
             for row in pools
             for column, value in row.items()
             if column.startswith(prefix)

@@ -1,4 +1,4 @@
-"""What the workers of every replica on this host have written, put together."""
+"""The metrics that the workers of every replica on this host have written."""
 
 import asyncio
 import struct
@@ -8,15 +8,15 @@ from pathlib import Path
 from prometheus_client import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from app.exporter.scraper import Incomplete
+from app.exporter.scraper import PartialFailure
 from app.observability import multiprocess
 
-# What comes of reading a file that a crash of the machine has left half written.
-_SENSELESS = (ValueError, RuntimeError, struct.error)
+# Raised for a damaged file, such as one that a crash of the machine left half written.
+_DAMAGED = (ValueError, RuntimeError, struct.error)
 
 
 class ReplicasCollector:
-    """Reads METRICS_DIR: a folder a replica, a file a worker and kind. Adds the labels `replica` and `worker`."""
+    """Reads METRICS_DIR, which has one directory per replica, and adds the labels `replica` and `worker`."""
 
     name = "replicas"
 
@@ -24,27 +24,29 @@ class ReplicasCollector:
         self._directory = directory
 
     async def collect(self) -> list[Metric]:
+        """Read the files in a thread. Raise PartialFailure."""
         return await asyncio.to_thread(self.read)
 
-    def absent(self) -> list[Metric]:
+    def fallback(self) -> list[Metric]:
+        """Return nothing: old values would look current."""
         return []
 
     def read(self) -> list[Metric]:
-        """Raises Incomplete where a file makes no sense; the others count all the same."""
+        """Return the metrics of all replicas. Raise PartialFailure if files are damaged; it has the other metrics."""
         families: dict[str, Metric] = {}
         damaged: list[str] = []
-        for folder in self._replicas():
-            files = [str(path) for path in sorted(folder.glob("*.db")) if _counts(path)]
+        for directory in self._replicas():
+            files = [str(path) for path in sorted(directory.glob("*.db")) if _is_current(path)]
             for metric in _merge(files, damaged):
                 family = families.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
                 for sample in metric.samples:
-                    labels = {"replica": folder.name} | sample.labels
-                    if "pid" in labels:  # prometheus_client's word for what names the file
+                    labels = {"replica": directory.name} | sample.labels
+                    if "pid" in labels:  # prometheus_client's label for the process, here the slot
                         labels["worker"] = labels.pop("pid")
                     family.samples.append(sample._replace(labels=labels))
         metrics = list(families.values())
         if damaged:
-            raise Incomplete(f"cannot make sense of {', '.join(damaged)}", metrics)
+            raise PartialFailure(f"cannot read damaged files: {', '.join(damaged)}", metrics)
         return metrics
 
     def _replicas(self) -> list[Path]:
@@ -53,39 +55,40 @@ class ReplicasCollector:
             return sorted(
                 path
                 for path in self._directory.iterdir()
-                if path.is_dir() and now - multiprocess.last_beat(path) < multiprocess.LONG_DEAD_SECONDS
+                if path.is_dir() and now - multiprocess.last_heartbeat(path) < multiprocess.REMOVE_AFTER_SECONDS
             )
         except FileNotFoundError:
             return []  # no API has started yet
 
 
 def _merge(files: list[str], damaged: list[str]) -> list[Metric]:
+    """Return the merged metrics of the readable files, and add the names of the others to `damaged`."""
     try:
         return list(MultiProcessCollector.merge(files))
     except FileNotFoundError:
-        return []  # the replica has just been started anew, and its directory emptied
-    except _SENSELESS:
-        readable = [file for file in files if _makes_sense(file)]
+        return []  # the replica is restarting and has just emptied its directory
+    except _DAMAGED:
+        readable = [file for file in files if _is_readable(file)]
         if len(readable) == len(files):
             raise
         damaged.extend("/".join(Path(file).parts[-2:]) for file in files if file not in readable)
         return _merge(readable, damaged)
 
 
-def _makes_sense(file: str) -> bool:
+def _is_readable(file: str) -> bool:
     try:
         list(MultiProcessCollector.merge([file]))
-    except _SENSELESS:
+    except _DAMAGED:
         return False
     return True
 
 
-def _counts(path: Path) -> bool:
-    """Not a file that is empty, as it is for a moment after its creation, nor gauges of a worker that is no more."""
+def _is_current(path: Path) -> bool:
+    """Return False for a file that was just created and is still empty, and for the gauges of a dead worker."""
     try:
         if path.stat().st_size == 0:
             return False
     except FileNotFoundError:
         return False
-    kind, _, worker = path.stem.rpartition("_")
-    return not kind.startswith("gauge_live") or multiprocess.alive(path.parent, worker)
+    kind, _, slot = path.stem.rpartition("_")
+    return not kind.startswith("gauge_live") or multiprocess.is_alive(path.parent, slot)

@@ -1,1 +1,1 @@
-"""The status of the stack for the live page, computed from the last minutes of scrapes."""
+"""The status of the stack for the live page, computed from the scrapes of the last minutes."""

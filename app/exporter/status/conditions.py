@@ -1,20 +1,13 @@
-"""The alerts' conditions, for the page: what each of ops/prometheus/rules/alerts.yml would say of this moment.
+"""The conditions of the alerts in ops/prometheus/rules/alerts.yml, evaluated for the live page.
 
-Prometheus also waits for how long a condition holds; here it is told at once. A test holds names and thresholds against
-the rules.
+Prometheus waits for a condition to last; the page shows it at once. A test compares names and thresholds.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
-from app.exporter.status.snapshot import View, increase, quantiles
+from app.exporter.status.snapshot import Snapshot, increase, quantiles
 from app.observability import catalogue
-
-State = Literal["ok", "firing", "unknown"]
-Finding = tuple[State, str]
-# What is judged: the views of the last minutes, the oldest first, none of them empty of time.
-Look = Callable[[Sequence[View]], Finding]
-UNKNOWN: Finding = ("unknown", "not known")
 
 LOW_HEADROOM = 0.1
 SATURATED = 0.9
@@ -26,224 +19,242 @@ FLAPPING_SECONDS = 600.0
 FLAPPING_STARTS = 2
 
 
+class Evaluation(NamedTuple):
+    """Whether a condition holds ("firing"), and the value that decides it, as text."""
+
+    state: Literal["ok", "firing", "unknown"]
+    value: str
+
+
+# Evaluates the snapshots of the last minutes, oldest first. There is at least one.
+Evaluate = Callable[[Sequence[Snapshot]], Evaluation]
+
+UNKNOWN = Evaluation("unknown", "unknown")
+
+
 class Condition(NamedTuple):
-    """An alert's name, what it is about, how bad it is, what to do first, and how to find out."""
+    """An alert's condition: its name, what it means, its severity, what to do first, and how to evaluate it."""
 
     name: str
     summary: str
     severity: Literal["critical", "warning"]
-    runbook: str
-    look: Look
+    next_step: str
+    evaluate: Evaluate
 
 
-def last(views: Sequence[View], seconds: float) -> Sequence[View]:
-    """The views of the last so many seconds."""
-    return [view for view in views if view.time >= views[-1].time - seconds]
+def since(snapshots: Sequence[Snapshot], seconds: float) -> Sequence[Snapshot]:
+    """Return the snapshots that are at most `seconds` older than the last one."""
+    return [snapshot for snapshot in snapshots if snapshot.time >= snapshots[-1].time - seconds]
 
 
-def free_share(view: View) -> float | None:
-    """What share of the tightest limit is not open yet."""
+def free_share(snapshot: Snapshot) -> float | None:
+    """Return the share of the tightest limit that is not open, from 0 to 1; None if unknown."""
     shares = []
-    for labels, supply in view.each(catalogue.BUDGET_SUPPLY):
-        observed = view.value(catalogue.BUDGET_OBSERVED, **labels)
+    for labels, supply in snapshot.select(catalogue.BUDGET_SUPPLY):
+        observed = snapshot.value(catalogue.BUDGET_OBSERVED, **labels)
         if observed is not None and supply:
             shares.append((supply - observed) / supply)
     return min(shares, default=None)
 
 
-def disagreement(view: View) -> float | None:
-    """Connections that the other side counts as the API's, minus those that its pools count. None: cannot be told."""
-    pools = view.total(catalogue.POOL_CONNECTIONS)
-    if view.value(catalogue.PGBOUNCER_UP) is not None:
-        if not view.value(catalogue.PGBOUNCER_UP):
+def disagreement(snapshot: Snapshot) -> float | None:
+    """Return the API's connections that the server counts, minus those that its pools count; None if unknown.
+
+    Behind PgBouncer, its client connections are compared instead of the server's.
+    """
+    in_pools = snapshot.total(catalogue.POOL_CONNECTIONS)
+    pgbouncer_up = snapshot.value(catalogue.PGBOUNCER_UP)
+    if pgbouncer_up is not None:
+        if not pgbouncer_up:
             return None
-        return view.total(catalogue.PGBOUNCER_CLIENTS, user=_api_user(view)) - pools
-    if not view.value(catalogue.SERVER_UP):
+        return snapshot.total(catalogue.PGBOUNCER_CLIENTS, user=_api_role(snapshot)) - in_pools
+    if not snapshot.value(catalogue.SERVER_UP):
         return None
-    return view.total(catalogue.SERVER_CONNECTIONS, application="headroom:api") - pools
+    return snapshot.total(catalogue.SERVER_CONNECTIONS, application="headroom:api") - in_pools
 
 
-def _api_user(view: View) -> str:
-    """Whom the API's connections belong to, as the server sees them."""
-    for labels, _ in view.each(catalogue.SERVER_CONNECTIONS, application="headroom:api"):
+def _api_role(snapshot: Snapshot) -> str:
+    """Return the role of the API's connections, as the server reports it."""
+    for labels, _ in snapshot.select(catalogue.SERVER_CONNECTIONS, application="headroom:api"):
         return labels["role"]
     return "headroom_app"
 
 
-def _headroom_low(views: Sequence[View]) -> Finding:
-    share = free_share(views[-1])
-    if share is None:
-        return UNKNOWN
-    return _over(share < LOW_HEADROOM, f"{share:.0%} not open")
+def _firing_if(condition: bool, value: str) -> Evaluation:
+    return Evaluation("firing" if condition else "ok", value)
 
 
-def _over_budget(views: Sequence[View]) -> Finding:
-    rooms = [headroom for _, headroom in views[-1].each(catalogue.BUDGET_HEADROOM)]
-    if not rooms:
-        return UNKNOWN
-    return _over(min(rooms) < 0, f"{min(rooms):.0f} connections left")
+def _headroom_low(snapshots: Sequence[Snapshot]) -> Evaluation:
+    share = free_share(snapshots[-1])
+    return UNKNOWN if share is None else _firing_if(share < LOW_HEADROOM, f"{share:.0%} free")
 
 
-def _saturated(views: Sequence[View]) -> Finding:
+def _over_budget(snapshots: Sequence[Snapshot]) -> Evaluation:
+    smallest = min((headroom for _, headroom in snapshots[-1].select(catalogue.BUDGET_HEADROOM)), default=None)
+    return UNKNOWN if smallest is None else _firing_if(smallest < 0, f"headroom {smallest:.0f}")
+
+
+def _pool_saturated(snapshots: Sequence[Snapshot]) -> Evaluation:
     shares = []
-    now = views[-1]
-    for replica in {labels["replica"] for labels, _ in now.each(catalogue.POOL_CONNECTIONS_MAX)}:
-        most = now.total(catalogue.POOL_CONNECTIONS_MAX, replica=replica)
-        shares.append(now.total(catalogue.POOL_CONNECTIONS, replica=replica, state="used") / most)
+    now = snapshots[-1]
+    for replica in {labels["replica"] for labels, _ in now.select(catalogue.POOL_CONNECTIONS_MAX)}:
+        maximum = now.total(catalogue.POOL_CONNECTIONS_MAX, replica=replica)
+        shares.append(now.total(catalogue.POOL_CONNECTIONS, replica=replica, state="used") / maximum)
     if not shares:
         return UNKNOWN
-    return _over(max(shares) > SATURATED, f"{max(shares):.0%} in use")
+    return _firing_if(max(shares) > SATURATED, f"{max(shares):.0%} in use")
 
 
-def _slow_wait(views: Sequence[View]) -> Finding:
-    [p99] = quantiles(last(views, RECENT_SECONDS), catalogue.POOL_WAIT, 0.99)
+def _pool_wait_slow(snapshots: Sequence[Snapshot]) -> Evaluation:
+    [p99] = quantiles(since(snapshots, RECENT_SECONDS), catalogue.POOL_WAIT, 0.99)
     if p99 is None:
-        return "ok", "nobody asked for one"
-    return _over(p99 > SLOW_WAIT_SECONDS, f"p99 {p99 * 1000:.0f} ms")
+        return Evaluation("ok", "no checkouts")
+    return _firing_if(p99 > SLOW_WAIT_SECONDS, f"p99 {p99 * 1000:.0f} ms")
 
 
-def _counted(described: catalogue.Described, seconds: float, what: str) -> Look:
-    def look(views: Sequence[View]) -> Finding:
-        number = increase(last(views, seconds), described)
-        return _over(number > 0, f"{number:.0f} {what}")
+def _any_within(seconds: float, spec: catalogue.MetricSpec) -> Evaluate:
+    """Return an evaluation that fires if the counter increased within the last `seconds`."""
 
-    return look
+    def evaluate(snapshots: Sequence[Snapshot]) -> Evaluation:
+        number = increase(since(snapshots, seconds), spec)
+        return _firing_if(number > 0, f"{number:.0f} in {seconds / 60:.0f} minutes")
+
+    return evaluate
 
 
-def _flapping(views: Sequence[View]) -> Finding:
-    recent = last(views, FLAPPING_SECONDS)
+def _worker_flapping(snapshots: Sequence[Snapshot]) -> Evaluation:
+    recent = since(snapshots, FLAPPING_SECONDS)
     worst = (0.0, 0.0)
-    for labels, _ in views[-1].each(catalogue.WORKER_STARTS):
+    for labels, _ in snapshots[-1].select(catalogue.WORKER_STARTS):
         replica = labels["replica"]
-        workers = len(list(views[-1].each(catalogue.WORKER_START_TIME, replica=replica)))
-        # One that has just come is in none of the views before: its first workers are no replacements.
-        known = [view for view in recent if view.value(catalogue.WORKER_STARTS, replica=replica) is not None]
+        workers = len(list(snapshots[-1].select(catalogue.WORKER_START_TIME, replica=replica)))
+        # Only snapshots that know the replica: the first workers of a new replica replace none.
+        known = [
+            snapshot for snapshot in recent if snapshot.value(catalogue.WORKER_STARTS, replica=replica) is not None
+        ]
         starts = increase(known, catalogue.WORKER_STARTS, replica=replica)
         worst = max(worst, (starts - FLAPPING_STARTS * workers, starts))
     excess, starts = worst
-    return _over(excess > 0, f"{starts:.0f} workers started")
+    return _firing_if(excess > 0, f"{starts:.0f} worker starts in {FLAPPING_SECONDS / 60:.0f} minutes")
 
 
-def _disagree(views: Sequence[View]) -> Finding:
-    found = [disagreement(view) for view in last(views, DISAGREEMENT_SECONDS)]
-    known = [each for each in found if each is not None]
-    if not known or found[-1] is None:
+def _views_disagree(snapshots: Sequence[Snapshot]) -> Evaluation:
+    differences = [disagreement(snapshot) for snapshot in since(snapshots, DISAGREEMENT_SECONDS)]
+    known = [difference for difference in differences if difference is not None]
+    if not known or differences[-1] is None:
         return UNKNOWN
-    # Churn shows up on either side of zero, a leak on one side only.
-    lasting = min(known) > 0 or max(known) < 0
-    covered = views[-1].time - views[0].time >= DISAGREEMENT_SECONDS
-    return _over(lasting and covered, f"{known[-1]:+.0f} connections")
+    # Connections that open and close make the difference change its sign. A leak does not.
+    one_sided = min(known) > 0 or max(known) < 0
+    covered = snapshots[-1].time - snapshots[0].time >= DISAGREEMENT_SECONDS
+    return _firing_if(one_sided and covered, f"difference {known[-1]:+.0f}" if known[-1] else "no difference")
 
 
-def _server_down(views: Sequence[View]) -> Finding:
-    up = views[-1].value(catalogue.SERVER_UP)
-    return UNKNOWN if up is None else _over(not up, "answers" if up else "does not answer")
+def _server_down(snapshots: Sequence[Snapshot]) -> Evaluation:
+    up = snapshots[-1].value(catalogue.SERVER_UP)
+    return UNKNOWN if up is None else _firing_if(not up, "up" if up else "down")
 
 
-def _collector_failing(views: Sequence[View]) -> Finding:
-    failing = [labels["collector"] for labels, success in views[-1].each(catalogue.COLLECTOR_SUCCESS) if not success]
-    return _over(bool(failing), ", ".join(failing) or "all work")
+def _collector_failing(snapshots: Sequence[Snapshot]) -> Evaluation:
+    results = snapshots[-1].select(catalogue.COLLECTOR_SUCCESS)
+    failing = [labels["collector"] for labels, success in results if not success]
+    return _firing_if(bool(failing), ", ".join(failing) or "0 failing")
 
 
-def _migration_pending(views: Sequence[View]) -> Finding:
-    number = views[-1].value(catalogue.MIGRATIONS_PENDING)
-    return UNKNOWN if number is None else _over(number > 0, f"{number:.0f} pending")
-
-
-def _over(firing: bool, value: str) -> Finding:
-    return ("firing" if firing else "ok"), value
+def _migration_pending(snapshots: Sequence[Snapshot]) -> Evaluation:
+    pending = snapshots[-1].value(catalogue.MIGRATIONS_PENDING)
+    return UNKNOWN if pending is None else _firing_if(pending > 0, f"{pending:.0f} pending")
 
 
 CONDITIONS = (
     Condition(
         "HeadroomLow",
-        "Open connections come near what is admitted",
+        "Nearly all admitted connections are open",
         "critical",
-        "See who has them: headroom's own programs, or somebody else's.",
+        "Find the clients that hold the connections: this stack's programs, or others.",
         _headroom_low,
     ),
     Condition(
         "OverBudget",
-        "More may be opened than is admitted",
+        "The settings allow more connections than a limit admits",
         "warning",
-        "Run `headroom budget --suggest` and set the pool it names.",
+        "Run `headroom budget --suggest` and set the pool sizes it names.",
         _over_budget,
     ),
     Condition(
         "PoolSaturated",
-        "A replica's pools are nearly all in use",
+        "Nearly all connections of a replica's pools are in use",
         "warning",
-        "Look at how long connections are held before making pools larger.",
-        _saturated,
+        "Check how long connections are held before you make the pools larger.",
+        _pool_saturated,
     ),
     Condition(
         "PoolWaitSlow",
-        "Requests wait long for a connection",
+        "Requests wait too long for a connection",
         "warning",
-        "Look at how long connections are held, and for slow statements.",
-        _slow_wait,
+        "Check how long connections are held, and look for slow statements.",
+        _pool_wait_slow,
     ),
     Condition(
         "PoolTimeouts",
-        "Requests gave up waiting for a connection",
+        "Requests timed out while they waited for a connection",
         "critical",
-        "Clients get 503. Shed load, or find what holds the connections.",
-        _counted(catalogue.POOL_TIMEOUTS, RECENT_SECONDS, "in 5 minutes"),
+        "Clients get 503. Shed load, or find the requests that hold the connections.",
+        _any_within(RECENT_SECONDS, catalogue.POOL_TIMEOUTS),
     ),
     Condition(
         "PoolRejections",
-        "Requests found the queue full",
+        "Requests were rejected because a pool's queue was full",
         "critical",
-        "Clients get 503 at once. Shed load, or find what holds the connections.",
-        _counted(catalogue.POOL_REJECTIONS, RECENT_SECONDS, "in 5 minutes"),
+        "Clients get 503 at once. Shed load, or find the requests that hold the connections.",
+        _any_within(RECENT_SECONDS, catalogue.POOL_REJECTIONS),
     ),
     Condition(
         "PoolConnectErrors",
-        "Connections cannot be opened",
+        "Connections could not be opened",
         "critical",
-        "Is the server up, and does it have connections left?",
-        _counted(catalogue.POOL_CONNECT_ERRORS, RECENT_SECONDS, "in 5 minutes"),
+        "Check that the database is up and has free connections.",
+        _any_within(RECENT_SECONDS, catalogue.POOL_CONNECT_ERRORS),
     ),
     Condition(
         "PoolLeakSuspects",
-        "Connections are held for too long, or were never given back",
+        "Connections were held for too long or never returned",
         "warning",
         "The API's log names the request and its route.",
-        _counted(catalogue.POOL_LEAKS, LEAKS_SECONDS, "in 15 minutes"),
+        _any_within(LEAKS_SECONDS, catalogue.POOL_LEAKS),
     ),
     Condition(
         "WorkerFlapping",
-        "Workers are replaced again and again",
+        "Workers are replaced too often",
         "critical",
-        "The API's log says why they end; a kill for memory is in the kernel's.",
-        _flapping,
+        "The API's log says why the workers ended. If it does not, check the kernel's log for an out-of-memory kill.",
+        _worker_flapping,
     ),
     Condition(
         "ViewsDisagree",
-        "The server counts other connections of the API than its pools do",
+        "Server and pools disagree about the number of the API's connections",
         "warning",
-        "More on the server: a leak. Fewer: a pool believes in connections that are gone.",
-        _disagree,
+        "Positive difference: look for a leak. Negative: pools count connections that are closed.",
+        _views_disagree,
     ),
     Condition(
         "ServerDown",
         "The database does not answer the exporter",
         "critical",
-        "Is PostgreSQL up? Are its reserved connections taken, too?",
+        "Check that PostgreSQL runs and is reachable. The exporter's log has the error.",
         _server_down,
     ),
     Condition(
         "CollectorFailing",
-        "A part of the metrics is missing",
+        "A collector of the exporter fails, so its metrics are missing",
         "warning",
-        "The exporter's log says which part, and why.",
+        "The exporter's log has the reason.",
         _collector_failing,
     ),
     Condition(
         "MigrationPending",
-        "The database is behind the release",
+        "The database lacks migrations of this release",
         "warning",
-        "Run the migration job; its log says why it failed, if it did.",
+        "Run the migration job, and read its log if it fails.",
         _migration_pending,
     ),
 )

@@ -1,4 +1,4 @@
-"""What the live page shows: the document that it asks for once a second, made of the views of the last minutes."""
+"""The document behind the live page, computed from the snapshots of the last minutes."""
 
 import asyncio
 import time
@@ -9,17 +9,17 @@ from typing import Any, NamedTuple
 
 from app.budget.model import Inequality
 from app.exporter.collectors.budget import BudgetCollector
-from app.exporter.scraper import Part, Scraper
-from app.exporter.status.conditions import CONDITIONS, disagreement, last
-from app.exporter.status.snapshot import View, increase, quantiles
+from app.exporter.scraper import CollectorResult, Scraper
+from app.exporter.status.conditions import CONDITIONS, disagreement, since
+from app.exporter.status.snapshot import Snapshot, increase, quantiles
 from app.observability import catalogue
-from app.observability.catalogue import Described
+from app.observability.catalogue import MetricSpec
 
 INTERVAL_SECONDS = 2.0
-KEEP_SECONDS = 900.0  # as far back as a condition looks
+KEEP_SECONDS = 900.0  # the longest window of a condition
 HISTORY_SECONDS = 600.0
-# What "now" means for what has to be counted over some time.
-NOW_SECONDS = 30.0
+# The window for current rates and quantiles.
+CURRENT_SECONDS = 30.0
 
 _DURATIONS = {
     "wait": catalogue.POOL_WAIT,
@@ -27,10 +27,10 @@ _DURATIONS = {
     "create": catalogue.POOL_CREATE,
     "ping": catalogue.POOL_PING,
 }
-# A view keeps these of a scrape, and not the hundreds of other series.
+# The metrics that a snapshot keeps. A scrape has hundreds of other series.
 _KEPT = frozenset(
-    described.name.removesuffix("_total")
-    for described in (
+    spec.name.removesuffix("_total")
+    for spec in (
         *_DURATIONS.values(),
         catalogue.POOL_CONNECTIONS,
         catalogue.POOL_CONNECTIONS_MAX,
@@ -61,7 +61,7 @@ _KEPT = frozenset(
 
 
 class Point(NamedTuple):
-    """A moment of the charts. Rates and the quantile are over the time since the one before."""
+    """One point of the charts. Rates and the quantile cover the time since the previous point."""
 
     time: float
     used: int
@@ -72,64 +72,65 @@ class Point(NamedTuple):
     wait_p99: float | None
 
 
-class Live:
-    """Scrapes on its own account, all the time, so that a page that is opened has a history to show."""
+class LiveStatus:
+    """Scrapes every INTERVAL_SECONDS, independently of Prometheus, so that a newly opened page has a history."""
 
     def __init__(self, scraper: Scraper, budget: BudgetCollector) -> None:
         self._scraper = scraper
         self._budget = budget
-        self._views: deque[View] = deque(maxlen=int(KEEP_SECONDS / INTERVAL_SECONDS))
+        self._snapshots: deque[Snapshot] = deque(maxlen=int(KEEP_SECONDS / INTERVAL_SECONDS))
         self._history: deque[Point] = deque(maxlen=int(HISTORY_SECONDS / INTERVAL_SECONDS))
         self.document: dict[str, Any] = {"time": None, "interval": INTERVAL_SECONDS, "version": version("headroom")}
 
     async def run(self) -> None:
-        """Until it is cancelled."""
+        """Update the document until cancelled."""
         while True:
             started = time.monotonic()
-            await self.look()
+            await self.update()
             await asyncio.sleep(max(0.0, INTERVAL_SECONDS - (time.monotonic() - started)))
 
-    async def look(self) -> None:
-        """Take one view, and make the document of it: once, however many pages ask for it."""
+    async def update(self) -> None:
+        """Take a snapshot and compute the document, once for all pages that request it."""
         scrape = await self._scraper.scrape()
-        view = View.of(time.time(), (metric for metric in scrape.collect() if metric.name in _KEPT))
-        self._history.append(_point(self._views[-1] if self._views else None, view))
-        self._views.append(view)
-        self.document = self._document(list(self._views), scrape.parts)
+        snapshot = Snapshot.of(time.time(), (metric for metric in scrape.collect() if metric.name in _KEPT))
+        self._history.append(_point(self._snapshots[-1] if self._snapshots else None, snapshot))
+        self._snapshots.append(snapshot)
+        self.document = self._document(list(self._snapshots), scrape.results)
 
-    def _document(self, views: Sequence[View], parts: Sequence[Part]) -> dict[str, Any]:
-        """What the page wants to know; numbers are null where nothing is known."""
-        now, recent = views[-1], last(views, NOW_SECONDS)
+    def _document(self, snapshots: Sequence[Snapshot], results: Sequence[CollectorResult]) -> dict[str, Any]:
+        """Return the document. Unknown numbers are null."""
+        now, recent = snapshots[-1], since(snapshots, CURRENT_SECONDS)
         report = self._budget.report
         return {
             "time": now.time,
             "interval": INTERVAL_SECONDS,
             "version": version("headroom"),
             "collectors": [
-                {"name": part.collector, "success": part.failure is None, "seconds": part.seconds} for part in parts
+                {"name": result.collector, "success": result.failure is None, "seconds": result.seconds}
+                for result in results
             ],
-            "limits": [self._limit(now, each) for each in report.budget.inequalities],
+            "limits": [self._limit(now, limit) for limit in report.budget.inequalities],
             "remarks": [*report.remarks, *report.budget.warnings],
             "pools": _pools(now),
             "server": _server(now),
             "workers": _workers(now),
-            "durations": [_duration(recent, key, described) for key, described in _DURATIONS.items()],
+            "durations": [_duration(recent, key, spec) for key, spec in _DURATIONS.items()],
             "history": {field: [getattr(point, field) for point in self._history] for field in Point._fields},
             "conditions": [
                 {
                     "name": condition.name,
                     "summary": condition.summary,
                     "severity": condition.severity,
-                    "state": state,
-                    "value": value,
-                    "runbook": condition.runbook,
+                    "state": evaluation.state,
+                    "value": evaluation.value,
+                    "next_step": condition.next_step,
                 }
                 for condition in CONDITIONS
-                for state, value in [condition.look(views)]
+                for evaluation in [condition.evaluate(snapshots)]
             ],
         }
 
-    def _limit(self, now: View, limit: Inequality) -> dict[str, Any]:
+    def _limit(self, now: Snapshot, limit: Inequality) -> dict[str, Any]:
         observed = self._budget.observed.get(limit.name)
         return {
             "name": limit.name,
@@ -151,55 +152,62 @@ def _reserved(limit: Inequality) -> int:
     return -sum(term.connections for term in limit.supplied if term.connections < 0)
 
 
-def segments(now: View, limit: Inequality, observed: int | None) -> list[dict[str, Any]]:
-    """What a limit admits, in parts, and what is reserved; what is promised or open beyond it is there, too."""
+def segments(now: Snapshot, limit: Inequality, observed: int | None) -> list[dict[str, Any]]:
+    """Return the parts of a limit's bar, in connections.
+
+    Their sum is the supply and the reserved connections, or more if the demand or the open connections exceed them.
+    """
     used = overflow = idle = 0
-    if any(term.name == "api" for term in limit.demanded):  # the pools' connections are what it counts
-        idle = _number(now.total(catalogue.POOL_CONNECTIONS, state="idle"))
+    if any(term.name == "api" for term in limit.demanded):  # the limit counts the pools' connections
+        idle = _total(now, catalogue.POOL_CONNECTIONS, state="idle")
         overflow = _used_overflow(now)
-        used = _number(now.total(catalogue.POOL_CONNECTIONS, state="used")) - overflow
-    ours = used + overflow + idle
-    # The views are taken one after the other: what the pools have just closed can still be on the server.
-    other = max(0, (observed or 0) - ours)
-    promised = max(0, limit.demand - ours - other)
-    free = max(0, limit.supply - ours - other - promised)
+        used = _total(now, catalogue.POOL_CONNECTIONS, state="used") - overflow
+    in_pools = used + overflow + idle
+    # At least 0: server and pools are not read at the same moment, so the pools may count more.
+    other = max(0, (observed or 0) - in_pools)
+    not_open = max(0, limit.demand - in_pools - other)
+    free = max(0, limit.supply - in_pools - other - not_open)
     numbers = {
         "used": used,
         "overflow": overflow,
         "idle": idle,
         "other": other,
-        "promised": promised,
+        "not_open": not_open,
         "free": free,
         "reserved": _reserved(limit),
     }
     return [{"key": key, "connections": number} for key, number in numbers.items()]
 
 
-def _used_overflow(now: View) -> int:
-    """Connections in use beyond the size of their pool; an idle one beyond it is idle in the first place."""
-    beyond = 0
-    for labels, used in now.each(catalogue.POOL_CONNECTIONS, state="used"):
-        whose = {name: value for name, value in labels.items() if name != "state"}
-        size = now.value(catalogue.POOL_CONNECTIONS_IDLE_MAX, **whose)
-        beyond += max(0, _number(used - size)) if size is not None else 0
-    return beyond
+def _used_overflow(now: Snapshot) -> int:
+    """Return the number of used connections beyond the size of their pool. Idle ones beyond it count as idle."""
+    overflow = 0
+    for labels, used in now.select(catalogue.POOL_CONNECTIONS, state="used"):
+        pool_labels = {name: value for name, value in labels.items() if name != "state"}
+        size = now.value(catalogue.POOL_CONNECTIONS_IDLE_MAX, **pool_labels)
+        overflow += max(0, round(used - size)) if size is not None else 0
+    return overflow
 
 
-def _pools(now: View) -> dict[str, int]:
+def _total(now: Snapshot, spec: MetricSpec, **labels: str) -> int:
+    return round(now.total(spec, **labels))
+
+
+def _pools(now: Snapshot) -> dict[str, int]:
     return {
-        "used": _number(now.total(catalogue.POOL_CONNECTIONS, state="used")),
-        "idle": _number(now.total(catalogue.POOL_CONNECTIONS, state="idle")),
-        "overflow": _number(now.total(catalogue.POOL_CONNECTIONS_OVERFLOW)),
-        "pending": _number(now.total(catalogue.POOL_PENDING_REQUESTS)),
-        "max": _number(now.total(catalogue.POOL_CONNECTIONS_MAX)),
-        "size": _number(now.total(catalogue.POOL_CONNECTIONS_IDLE_MAX)),
+        "used": _total(now, catalogue.POOL_CONNECTIONS, state="used"),
+        "idle": _total(now, catalogue.POOL_CONNECTIONS, state="idle"),
+        "overflow": _total(now, catalogue.POOL_CONNECTIONS_OVERFLOW),
+        "pending": _total(now, catalogue.POOL_PENDING_REQUESTS),
+        "max": _total(now, catalogue.POOL_CONNECTIONS_MAX),
+        "size": _total(now, catalogue.POOL_CONNECTIONS_IDLE_MAX),
     }
 
 
-def _workers(now: View) -> list[dict[str, Any]]:
+def _workers(now: Snapshot) -> list[dict[str, Any]]:
     rows = []
-    for has, most in now.each(catalogue.POOL_CONNECTIONS_MAX):
-        labels = {name: has[name] for name in ("replica", "worker")}
+    for pool_labels, maximum in now.select(catalogue.POOL_CONNECTIONS_MAX):
+        labels = {name: pool_labels[name] for name in ("replica", "worker")}
         gauges = {
             "size": catalogue.POOL_CONNECTIONS_IDLE_MAX,
             "overflow": catalogue.POOL_CONNECTIONS_OVERFLOW,
@@ -209,53 +217,46 @@ def _workers(now: View) -> list[dict[str, Any]]:
         }
         rows.append(
             labels
-            | {"max": _number(most), "started": now.value(catalogue.WORKER_START_TIME, **labels)}
+            | {"max": round(maximum), "started": now.value(catalogue.WORKER_START_TIME, **labels)}
+            | {state: _total(now, catalogue.POOL_CONNECTIONS, state=state, **labels) for state in ("used", "idle")}
             | {
-                state: _number(now.total(catalogue.POOL_CONNECTIONS, state=state, **labels))
-                for state in ("used", "idle")
-            }
-            | {
-                key: None if (value := now.value(each, **labels)) is None else _number(value)
-                for key, each in gauges.items()
+                key: None if (value := now.value(spec, **labels)) is None else round(value)
+                for key, spec in gauges.items()
             }
         )
     return sorted(rows, key=lambda row: (row["replica"], int(row["worker"])))
 
 
-def _duration(views: Sequence[View], key: str, described: Described) -> dict[str, Any]:
-    p50, p99 = quantiles(views, described, 0.5, 0.99)
-    seconds = views[-1].time - views[0].time
-    count = increase(views, described, "_count")
+def _duration(snapshots: Sequence[Snapshot], key: str, spec: MetricSpec) -> dict[str, Any]:
+    p50, p99 = quantiles(snapshots, spec, 0.5, 0.99)
+    seconds = snapshots[-1].time - snapshots[0].time
+    count = increase(snapshots, spec, "_count")
     return {"key": key, "p50": p50, "p99": p99, "per_second": count / seconds if seconds and count else None}
 
 
-def _server(now: View) -> dict[str, Any] | None:
+def _server(now: Snapshot) -> dict[str, Any] | None:
     up = now.value(catalogue.SERVER_UP)
     if up is None:
         return None
     difference = disagreement(now)
     return {
         "up": bool(up),
-        "connections": _number(now.total(catalogue.SERVER_CONNECTIONS)) if up else None,
-        "api": _number(now.total(catalogue.SERVER_CONNECTIONS, application="headroom:api")) if up else None,
-        "disagreement": None if difference is None else _number(difference),
+        "connections": _total(now, catalogue.SERVER_CONNECTIONS) if up else None,
+        "api": _total(now, catalogue.SERVER_CONNECTIONS, application="headroom:api") if up else None,
+        "disagreement": None if difference is None else round(difference),
     }
 
 
-def _point(before: View | None, now: View) -> Point:
-    pair = (before, now) if before else (now,)
+def _point(before: Snapshot | None, now: Snapshot) -> Point:
+    snapshots = (before, now) if before else (now,)
     seconds = now.time - before.time if before else 0.0
-    [p99] = quantiles(pair, catalogue.POOL_WAIT, 0.99)
+    [p99] = quantiles(snapshots, catalogue.POOL_WAIT, 0.99)
     return Point(
         time=now.time,
-        used=_number(now.total(catalogue.POOL_CONNECTIONS, state="used")),
-        open=_number(now.total(catalogue.POOL_CONNECTIONS)),
-        pending=_number(now.total(catalogue.POOL_PENDING_REQUESTS)),
-        checkouts_per_second=increase(pair, catalogue.POOL_CHECKOUTS) / seconds if seconds else None,
-        http_per_second=increase(pair, catalogue.HTTP_REQUESTS) / seconds if seconds else None,
+        used=_total(now, catalogue.POOL_CONNECTIONS, state="used"),
+        open=_total(now, catalogue.POOL_CONNECTIONS),
+        pending=_total(now, catalogue.POOL_PENDING_REQUESTS),
+        checkouts_per_second=increase(snapshots, catalogue.POOL_CHECKOUTS) / seconds if seconds else None,
+        http_per_second=increase(snapshots, catalogue.HTTP_REQUESTS) / seconds if seconds else None,
         wait_p99=p99,
     )
-
-
-def _number(value: float) -> int:
-    return round(value)

@@ -1,4 +1,4 @@
-"""A scrape as numbers to calculate with, and what changed between two of them."""
+"""The samples of one scrape, and increases and quantiles between scrapes."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -7,26 +7,27 @@ from itertools import pairwise
 
 from prometheus_client import Metric
 
-from app.observability.catalogue import Described
+from app.observability.catalogue import MetricSpec
 
 Labels = tuple[tuple[str, str], ...]
 
 
 @lru_cache(maxsize=100_000)
 def _shared(labels: Labels) -> Labels:
-    """The same object for the same labels: hundreds of views are kept, which differ in their numbers only."""
+    """Return one object for equal labels: the hundreds of snapshots in memory differ only in their values."""
     return labels
 
 
 @dataclass(frozen=True)
-class View:
-    """What one scrape found, at a moment in Unix time: by a sample's name, its labels and its value."""
+class Snapshot:
+    """The samples of one scrape by name and labels. `time` is in Unix time."""
 
     time: float
     samples: Mapping[str, Mapping[Labels, float]]
 
     @classmethod
-    def of(cls, time: float, metrics: Iterable[Metric]) -> "View":
+    def of(cls, time: float, metrics: Iterable[Metric]) -> "Snapshot":
+        """Return a snapshot of the metrics."""
         samples: dict[str, dict[Labels, float]] = {}
         for metric in metrics:
             for sample in metric.samples:
@@ -34,40 +35,45 @@ class View:
                 samples.setdefault(sample.name, {})[labels] = sample.value
         return cls(time, samples)
 
-    def each(self, described: Described, suffix: str = "", **labels: str) -> Iterator[tuple[dict[str, str], float]]:
-        """The samples that have these labels; `suffix` is a histogram's `_bucket`, `_sum` or `_count`."""
-        for has, value in self.samples.get(described.name + suffix, {}).items():
-            if labels.items() <= dict(has).items():
-                yield dict(has), value
+    def select(self, spec: MetricSpec, **labels: str) -> Iterator[tuple[dict[str, str], float]]:
+        """Return the samples of the metric that have at least these labels, as pairs of all labels and value."""
+        for sample_labels, value in self.samples.get(spec.name, {}).items():
+            if labels.items() <= dict(sample_labels).items():
+                yield dict(sample_labels), value
 
-    def total(self, described: Described, suffix: str = "", **labels: str) -> float:
-        """Their sum; 0 where there is none."""
-        return sum(value for _, value in self.each(described, suffix, **labels))
+    def total(self, spec: MetricSpec, **labels: str) -> float:
+        """Return the sum of the selected samples; 0 if there is none."""
+        return sum(value for _, value in self.select(spec, **labels))
 
-    def value(self, described: Described, **labels: str) -> float | None:
-        """The first of them, if there is one."""
-        return next((value for _, value in self.each(described, **labels)), None)
+    def value(self, spec: MetricSpec, **labels: str) -> float | None:
+        """Return the first of the selected samples; None if there is none."""
+        return next((value for _, value in self.select(spec, **labels)), None)
 
 
-def increase(views: Iterable[View], described: Described, suffix: str = "", **labels: str) -> float:
-    """How much a counter grew over these views. One that shrank was started anew, as a replica is: it counts from 0."""
-    wanted = labels.items()
+def increase(snapshots: Iterable[Snapshot], spec: MetricSpec, suffix: str = "", **labels: str) -> float:
+    """Return the increase of a counter over the snapshots, summed over the series that have these labels.
+
+    A counter that decreases was reset by a restart of its replica, and continues from 0. `suffix` selects a series of a
+    histogram: `_bucket`, `_sum` or `_count`.
+    """
     return sum(
-        grown
-        for before, after in pairwise(views)
-        for has, grown in _grown(before, after, described.name + suffix)
-        if not wanted or wanted <= dict(has).items()
+        growth
+        for before, after in pairwise(snapshots)
+        for sample_labels, growth in _growth(before, after, spec.name + suffix)
+        if not labels or labels.items() <= dict(sample_labels).items()
     )
 
 
-def quantiles(views: Iterable[View], described: Described, *shares: float) -> list[float | None]:
-    """Quantiles of what a histogram observed over these views, in its unit, as Prometheus estimates them: linear within
-    a bucket. None where it observed nothing."""
+def quantiles(snapshots: Iterable[Snapshot], spec: MetricSpec, *shares: float) -> list[float | None]:
+    """Return quantiles of the observations of a histogram between the snapshots, in the histogram's unit.
+
+    Values are interpolated linearly within a bucket, as Prometheus does. None if there was no observation.
+    """
     buckets: dict[float, float] = {}
-    for before, after in pairwise(views):
-        for labels, grown in _grown(before, after, described.name + "_bucket"):
+    for before, after in pairwise(snapshots):
+        for labels, growth in _growth(before, after, spec.name + "_bucket"):
             bound = float(dict(labels)["le"])
-            buckets[bound] = buckets.get(bound, 0.0) + grown
+            buckets[bound] = buckets.get(bound, 0.0) + growth
     cumulative = sorted(buckets.items())
     return [_quantile(cumulative, share) for share in shares]
 
@@ -76,18 +82,19 @@ def _quantile(cumulative: list[tuple[float, float]], share: float) -> float | No
     if not cumulative or cumulative[-1][1] == 0:
         return None
     rank = share * cumulative[-1][1]
-    lower, below = 0.0, 0.0
+    lower_bound, lower_count = 0.0, 0.0
     for bound, count in cumulative:
         if count >= rank:
             if bound == float("inf"):
-                return lower
-            return lower + (bound - lower) * ((rank - below) / (count - below) if count > below else 1.0)
-        lower, below = bound, count
-    return lower
+                return lower_bound
+            position = (rank - lower_count) / (count - lower_count) if count > lower_count else 1.0
+            return lower_bound + (bound - lower_bound) * position
+        lower_bound, lower_count = bound, count
+    return lower_bound
 
 
-def _grown(before: View, after: View, name: str) -> Iterator[tuple[Labels, float]]:
-    then = before.samples.get(name, {})
+def _growth(before: Snapshot, after: Snapshot, name: str) -> Iterator[tuple[Labels, float]]:
+    previous_values = before.samples.get(name, {})
     for labels, value in after.samples.get(name, {}).items():
-        was = then.get(labels, 0.0)  # a series that was not there yet began at 0
-        yield labels, value - was if value >= was else value
+        previous = previous_values.get(labels, 0.0)  # a new series began at 0
+        yield labels, value - previous if value >= previous else value

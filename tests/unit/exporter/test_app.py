@@ -1,3 +1,6 @@
+import importlib
+import inspect
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -5,12 +8,15 @@ import pytest
 from httpx import ASGITransport, AsyncClient
 
 from app.exporter.app import create_exporter
+from app.paths import PROJECT_ROOT
 from app.settings import Settings
+
+COLLECTORS = PROJECT_ROOT / "app/exporter/collectors"
 
 
 @pytest.fixture
 async def exporter(tmp_path: Path) -> AsyncIterator[AsyncClient]:
-    """One that knows no database, and no API."""
+    """An exporter without a database and without an API."""
     app = create_exporter(Settings(metrics_dir=tmp_path, data_dir=tmp_path))
     async with (
         app.router.lifespan_context(app),
@@ -26,9 +32,7 @@ async def exporter(tmp_path: Path) -> AsyncIterator[AsyncClient]:
         ("application/openmetrics-text; version=1.0.0", "application/openmetrics-text; version=1.0.0"),
     ],
 )
-async def test_metrics_speak_the_format_that_is_asked_for(
-    exporter: AsyncClient, accept: str, content_type: str
-) -> None:
+async def test_metrics_have_the_accepted_format(exporter: AsyncClient, accept: str, content_type: str) -> None:
     answer = await exporter.get("/metrics", headers={"accept": accept})
 
     assert answer.status_code == 200
@@ -36,20 +40,39 @@ async def test_metrics_speak_the_format_that_is_asked_for(
     assert 'headroom_collector_success{collector="replicas"} 1.0' in answer.text
 
 
-async def test_the_budget_is_there_before_anything_else_is(exporter: AsyncClient) -> None:
+async def test_budget_without_a_database_comes_from_the_settings(exporter: AsyncClient) -> None:
     text = (await exporter.get("/metrics")).text
 
     assert 'db_budget_demand{limit="server connections"} 64.0' in text
     assert 'db_budget_headroom{limit="server connections"} 33.0' in text
 
 
-async def test_it_says_that_it_is_healthy(exporter: AsyncClient) -> None:
+async def test_healthz_answers_ok(exporter: AsyncClient) -> None:
     assert (await exporter.get("/healthz")).text == "ok\n"
 
 
-async def test_the_page_needs_nothing_but_the_exporter(exporter: AsyncClient) -> None:
+async def test_page_loads_nothing_from_other_hosts(exporter: AsyncClient) -> None:
     page = await exporter.get("/")
 
     assert page.headers["content-type"].startswith("text/html")
     assert page.headers["content-security-policy"].startswith("default-src 'self'")
     assert "http" not in page.text.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
+
+
+async def test_page_names_only_files_that_are_served(exporter: AsyncClient) -> None:
+    files = re.findall(r'(?:href|src)="(static/[^"]+)"', (await exporter.get("/")).text)
+
+    assert {Path(file).suffix for file in files} == {".css", ".js", ".svg"}
+    for file in files:
+        assert (await exporter.get(f"/{file}")).status_code == 200
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in COLLECTORS.glob("[!_]*.py")))
+def test_collector_module_is_registered_and_tested(name: str) -> None:
+    module = importlib.import_module(f"app.exporter.collectors.{name}")
+    [collector] = [
+        value for value in vars(module).values() if inspect.isclass(value) and getattr(value, "name", None) == name
+    ]
+
+    assert f"{collector.__name__}(" in inspect.getsource(create_exporter)
+    assert list(PROJECT_ROOT.glob(f"tests/*/exporter/collectors/test_{name}.py"))

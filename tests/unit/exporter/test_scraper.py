@@ -1,5 +1,3 @@
-"""One scrape of several collectors, of which some are slow, and some fail."""
-
 import asyncio
 import logging
 
@@ -7,33 +5,33 @@ import pytest
 from prometheus_client import Metric
 
 from app.errors import DatabaseUnavailable
-from app.exporter.scraper import Incomplete, Part, Scraper, one
+from app.exporter.scraper import CollectorResult, PartialFailure, Scraper, single
 from app.observability.catalogue import SERVER_MAX_CONNECTIONS, SERVER_UP
 
 
-class Fake:
-    """A collector that waits until it may go on, and then fails if it was told to."""
+class FakeCollector:
+    """A collector that finishes when `may_finish` is set, and then raises `error` if there is one."""
 
     def __init__(self, name: str = "server", error: Exception | None = None) -> None:
         self.name = name
         self.error = error
-        self.may_go_on = asyncio.Event()
-        self.may_go_on.set()
-        self.asked = 0
+        self.may_finish = asyncio.Event()
+        self.may_finish.set()
+        self.runs = 0
 
     async def collect(self) -> list[Metric]:
-        self.asked += 1
-        await self.may_go_on.wait()
+        self.runs += 1
+        await self.may_finish.wait()
         if self.error:
             raise self.error
-        return [one(SERVER_UP, 1), one(SERVER_MAX_CONNECTIONS, 100)]
+        return [single(SERVER_UP, 1), single(SERVER_MAX_CONNECTIONS, 100)]
 
-    def absent(self) -> list[Metric]:
-        return [one(SERVER_UP, 0)]
+    def fallback(self) -> list[Metric]:
+        return [single(SERVER_UP, 0)]
 
 
 async def scrape(scraper: Scraper) -> dict[str, float]:
-    """The samples by name and, if it is the exporter's about itself, collector."""
+    """Return the samples by name. The name of a metric about a collector is followed by the collector's name."""
     return {
         sample.name + sample.labels.get("collector", ""): sample.value
         for metric in (await scraper.scrape()).collect()
@@ -41,31 +39,32 @@ async def scrape(scraper: Scraper) -> dict[str, float]:
     }
 
 
-async def test_every_collector_reports_its_success_and_its_duration() -> None:
-    samples = await scrape(Scraper([Fake("server")], deadline=5))
+async def test_collector_has_success_and_duration_metrics() -> None:
+    samples = await scrape(Scraper([FakeCollector("server")], deadline=5))
 
     assert samples["db_server_up"] == samples["headroom_collector_successserver"] == 1
     assert 0 < samples["headroom_collector_duration_secondsserver"] < 5
 
 
 @pytest.mark.parametrize("error", [DatabaseUnavailable("gone"), OSError("refused")])
-async def test_one_that_fails_costs_its_own_part_only(error: Exception) -> None:
-    samples = await scrape(Scraper([Fake("server", error), Fake("other")], deadline=5))
+async def test_failing_collector_does_not_affect_the_others(error: Exception) -> None:
+    samples = await scrape(Scraper([FakeCollector("server", error), FakeCollector("other")], deadline=5))
 
     assert samples["headroom_collector_successserver"] == 0
     assert samples["headroom_collector_successother"] == 1
 
 
-async def test_one_that_did_its_part_only_partly_failed_and_gives_what_it_has() -> None:
-    samples = await scrape(Scraper([Fake(error=Incomplete("torn", [one(SERVER_MAX_CONNECTIONS, 7)]))], deadline=5))
+async def test_partial_failure_exports_the_metrics_it_has() -> None:
+    error = PartialFailure("torn", [single(SERVER_MAX_CONNECTIONS, 7)])
+    samples = await scrape(Scraper([FakeCollector(error=error)], deadline=5))
 
     assert samples["db_server_max_connections"] == 7
     assert samples["headroom_collector_successserver"] == 0
 
 
-async def test_one_that_hangs_is_left_out_at_the_deadline_and_is_not_asked_twice() -> None:
-    collector = Fake()
-    collector.may_go_on.clear()
+async def test_late_collector_is_replaced_by_its_fallback_and_not_restarted() -> None:
+    collector = FakeCollector()
+    collector.may_finish.clear()
     scraper = Scraper([collector], deadline=0.05)
 
     assert await scrape(scraper) == {
@@ -74,30 +73,30 @@ async def test_one_that_hangs_is_left_out_at_the_deadline_and_is_not_asked_twice
         "headroom_collector_duration_secondsserver": 0.05,
     }
     await scrape(scraper)
-    assert collector.asked == 1
+    assert collector.runs == 1
 
-    collector.may_go_on.set()
+    collector.may_finish.set()
     assert (await scrape(scraper))["db_server_up"] == 1
-    assert collector.asked == 1, "what was under way is what is waited for"
+    assert collector.runs == 1, "the scrape waits for the run in progress"
     await scrape(scraper)
-    assert collector.asked == 2
+    assert collector.runs == 2
 
 
-async def test_scrapes_at_the_same_time_share_the_work() -> None:
-    collector = Fake()
-    collector.may_go_on.clear()
+async def test_concurrent_scrapes_share_one_run() -> None:
+    collector = FakeCollector()
+    collector.may_finish.clear()
     scraper = Scraper([collector], deadline=5)
     both = asyncio.gather(scrape(scraper), scrape(scraper))
     await asyncio.sleep(0)
-    collector.may_go_on.set()
+    collector.may_finish.set()
 
     assert [samples["db_server_up"] for samples in await both] == [1, 1]
-    assert collector.asked == 1
+    assert collector.runs == 1
 
 
-async def test_a_failure_is_logged_when_it_begins_and_when_it_ends(caplog: pytest.LogCaptureFixture) -> None:
+async def test_failure_and_recovery_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "app.exporter.scraper")
-    collector = Fake(error=OSError("refused"))
+    collector = FakeCollector(error=OSError("refused"))
     scraper = Scraper([collector], deadline=5)
     for _ in range(3):
         await scraper.scrape()
@@ -106,15 +105,15 @@ async def test_a_failure_is_logged_when_it_begins_and_when_it_ends(caplog: pytes
         await scraper.scrape()
 
     assert [record.getMessage() for record in caplog.records] == [
-        "the collector server fails: refused",
-        "the collector server works again",
+        "collector server failed: refused",
+        "collector server recovered",
     ]
 
 
-async def test_an_error_of_ours_is_not_taken_for_a_failure_of_the_source() -> None:
+async def test_programming_error_in_a_collector_is_raised() -> None:
     with pytest.raises(KeyError):
-        await Scraper([Fake(error=KeyError("ours"))], deadline=5).scrape()
+        await Scraper([FakeCollector(error=KeyError("bug"))], deadline=5).scrape()
 
 
-def test_a_part_says_what_became_of_it() -> None:
-    assert Part("server", [], 0.1).failure is None
+def test_collector_result_without_failure_is_a_success() -> None:
+    assert CollectorResult("server", [], 0.1).failure is None

@@ -1,129 +1,129 @@
-"""Each condition of the page, just beyond and just within its threshold."""
-
-from collections.abc import Callable, Sequence
-
 import pytest
 from prometheus_client import Metric
 
-from app.exporter.scraper import many
-from app.exporter.status.conditions import CONDITIONS
-from app.exporter.status.snapshot import View
+from app.exporter.scraper import family
+from app.exporter.status.conditions import CONDITIONS, Evaluation
+from app.exporter.status.snapshot import Snapshot
 from app.observability import catalogue
-from app.observability.catalogue import Described
+from app.observability.catalogue import MetricSpec
 
-Value = float | tuple[float, ...]
-Story = dict[tuple[Described, tuple[tuple[str, str], ...]], Value]
+# A value, or one for the first half of the snapshots and one for the second half.
+Value = float | tuple[float, float]
+Series = tuple[MetricSpec, tuple[tuple[str, str], ...]]
+Samples = dict[Series, Value]
 
 
-def views(story: Story, seconds: float = 150) -> list[View]:
-    """Ten views; a value that is a pair goes from the one to the other in the middle."""
+def snapshots(samples: Samples, seconds: float) -> list[Snapshot]:
+    """Return ten snapshots that cover `seconds`."""
     result = []
     for number in range(10):
         metrics: list[Metric] = []
-        for (described, labels), value in story.items():
+        for (spec, labels), value in samples.items():
             now = value if isinstance(value, float | int) else value[0 if number < 5 else 1]
-            metrics.append(many(described, [(dict(labels), now)]))
-        result.append(View.of(1000 + number * seconds / 9, metrics))
+            metrics.append(family(spec, [(dict(labels), now)]))
+        result.append(Snapshot.of(1000 + number * seconds / 9, metrics))
     return result
 
 
-def at(described: Described, **labels: str) -> tuple[Described, tuple[tuple[str, str], ...]]:
-    return described, tuple(labels.items())
+def series(spec: MetricSpec, **labels: str) -> Series:
+    return spec, tuple(labels.items())
 
 
-def budget(supply: float, observed: float, headroom: float = 1) -> Story:
+def budget(supply: float, observed: float, headroom: float = 1) -> Samples:
     labels = {"limit": "server connections"}
     return {
-        at(catalogue.BUDGET_SUPPLY, **labels): supply,
-        at(catalogue.BUDGET_OBSERVED, **labels): observed,
-        at(catalogue.BUDGET_HEADROOM, **labels): headroom,
+        series(catalogue.BUDGET_SUPPLY, **labels): supply,
+        series(catalogue.BUDGET_OBSERVED, **labels): observed,
+        series(catalogue.BUDGET_HEADROOM, **labels): headroom,
     }
 
 
-def pool(used: float, most: float = 100) -> Story:
+def pool(used: float, maximum: float = 100) -> Samples:
     return {
-        at(catalogue.POOL_CONNECTIONS_MAX, replica="a"): most,
-        at(catalogue.POOL_CONNECTIONS, replica="a", state="used"): used,
+        series(catalogue.POOL_CONNECTIONS_MAX, replica="a"): maximum,
+        series(catalogue.POOL_CONNECTIONS, replica="a", state="used"): used,
     }
 
 
-def counted(described: Described, *values: float) -> Story:
-    return {at(described, replica="a"): values}
+def counter(spec: MetricSpec, before: float, after: float) -> Samples:
+    return {series(spec, replica="a"): (before, after)}
 
 
-def wait(below: float) -> Story:
-    """A hundred waits, of which so many are shorter than half a second and none longer than one."""
-    name = Described(f"{catalogue.POOL_WAIT.name}_bucket", "gauge", "")
+def waits(below: float) -> Samples:
+    """Return 100 waits of at most 1 s, of which `below` take at most 0.5 s."""
+    bucket = MetricSpec(f"{catalogue.POOL_WAIT.name}_bucket", "gauge", "")
     return {
-        at(name, le="0.5"): (0, below),
-        at(name, le="1.0"): (0, 100),
-        at(name, le="+Inf"): (0, 100),
+        series(bucket, le="0.5"): (0, below),
+        series(bucket, le="1.0"): (0, 100),
+        series(bucket, le="+Inf"): (0, 100),
     }
 
 
-def starts(number: float) -> Story:
-    workers: Story = {at(catalogue.WORKER_START_TIME, replica="a", worker=str(worker)): 1 for worker in range(4)}
-    return workers | {at(catalogue.WORKER_STARTS, replica="a"): (4, 4 + number)}
+def starts(number: float) -> Samples:
+    """Return a replica of four workers in which `number` more were started."""
+    workers: Samples = {series(catalogue.WORKER_START_TIME, replica="a", worker=str(worker)): 1 for worker in range(4)}
+    return workers | {series(catalogue.WORKER_STARTS, replica="a"): (4, 4 + number)}
 
 
-def counts(on_server: Value, in_pools: Value) -> Story:
+def connections(on_server: Value, in_pools: Value) -> Samples:
     return {
-        at(catalogue.SERVER_UP): 1,
-        at(catalogue.SERVER_CONNECTIONS, application="headroom:api", role="app"): on_server,
-        at(catalogue.POOL_CONNECTIONS, replica="a", state="idle"): in_pools,
+        series(catalogue.SERVER_UP): 1,
+        series(catalogue.SERVER_CONNECTIONS, application="headroom:api", role="app"): on_server,
+        series(catalogue.POOL_CONNECTIONS, replica="a", state="idle"): in_pools,
     }
 
 
-CASES: dict[str, tuple[Story, Story]] = {
+# For each condition: samples just beyond its threshold, and samples at it.
+CASES: dict[str, tuple[Samples, Samples]] = {
     "HeadroomLow": (budget(100, 91), budget(100, 90)),
     "OverBudget": (budget(100, 1, headroom=-1), budget(100, 1, headroom=0)),
     "PoolSaturated": (pool(91), pool(90)),
-    "PoolWaitSlow": (wait(98), wait(99)),
-    "PoolTimeouts": (counted(catalogue.POOL_TIMEOUTS, 7, 8), counted(catalogue.POOL_TIMEOUTS, 7, 7)),
-    "PoolRejections": (counted(catalogue.POOL_REJECTIONS, 7, 8), counted(catalogue.POOL_REJECTIONS, 7, 7)),
-    "PoolConnectErrors": (counted(catalogue.POOL_CONNECT_ERRORS, 0, 1), counted(catalogue.POOL_CONNECT_ERRORS, 1, 1)),
-    "PoolLeakSuspects": (counted(catalogue.POOL_LEAKS, 0, 1), counted(catalogue.POOL_LEAKS, 1, 1)),
+    "PoolWaitSlow": (waits(98), waits(99)),
+    "PoolTimeouts": (counter(catalogue.POOL_TIMEOUTS, 7, 8), counter(catalogue.POOL_TIMEOUTS, 7, 7)),
+    "PoolRejections": (counter(catalogue.POOL_REJECTIONS, 7, 8), counter(catalogue.POOL_REJECTIONS, 7, 7)),
+    "PoolConnectErrors": (counter(catalogue.POOL_CONNECT_ERRORS, 0, 1), counter(catalogue.POOL_CONNECT_ERRORS, 1, 1)),
+    "PoolLeakSuspects": (counter(catalogue.POOL_LEAKS, 0, 1), counter(catalogue.POOL_LEAKS, 1, 1)),
     "WorkerFlapping": (starts(9), starts(8)),
-    "ViewsDisagree": (counts(11, 10), counts((11, 9), 10)),
-    "ServerDown": ({at(catalogue.SERVER_UP): 0}, {at(catalogue.SERVER_UP): 1}),
+    "ViewsDisagree": (connections(11, 10), connections((11, 9), 10)),
+    "ServerDown": ({series(catalogue.SERVER_UP): 0}, {series(catalogue.SERVER_UP): 1}),
     "CollectorFailing": (
-        {at(catalogue.COLLECTOR_SUCCESS, collector="server"): 0},
-        {at(catalogue.COLLECTOR_SUCCESS, collector="server"): 1},
+        {series(catalogue.COLLECTOR_SUCCESS, collector="server"): 0},
+        {series(catalogue.COLLECTOR_SUCCESS, collector="server"): 1},
     ),
-    "MigrationPending": ({at(catalogue.MIGRATIONS_PENDING): 1}, {at(catalogue.MIGRATIONS_PENDING): 0}),
+    "MigrationPending": ({series(catalogue.MIGRATIONS_PENDING): 1}, {series(catalogue.MIGRATIONS_PENDING): 0}),
 }
 
 
-def look(name: str) -> Callable[[Sequence[View]], tuple[str, str]]:
+def evaluate(name: str, samples: Samples, seconds: float = 150) -> Evaluation:
     [condition] = [condition for condition in CONDITIONS if condition.name == name]
-    return condition.look
+    return condition.evaluate(snapshots(samples, seconds))
 
 
-def test_every_condition_has_a_case() -> None:
+def test_conditions_have_a_case() -> None:
     assert CASES.keys() == {condition.name for condition in CONDITIONS}
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_condition_fires_beyond_its_threshold_and_is_quiet_at_it(name: str) -> None:
-    beyond, at_it = CASES[name]
+def test_condition_fires_beyond_its_threshold_and_not_at_it(name: str) -> None:
+    beyond, at_threshold = CASES[name]
 
-    assert look(name)(views(beyond))[0] == "firing"
-    assert look(name)(views(at_it))[0] == "ok"
+    assert evaluate(name, beyond).state == "firing"
+    assert evaluate(name, at_threshold).state == "ok"
 
 
 @pytest.mark.parametrize("name", ["HeadroomLow", "OverBudget", "PoolSaturated", "ViewsDisagree", "ServerDown"])
-def test_what_nobody_can_tell_is_unknown(name: str) -> None:
-    assert look(name)(views({}))[0] == "unknown"
+def test_condition_without_samples_is_unknown(name: str) -> None:
+    assert evaluate(name, {}).state == "unknown"
 
 
-def test_views_disagree_only_when_they_have_for_two_minutes() -> None:
-    assert look("ViewsDisagree")(views(counts(11, 10), seconds=100))[0] == "ok"
+def test_views_disagree_fires_only_after_two_minutes() -> None:
+    assert evaluate("ViewsDisagree", connections(11, 10), seconds=100).state == "ok"
 
 
-def test_behind_pgbouncer_the_pools_are_compared_with_its_clients() -> None:
-    story = counts(3, 10) | {
-        at(catalogue.PGBOUNCER_UP): 1,
-        at(catalogue.PGBOUNCER_CLIENTS, user="app", state="active"): 10,
+def test_views_disagree_behind_pgbouncer_compares_its_clients() -> None:
+    samples = connections(3, 10) | {
+        series(catalogue.PGBOUNCER_UP): 1,
+        series(catalogue.PGBOUNCER_CLIENTS, user="app", state="active"): 10,
     }
 
-    assert look("ViewsDisagree")(views(story)) == ("ok", "+0 connections")
+    assert evaluate("ViewsDisagree", samples) == Evaluation("ok", "no difference")

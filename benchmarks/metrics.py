@@ -34,7 +34,7 @@ from app.paths import PROJECT_ROOT
 from app.settings import Settings
 from benchmarks.database import benchmark_database
 from benchmarks.tables import print_header, print_row
-from tests.support.asgi import ask
+from tests.support.asgi import send_request
 from tests.support.postgres import as_role, connect
 from tests.support.serving import SECRET_KEY
 
@@ -66,7 +66,7 @@ async def measure_request(url: URL, blocks: int) -> None:
             for name in sorted(apps, reverse=bool(block % 2)):  # the order alternates
                 started = time.process_time()
                 for number in range(REQUESTS):
-                    status, _ = await ask(apps[name], "GET", f"/users/{number % USERS + 1}")
+                    status, _ = await send_request(apps[name], "GET", f"/users/{number % USERS + 1}")
                     assert status == 200
                 if block >= WARM_UP_BLOCKS:
                     micros[name].append((time.process_time() - started) / REQUESTS * 1e6)

@@ -1,4 +1,4 @@
-"""Who may do what: every operation of the OpenAPI document, by everybody. An operation without a rule fails."""
+"""Authorisation: each operation of the OpenAPI document, sent by each kind of caller."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ from sqlalchemy import URL
 from tests.support.people import Person, person
 from tests.support.postgres import connect
 
-# What anonymous, another user, the user or author, and an administrator get.
+# The statuses for an anonymous caller, another user, the user or author, and an administrator.
 ANYONE = (200, 200, 200, 200)
 RULES: dict[str, tuple[int, int, int, int]] = {
     "GET /livez": ANYONE,
     "GET /readyz": ANYONE,
-    "POST /auth/token": (422, 422, 422, 422),  # a form; the point is that nobody is refused
+    "POST /auth/token": (422, 422, 422, 422),  # the body is not a form: 422 shows that no caller is refused
     "POST /users": (422, 422, 422, 422),
     "GET /users": (401, 403, 403, 200),
     "GET /users/me": (401, 200, 200, 200),
@@ -35,7 +35,7 @@ BODIES: dict[str, Any] = {
     "POST /posts": {"title": "Title", "content": "Content"},
     "PATCH /posts/{post_id}": {"title": "Changed"},
 }
-WHO = ("anonymous", "another user", "self or author", "administrator")
+CALLERS = ("anonymous", "another user", "self or author", "administrator")
 
 
 def operations(app: FastAPI) -> set[str]:
@@ -44,14 +44,14 @@ def operations(app: FastAPI) -> set[str]:
     }  # fmt: skip
 
 
-def test_every_operation_has_a_rule(app: FastAPI) -> None:
+def test_operation_in_openapi_document_has_a_rule(app: FastAPI) -> None:
     assert operations(app) == RULES.keys()
 
 
 @pytest.mark.parametrize("operation", RULES)
-@pytest.mark.parametrize("who", WHO)
-async def test_everybody_gets_what_the_rule_says(
-    client: AsyncClient, database_url: URL, operation: str, who: str
+@pytest.mark.parametrize("kind", CALLERS)
+async def test_operation_by_each_caller_returns_the_status_of_its_rule(
+    client: AsyncClient, database_url: URL, operation: str, kind: str
 ) -> None:
     owner = await person(client, "Owner", database_url)
     post = (await owner("POST", "/posts", json={"title": "Title", "content": "Content"})).json()
@@ -63,44 +63,49 @@ async def test_everybody_gets_what_the_rule_says(
     }
     method, _, template = operation.partition(" ")
     path = template.format(user_id=owner.id, post_id=post["id"])
-    caller = callers[who]
+    caller = callers[kind]
 
-    answer = await client.request(method, path, json=BODIES.get(operation), headers=caller.headers if caller else None)
+    headers = caller.headers if caller else None
+    response = await client.request(method, path, json=BODIES.get(operation), headers=headers)
 
-    assert answer.status_code == RULES[operation][WHO.index(who)], answer.text
-    if answer.status_code in (401, 403):
-        slug = {401: "not-authenticated", 403: "forbidden"}[answer.status_code]
-        assert answer.json()["type"] == f"/problems/{slug}"
-        assert (await client.get(f"/posts/{post['id']}")).json() == post, "nothing has changed"
+    assert response.status_code == RULES[operation][CALLERS.index(kind)], response.text
+    if response.status_code in (401, 403):
+        slug = {401: "not-authenticated", 403: "forbidden"}[response.status_code]
+        assert response.json()["type"] == f"/problems/{slug}"
+        assert (await client.get(f"/posts/{post['id']}")).json() == post, "a refused request must change nothing"
 
 
 @pytest.mark.parametrize("operation", [operation for operation, rule in RULES.items() if rule[0] == 401])
-@pytest.mark.parametrize("end", ["UPDATE users SET is_active = false WHERE id = %s", "DELETE FROM users WHERE id = %s"])
-async def test_a_token_ends_with_its_user(client: AsyncClient, database_url: URL, operation: str, end: str) -> None:
+@pytest.mark.parametrize(
+    "change", ["UPDATE users SET is_active = false WHERE id = %s", "DELETE FROM users WHERE id = %s"]
+)
+async def test_token_of_inactive_or_deleted_user_is_refused(
+    client: AsyncClient, database_url: URL, operation: str, change: str
+) -> None:
     former = await person(client, "Former", database_url, is_admin=True)
     owner = await person(client, "Owner", database_url)
     post = (await owner("POST", "/posts", json={"title": "Title", "content": "Content"})).json()
     with connect(database_url) as connection:
-        connection.execute(end.encode(), (former.id,))
+        connection.execute(change.encode(), (former.id,))
     method, _, template = operation.partition(" ")
 
-    answer = await former(method, template.format(user_id=owner.id, post_id=post["id"]), json=BODIES.get(operation))
+    response = await former(method, template.format(user_id=owner.id, post_id=post["id"]), json=BODIES.get(operation))
 
-    assert (answer.status_code, answer.json()["type"]) == (401, "/problems/not-authenticated")
-    assert (await client.get("/posts")).json()["items"] == [post], "nothing has changed"
+    assert (response.status_code, response.json()["type"]) == (401, "/problems/not-authenticated")
+    assert (await client.get("/posts")).json()["items"] == [post], "a refused request must change nothing"
 
 
 @pytest.mark.parametrize("field", ["is_admin", "is_active"])
-async def test_nobody_makes_themselves_an_administrator(client: AsyncClient, database_url: URL, field: str) -> None:
+async def test_user_changing_own_flags_is_refused(client: AsyncClient, database_url: URL, field: str) -> None:
     ann = await person(client, "Ann", database_url)
 
-    answer = await ann("PATCH", f"/users/{ann.id}", json={field: True})
+    response = await ann("PATCH", f"/users/{ann.id}", json={field: True})
 
-    assert answer.status_code == 403
+    assert response.status_code == 403
     assert (await ann("GET", "/users/me")).json()["is_admin"] is False
 
 
-async def test_an_administrator_can_deactivate_and_promote(client: AsyncClient, database_url: URL) -> None:
+async def test_administrator_changing_flags_of_a_user_succeeds(client: AsyncClient, database_url: URL) -> None:
     ann = await person(client, "Ann", database_url)
     admin = await person(client, "Admin", database_url, is_admin=True)
 

@@ -1,4 +1,4 @@
-"""What a request costs, counted in what does not depend on the machine. A limit that is passed is a regression."""
+"""The cost of each endpoint in statements, round trips and Python calls, which do not depend on the machine."""
 
 import json
 import logging
@@ -16,18 +16,18 @@ from sqlalchemy import URL
 from app.main import create_app
 from app.settings import Settings
 from tests.integration.conftest import SECRET_KEY
-from tests.support.asgi import ask
+from tests.support.asgi import send_request
 from tests.support.people import PASSWORD, Person, person
 from tests.support.postgres import connect
 from tests.support.proxy import Proxy
 
 
 class Cost(NamedTuple):
-    """Of one request, when the connections are open and each statement has been prepared.
+    """The limits of one request, with open connections and prepared statements.
 
-    `statements` executes them, BEGIN and COMMIT among them, and who is signed in is one. `calls` is how many functions
-    written in Python are called, the application's and its libraries', a tenth more than when it was last looked at;
-    None where it is not counted: a request that cannot be repeated, or one that spends its time on a password.
+    `statements` is the number of executed statements, including BEGIN, COMMIT and the query for the signed-in user.
+    `calls` is the number of calls of Python functions, in the application and its libraries: 10 % above the last
+    measurement. It is None for a request that cannot be repeated, and for one that hashes a password.
     """
 
     statements: int
@@ -35,7 +35,7 @@ class Cost(NamedTuple):
 
 
 COSTS = {
-    # Count the attempt, for the address and for the account; forgive it: two transactions.
+    # Two transactions: one counts the attempt for address and account, the other records the success.
     "POST /auth/token": Cost(10),
     "POST /users": Cost(3),
     "GET /users/{user}": Cost(1, 225),
@@ -53,7 +53,7 @@ COSTS = {
     "DELETE /posts/{post}": Cost(5),
     "DELETE /users/{user}": Cost(5),
 }
-# More of a statement: psycopg is Python around libpq where asyncpg is C.
+# Additional calls per statement with psycopg, which is Python around libpq; asyncpg is written in C.
 PSYCOPG_CALLS = 80
 BODIES: dict[str, dict[str, Any]] = {
     "POST /auth/token": {"data": {"username": "admin@example.com", "password": PASSWORD}},
@@ -74,7 +74,7 @@ async def client(proxy: Proxy) -> AsyncIterator[AsyncClient]:
         yield client
 
 
-def test_every_operation_of_a_domain_is_counted(app: FastAPI) -> None:
+def test_cost_of_each_domain_operation_is_listed(app: FastAPI) -> None:
     documented = {
         f"{method.upper()} {path}"
         for path, methods in app.openapi()["paths"].items()
@@ -86,7 +86,7 @@ def test_every_operation_of_a_domain_is_counted(app: FastAPI) -> None:
 
 
 def fill(url: URL, rows: int) -> dict[str, int]:
-    """So many users and posts; the last of each, to be asked for."""
+    """Insert that many users and posts. Return the ids of the last user and the last post."""
     with connect(url) as connection:
         connection.execute(
             "INSERT INTO users (email, name, password_hash) SELECT 'u' || n, 'User', '' FROM generate_series(1, %s) n",
@@ -108,16 +108,16 @@ def fill(url: URL, rows: int) -> dict[str, int]:
 
 @pytest.mark.parametrize("rows", [1, 100], ids=["one row", "many rows"])
 @pytest.mark.parametrize(("call", "cost"), COSTS.items(), ids=COSTS.keys())
-async def test_an_endpoint_sends_the_same_statements_however_many_rows_there_are(
+async def test_endpoint_with_any_number_of_rows_sends_same_statements(
     client: AsyncClient, proxy: Proxy, database_url: URL, call: str, cost: Cost, rows: int
 ) -> None:
     admin: Person = await person(client, "Admin", database_url, is_admin=True)
     method, _, path = call.format(**fill(database_url, rows)).partition(" ")
     before = proxy.executed
 
-    answer = await admin(method, path, **BODIES.get(call, {}))
+    response = await admin(method, path, **BODIES.get(call, {}))
 
-    assert answer.status_code < 300, answer.text
+    assert response.status_code < 300, response.text
     assert proxy.executed - before == cost.statements
 
 
@@ -126,12 +126,12 @@ REPEATED = {call: cost for call, cost in COSTS.items() if cost.calls is not None
 
 @pytest.mark.parametrize("database_setup", ["asyncpg", "psycopg"])
 @pytest.mark.parametrize(("call", "cost"), REPEATED.items(), ids=REPEATED.keys())
-async def test_a_statement_is_a_round_trip_and_no_more(
+async def test_endpoint_takes_one_round_trip_per_statement(
     client: AsyncClient, proxy: Proxy, database_url: URL, call: str, cost: Cost
 ) -> None:
     admin: Person = await person(client, "Admin", database_url, is_admin=True)
     method, _, path = call.format(**fill(database_url, 1)).partition(" ")
-    for _ in range(10):  # the first prepares; psycopg does so when it has seen a statement a few times
+    for _ in range(10):  # asyncpg prepares a statement at its first execution, psycopg after a few
         before = proxy.round_trips
         await admin(method, path, **BODIES.get(call, {}))
 
@@ -140,7 +140,7 @@ async def test_a_statement_is_a_round_trip_and_no_more(
 
 @pytest.mark.parametrize("database_setup", ["asyncpg", "psycopg"])
 @pytest.mark.parametrize(("call", "cost"), REPEATED.items(), ids=REPEATED.keys())
-async def test_a_request_calls_no_more_functions_than_it_did(
+async def test_endpoint_calls_stay_within_the_limit(
     client: AsyncClient,
     app: FastAPI,
     database_url: URL,
@@ -149,7 +149,7 @@ async def test_a_request_calls_no_more_functions_than_it_did(
     cost: Cost,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.WARNING, "headroom.request")  # what a line costs depends on who else listens
+    caplog.set_level(logging.WARNING, "headroom.request")  # the cost of a log line depends on other handlers
     admin: Person = await person(client, "Admin", database_url, is_admin=True)
     method, _, path = call.format(**fill(database_url, 100)).partition(" ")
     headers = [(name.encode(), value.encode()) for name, value in admin.headers.items()]
@@ -158,7 +158,7 @@ async def test_a_request_calls_no_more_functions_than_it_did(
     assert cost.calls is not None
     limit = cost.calls + (PSYCOPG_CALLS * cost.statements if database_setup == "psycopg" else 0)
     fewest = math.inf
-    # What a driver calls depends on how many pieces its answer comes in, and that on what else the machine does.
+    # On a busy machine the server's response arrives in more pieces, and the driver makes more calls: take the minimum.
     for _ in range(50):
         calls = 0
 
@@ -168,10 +168,10 @@ async def test_a_request_calls_no_more_functions_than_it_did(
 
         sys.setprofile(count)
         try:
-            status, answer = await ask(app, method, path, headers=headers, body=body)
+            status, response = await send_request(app, method, path, headers=headers, body=body)
         finally:
             sys.setprofile(None)
-        assert status < 300, answer
+        assert status < 300, response
         fewest = min(fewest, calls)
         if fewest <= limit:
             break
@@ -179,9 +179,10 @@ async def test_a_request_calls_no_more_functions_than_it_did(
     assert fewest <= limit
 
 
-async def test_a_sign_in_that_fails_sends_the_same_statements_whatever_the_reason(
+async def test_failed_sign_in_of_any_cause_sends_the_same_statements(
     client: AsyncClient, proxy: Proxy, database_url: URL
 ) -> None:
+    """Otherwise the response time would tell which addresses have an account."""
     await person(client, "Ann", database_url)
     await person(client, "Bob", database_url)
     with connect(database_url) as connection:
@@ -189,8 +190,8 @@ async def test_a_sign_in_that_fails_sends_the_same_statements_whatever_the_reaso
     sent: list[int] = []
     for name, password in (("ann", "wrong horse"), ("bob", PASSWORD), ("cy", PASSWORD)):
         before = proxy.executed
-        answer = await client.post("/auth/token", data={"username": f"{name}@example.com", "password": password})
-        assert answer.status_code == 401
+        response = await client.post("/auth/token", data={"username": f"{name}@example.com", "password": password})
+        assert response.status_code == 401
         sent.append(proxy.executed - before)
 
     assert len(set(sent)) == 1

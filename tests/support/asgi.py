@@ -1,10 +1,10 @@
-"""A request handed to an application as a server would: no client, no parsing, nothing else to be counted."""
+"""Call an ASGI application directly, without the calls of an HTTP client."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 
-async def ask(
+async def send_request(
     app: Callable[..., Awaitable[None]],
     method: str,
     url: str,
@@ -12,9 +12,9 @@ async def ask(
     headers: Sequence[tuple[bytes, bytes]] = (),
     body: bytes = b"",
 ) -> tuple[int, bytes]:
-    """The status and the body of the answer."""
+    """Return the response's status and body."""
     path, _, query = url.partition("?")
-    length = [(b"content-length", b"%d" % len(body))] if body else []
+    content_length = [(b"content-length", b"%d" % len(body))] if body else []
     scope = {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -25,7 +25,7 @@ async def ask(
         "raw_path": path.encode(),
         "root_path": "",
         "query_string": query.encode(),
-        "headers": [(b"host", b"localhost"), *length, *headers],
+        "headers": [(b"host", b"localhost"), *content_length, *headers],
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 8000),
         "state": {},

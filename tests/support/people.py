@@ -1,4 +1,4 @@
-"""Users of the API, signed in."""
+"""Users of the API who are signed in."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ PASSWORD = "correct horse"
 
 
 class Person:
-    """Somebody who sends requests with a token of their own."""
+    """A user. Calling it sends a request with the user's access token."""
 
     def __init__(self, client: AsyncClient, user_id: int, token: str) -> None:
         self.client = client
@@ -23,11 +23,12 @@ class Person:
 
 
 async def sign_in(client: AsyncClient, email: str, password: str = PASSWORD) -> Response:
+    """Return the response to a request for an access token."""
     return await client.post("/auth/token", data={"username": email, "password": password})
 
 
 async def person(client: AsyncClient, name: str, database_url: URL, *, is_admin: bool = False) -> Person:
-    """Sign somebody up and in."""
+    """Create the user `name`@example.com and sign in."""
     email = f"{name.lower()}@example.com"
     created = await client.post("/users", json={"email": email, "name": name, "password": PASSWORD})
     assert created.status_code == 201, created.text
@@ -35,5 +36,5 @@ async def person(client: AsyncClient, name: str, database_url: URL, *, is_admin:
     if is_admin:
         with connect(database_url) as connection:
             connection.execute("UPDATE users SET is_admin = true WHERE id = %s", (user_id,))
-    token = await sign_in(client, email)
-    return Person(client, user_id, token.json()["access_token"])
+    signed_in = await sign_in(client, email)
+    return Person(client, user_id, signed_in.json()["access_token"])

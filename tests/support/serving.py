@@ -1,4 +1,4 @@
-"""The API under Gunicorn, as it is deployed, on a database of a test server."""
+"""Run the API under Gunicorn, and the exporter, as processes of the test."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from sqlalchemy import URL
 
 from app.paths import PROJECT_ROOT
 from tests.support.stacks import free_port
-from tests.support.waiting import eventually
+from tests.support.waiting import check_running, eventually
 
 SECRET_KEY = "for tests only, for tests only, for tests only"
 
@@ -26,7 +26,7 @@ def holding_api(url: URL, directory: Path, **settings: str) -> Iterator[str]:
 
 
 class Served(NamedTuple):
-    """An API that is up; `pid` is Gunicorn's master."""
+    """An API that is ready. `pid` is the process id of Gunicorn's master."""
 
     port: int
     pid: int
@@ -65,7 +65,7 @@ def gunicorn(
 
 @contextmanager
 def exporter_of(api: str, url: URL, directory: Path) -> Iterator[str]:
-    """The address of an exporter for the API of that address, while the block runs."""
+    """Run an exporter for the API at the address `api`. Yield the exporter's address."""
     port = free_port()
     environment = {
         "EXPORTER_DATABASE_URL": url.render_as_string(hide_password=False),
@@ -85,18 +85,18 @@ def exporter_of(api: str, url: URL, directory: Path) -> Iterator[str]:
 def running(
     command: Sequence[str], directory: Path, environment: dict[str, str], ready: Callable[[], bool]
 ) -> Iterator[int]:
-    """The pid of a process that is ready, while the block runs. Its output goes to a file in `directory`."""
+    """Run a process and yield its id when it is ready. Its output goes to a file in `directory`."""
     with (directory / f"{free_port()}.log").open("wb") as log:
         process = subprocess.Popen(
             command, cwd=directory, env=os.environ | environment, stdout=log, stderr=subprocess.STDOUT
         )
 
-        def up() -> bool:
-            assert process.poll() is None, Path(log.name).read_text()
+        def running_and_ready() -> bool:
+            check_running(process, Path(log.name))
             return ready()
 
         try:
-            eventually(up, within=30)
+            eventually(running_and_ready, within=30)
             yield process.pid
         finally:
             process.terminate()

@@ -16,7 +16,7 @@ class Claim(NamedTuple):
 
 
 class Principal(NamedTuple):
-    """The user who sent the request: authenticated by an access token, and active according to the database."""
+    """The signed-in user: named by a valid access token, and active according to the database."""
 
     id: int
     is_admin: bool

@@ -48,8 +48,8 @@ class _NeedsFastAPI(Exception):
 class _Call(NamedTuple):
     """A dependency's callable, or the route handler, and the sources of its arguments.
 
-    `results` are pairs of a parameter name and the index of the dependency whose result it takes. `request_names` are
-    the parameters that take the request, `response_name` is the one that takes the response's headers and status.
+    `results` are pairs of a parameter name and the index of the dependency whose result it takes. The parameters in
+    `request_names` take the request. The parameter `response_name` takes the response's headers and status.
     `is_context` is true for a generator, which stays open until the handler has returned.
     """
 

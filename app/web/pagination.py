@@ -28,7 +28,7 @@ async def _refuse_repeated(request: Request) -> None:
 @cache
 def _list_params(model: type[Any]) -> Callable[..., Awaitable[ListParams]]:
     async def list_params(
-        # A dependency runs before FastAPI validates the parameters, so its error is the one that is reported.
+        # A dependency runs before FastAPI validates the parameters, so repeated parameters are reported first.
         refused: Annotated[None, Depends(_refuse_repeated)],
         params: Annotated[model, Query()],  # type: ignore[valid-type]
     ) -> ListParams:

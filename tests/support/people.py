@@ -1,4 +1,4 @@
-"""Users of the API who are signed in."""
+"""Signed-in users of the API."""
 
 from typing import Any
 

@@ -125,57 +125,42 @@ def _with_driver(url: URL, variant: Variant) -> URL:
     return url.set(drivername=f"postgresql+{variant.driver}")
 
 
-COLUMNS = (
-    "variant",
-    "req/s (min to max)",
-    "of bare",
-    "of ceiling",
-    "of textbook",
-    "p50 ms",
-    "p99 ms",
-    "of bare's",
-    "slowest ms",
-    "app us",
-    "of bare's",
-    "PG us",
-    "round trips",
-    "DB bytes",
-    "response bytes",
-)
-
-
 def show_results(results: Results, traffic: Traffic) -> None:
     """Print one table per endpoint."""
     for endpoint, by_name in results.items():
+        rows = [_row(by_name, name, traffic.get(endpoint, {}).get(name)) for name in by_name]
         print(f"\n{endpoint}\n")
-        print_header(COLUMNS)
-        for name, measurements in by_name.items():
-            speeds = [each.per_second for each in measurements]
-            counted = traffic.get(endpoint, {}).get(name)
-            print_row(
-                (
-                    name,
-                    f"{statistics.median(speeds):.0f} ({min(speeds):.0f} to {max(speeds):.0f})",
-                    *(_ratio(by_name, name, other, "per_second") for other in ("bare", "ceiling", "textbook")),
-                    f"{median(measurements, 'p50') * 1000:.1f}",
-                    f"{median(measurements, 'p99') * 1000:.1f}",
-                    _ratio(by_name, name, "bare", "p99"),
-                    f"{max(each.slowest for each in measurements) * 1000:.0f}",
-                    f"{median(measurements, 'app_micros'):.0f}",
-                    _ratio(by_name, name, "bare", "app_micros"),
-                    f"{median(measurements, 'postgres_micros'):.0f}",
-                    f"{counted.round_trips:.1f}" if counted else "",
-                    f"{counted.bytes:.0f}" if counted else "",
-                    f"{median(measurements, 'response_bytes'):.0f}",
-                )
-            )
+        print_header(tuple(rows[0]))
+        for row in rows:
+            print_row(tuple(row.values()))
 
 
-def _ratio(by_name: dict[str, list[Measurement]], name: str, other: str, field: str) -> str:
-    """Return the median of the rounds' ratios as text; empty if `other` was not measured."""
-    if other not in by_name:
-        return ""
-    return f"{statistics.median(ratios(by_name[name], by_name[other], field)):.2f}"
+def _row(by_name: dict[str, list[Measurement]], name: str, counted: DatabaseTraffic | None) -> dict[str, str]:
+    """Return one variant's cells by column. Ratios to variants that were not measured are left out."""
+    measurements = by_name[name]
+    speeds = [each.per_second for each in measurements]
+
+    def compared(column: str, other: str, field: str) -> dict[str, str]:
+        if other not in by_name:
+            return {}
+        return {column: f"{statistics.median(ratios(measurements, by_name[other], field)):.2f}"}
+
+    return {
+        "variant": name,
+        "req/s (min to max)": f"{statistics.median(speeds):.0f} ({min(speeds):.0f} to {max(speeds):.0f})",
+        **compared("of bare", "bare", "per_second"),
+        **compared("of ceiling", "ceiling", "per_second"),
+        **compared("of textbook", "textbook", "per_second"),
+        "p50 ms": f"{median(measurements, 'p50') * 1000:.1f}",
+        "p99 ms": f"{median(measurements, 'p99') * 1000:.1f}",
+        **compared("p99 of bare", "bare", "p99"),
+        "slowest ms": f"{max(each.slowest for each in measurements) * 1000:.0f}",
+        "app us": f"{median(measurements, 'app_micros'):.0f}",
+        **compared("app us of bare", "bare", "app_micros"),
+        "PG us": f"{median(measurements, 'postgres_micros'):.0f}",
+        **({"round trips": f"{counted.round_trips:.1f}", "DB bytes": f"{counted.bytes:.0f}"} if counted else {}),
+        "response bytes": f"{median(measurements, 'response_bytes'):.0f}",
+    }
 
 
 def show_baseline(results: Results) -> None:

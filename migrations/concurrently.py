@@ -1,7 +1,7 @@
-"""Indexes on tables that are in use. Each function can be run again after it was stopped anywhere.
+"""Create and drop indexes while the tables are in use. Each function can be repeated after an interruption.
 
-Nothing here is in a transaction, so a revision that uses it should do nothing else: had it been stopped half way, it
-would begin anew at its beginning.
+The functions run outside a transaction. A revision that calls them should do nothing else: after an interruption, the
+next migration job runs the whole revision again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,17 +17,17 @@ _INVALID = sa.text(
 
 
 def create_index(name: str, table: str, columns: Sequence[str], **options: Any) -> None:
-    """Build the index while the table is read and written, unless it is there."""
+    """Create the index without blocking reads and writes. Do nothing if a valid one exists."""
     with _autocommit():
-        # Stopped half way, the server leaves an index that costs like one and serves no query. A script cannot ask
-        # whether this is one, so it begins anew.
+        # An interrupted build leaves an invalid index, which slows down writes and serves no query. A script (--sql)
+        # cannot query whether the index is valid, so it always builds again.
         if op.get_context().as_sql or op.get_bind().scalar(_INVALID, {"name": name}):
             op.drop_index(name, table, postgresql_concurrently=True, if_exists=True)
         op.create_index(name, table, list(columns), postgresql_concurrently=True, if_not_exists=True, **options)
 
 
 def drop_index(name: str, table: str) -> None:
-    """Drop the index, if it is there, without stopping who uses the table."""
+    """Drop the index without blocking reads and writes. Do nothing if it does not exist."""
     with _autocommit():
         op.drop_index(name, table, postgresql_concurrently=True, if_exists=True)
 
@@ -35,8 +35,8 @@ def drop_index(name: str, table: str) -> None:
 @contextmanager
 def _autocommit() -> Iterator[None]:
     with op.get_context().autocommit_block():
-        # It waits for every transaction that is older, and nobody waits for it: the owner's lock_timeout, which is for
-        # migrations that others wait for, would only make it fail on a busy day.
+        # A concurrent build waits for older transactions and blocks no statement. The role's lock_timeout, which is for
+        # migrations that do block, would only make it fail on a busy server.
         op.execute("SET lock_timeout = 0")
         yield
-        op.execute("RESET lock_timeout")  # a failure ends the session
+        op.execute("RESET lock_timeout")  # not after a failure: that ends the session

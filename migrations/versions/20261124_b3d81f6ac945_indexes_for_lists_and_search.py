@@ -1,4 +1,4 @@
-"""Indexes for the orders of the lists, and for search
+"""Indexes for sorted lists and for search
 
 Revises: 7c2e91d05fa3
 """
@@ -22,8 +22,7 @@ INDEXES = {
     "ix_users_email_id": ("users", ["email", "id"]),
     "ix_posts_title_id": ("posts", ["title", "id"]),
 }
-# Not in the models: they exist only where the server has the extension, and `migrations/env.py` leaves them out of the
-# search for drift.
+# Not in the models: they need the extension pg_trgm. `migrations/env.py` excludes them from the drift check.
 SEARCH_INDEXES = {
     "ix_posts_title_content_trgm": ("posts", ["title", "content"]),
     "ix_users_name_email_trgm": ("users", ["name", "email"]),
@@ -33,7 +32,7 @@ SEARCH_INDEXES = {
 def upgrade() -> None:
     for name, (table, columns) in INDEXES.items():
         create_index(name, table, columns)
-    if _has_trigrams():
+    if _ensure_trgm_extension():
         for name, (table, columns) in SEARCH_INDEXES.items():
             create_index(
                 name,
@@ -45,14 +44,14 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    # The extension stays: it may have been there before, and somebody else may use it.
+    # The extension stays: it may be older than this revision, and other schemas may use it.
     for name, (table, _) in (INDEXES | SEARCH_INDEXES).items():
         drop_index(name, table)
 
 
-def _has_trigrams() -> bool:
-    """Whether the extension is there, after trying to bring it in. Says so where it is not."""
-    if op.get_context().as_sql:  # a script cannot ask
+def _ensure_trgm_extension() -> bool:
+    """Create the extension pg_trgm if possible. Return True if it exists; log a warning otherwise."""
+    if op.get_context().as_sql:  # a script cannot query the server
         op.execute("CREATE EXTENSION IF NOT EXISTS pg_trgm")
         return True
     installed, available = (
@@ -66,17 +65,17 @@ def _has_trigrams() -> bool:
     )
     if installed:
         return True
-    reason = "this server does not have it"
+    reason = "this server does not provide it"
     if available:
         try:
             with op.get_context().autocommit_block():
                 op.execute("CREATE EXTENSION IF NOT EXISTS pg_trgm")
         except DBAPIError as error:
-            # Whether a role may is more than a privilege to look up: a server can restrict each extension.
+            # Tried, not looked up: a server can restrict each extension, beyond privileges.
             if getattr(error.orig, "sqlstate", None) != "42501":
                 raise
-            reason = "this role may not create it"
+            reason = "this role is not allowed to create it"
         else:
             return True
-    logger.warning("search reads whole tables: the extension pg_trgm is missing, and %s", reason)
+    logger.warning("search reads whole tables: the extension pg_trgm is missing and %s", reason)
     return False

@@ -1,4 +1,4 @@
-"""Migrations: both ways, against drift, and by two jobs at once."""
+"""Migrations: upgrade and downgrade, drift, concurrent jobs, and interrupted index builds."""
 
 import io
 import os
@@ -23,19 +23,19 @@ from app.paths import PROJECT_ROOT
 from tests.support.postgres import Server, connect
 from tests.support.waiting import eventually
 
+# Subprocesses run in `tmp_path`, where there is no `.env`, so they need the absolute path.
 PYPROJECT = PROJECT_ROOT / "pyproject.toml"
-# Programs that are started run elsewhere, where there is no .env of the developer's.
 
 
 @pytest.fixture
 def target(empty_database: URL, monkeypatch: pytest.MonkeyPatch) -> URL:
-    """An empty database that Alembic migrates."""
+    """Return the URL of an empty database, and let Alembic migrate that one."""
     monkeypatch.setenv("MIGRATION_DATABASE_URL", empty_database.render_as_string(hide_password=False))
     return empty_database
 
 
 def schema(url: URL) -> list[tuple[object, ...]]:
-    """Every column, constraint and index that is not PostgreSQL's or Alembic's."""
+    """Return every column, constraint and index, except those of PostgreSQL and Alembic."""
     with connect(url) as connection:
         return connection.execute(
             "SELECT table_name, column_name, data_type, is_nullable, column_default, is_identity"
@@ -53,12 +53,12 @@ def revisions() -> list[str]:
     return [script.revision for script in reversed(list(scripts.walk_revisions()))]
 
 
-def test_there_is_one_head(alembic_config: Config) -> None:
+def test_revisions_have_one_head(alembic_config: Config) -> None:
     assert len(ScriptDirectory.from_config(alembic_config).get_heads()) == 1
 
 
 @pytest.mark.parametrize("revision", revisions())
-def test_a_revision_goes_up_down_and_up_again(revision: str, target: URL, alembic_config: Config) -> None:
+def test_revision_can_be_applied_reverted_and_applied_again(revision: str, target: URL, alembic_config: Config) -> None:
     command.upgrade(alembic_config, f"{revision}-1" if revision != revisions()[0] else "base")
     before = schema(target)
 
@@ -73,7 +73,7 @@ def test_a_revision_goes_up_down_and_up_again(revision: str, target: URL, alembi
     assert schema(target) == after
 
 
-def test_migrating_what_is_migrated_changes_nothing(target: URL, alembic_config: Config) -> None:
+def test_second_upgrade_changes_nothing(target: URL, alembic_config: Config) -> None:
     command.upgrade(alembic_config, "head")
     before = schema(target)
 
@@ -82,12 +82,12 @@ def test_migrating_what_is_migrated_changes_nothing(target: URL, alembic_config:
     assert schema(target) == before
 
 
-def test_the_models_and_the_migrations_describe_the_same_schema(target: URL, alembic_config: Config) -> None:
+def test_models_and_migrations_have_the_same_schema(target: URL, alembic_config: Config) -> None:
     command.upgrade(alembic_config, "head")
     command.check(alembic_config)
 
 
-def test_a_drift_is_found(target: URL, alembic_config: Config) -> None:
+def test_check_finds_drift(target: URL, alembic_config: Config) -> None:
     command.upgrade(alembic_config, "head")
     with connect(target) as connection:
         connection.execute("DROP INDEX ix_posts_created_at_id")
@@ -96,9 +96,8 @@ def test_a_drift_is_found(target: URL, alembic_config: Config) -> None:
         command.check(alembic_config)
 
 
-def test_three_jobs_at_once_apply_each_revision_once_even_with_a_concurrent_index_build(
-    target: URL, alembic_config: Config, tmp_path: Path
-) -> None:
+def test_three_concurrent_jobs_apply_each_revision_once(target: URL, tmp_path: Path) -> None:
+    """One revision builds an index concurrently, which waits for the snapshots of the other jobs."""
     write_slow_revision(tmp_path)
     environment = os.environ | {"MIGRATION_LOCK_TIMEOUT": "30"}
     jobs = [start_job(tmp_path, environment) for _ in range(3)]
@@ -106,11 +105,11 @@ def test_three_jobs_at_once_apply_each_revision_once_even_with_a_concurrent_inde
 
     assert [job.returncode for job in jobs] == [0, 0, 0], "\n".join(outputs)
     applied = [line for output in outputs for line in output.splitlines() if "Running upgrade" in line]
-    assert len(applied) == len(revisions()) + 1, "each revision was applied once"
+    assert len(applied) == len(revisions()) + 1
     assert any("waiting for another migration job" in output for output in outputs)
 
 
-def test_a_job_that_waits_too_long_for_the_lock_says_so_in_one_line(target: URL, tmp_path: Path) -> None:
+def test_lock_timeout_is_reported_in_one_line(target: URL, tmp_path: Path) -> None:
     write_slow_revision(tmp_path, seconds=3)
     first = start_job(tmp_path, dict(os.environ))
     with connect(target) as connection:
@@ -128,11 +127,11 @@ def test_a_job_that_waits_too_long_for_the_lock_says_so_in_one_line(target: URL,
     assert first.returncode == 0
 
 
-def test_a_database_that_cannot_be_reached_is_one_line(tmp_path: Path) -> None:
+def test_unreachable_database_is_reported_in_one_line(tmp_path: Path) -> None:
     job = subprocess.run(
         [sys.executable, "-m", "alembic", "--config", str(PYPROJECT), "upgrade", "head"],
         cwd=tmp_path,
-        env=os.environ | {"MIGRATION_DATABASE_URL": "postgresql+asyncpg://nobody@127.0.0.1:1/none"},
+        env=os.environ | {"MIGRATION_DATABASE_URL": "postgresql+asyncpg://user@127.0.0.1:1/database"},
         capture_output=True,
         text=True,
         check=False,
@@ -143,12 +142,12 @@ def test_a_database_that_cannot_be_reached_is_one_line(tmp_path: Path) -> None:
     assert "cannot connect" in job.stdout + job.stderr
 
 
-def test_search_is_indexed_where_the_server_can_and_the_migration_says_so_where_not(
+def test_search_indexes_or_a_warning_depend_on_the_extension(
     target: URL, alembic_config: Config, json_log: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with connect(target) as connection:
         available = connection.execute("SELECT FROM pg_available_extensions WHERE name = 'pg_trgm'").fetchall()
-        monkeypatch.setattr(logging_module, "configure_logging", lambda **_: None)  # this test has configured it
+        monkeypatch.setattr(logging_module, "configure_logging", lambda **_: None)  # keep json_log
         command.upgrade(alembic_config, "head")
         indexes = connection.execute("SELECT indexname FROM pg_indexes WHERE indexname LIKE '%%_trgm'").fetchall()
 
@@ -158,7 +157,7 @@ def test_search_is_indexed_where_the_server_can_and_the_migration_says_so_where_
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 @pytest.mark.parametrize("extension", ["trusted", "not trusted"])
-def test_search_without_the_right_to_create_its_extension_is_not_indexed(
+def test_missing_privilege_for_the_extension_is_a_warning(
     target: URL,
     alembic_config: Config,
     json_log: Callable[[], str],
@@ -185,7 +184,7 @@ def test_search_without_the_right_to_create_its_extension_is_not_indexed(
 
 
 def refuse_extensions(connection: psycopg.Connection) -> None:
-    """As a server does whose pg_trgm is not marked as trusted."""
+    """Refuse CREATE EXTENSION, as a server does if pg_trgm is not a trusted extension."""
     connection.execute(
         "CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS "
         "$$ BEGIN RAISE insufficient_privilege; END $$;"
@@ -193,19 +192,19 @@ def refuse_extensions(connection: psycopg.Connection) -> None:
     )
 
 
-INDEXES = "b3d81f6ac945"  # the revision that builds them concurrently
+INDEX_REVISION = "b3d81f6ac945"  # builds indexes concurrently
 
 
 def invalid_indexes(url: URL) -> list[str]:
-    """What a build or a drop leaves that was stopped half way: an index that is written to and never read."""
+    """Return the indexes that an interrupted build or drop has left: they are written to and never read."""
     with connect(url) as connection:
         rows = connection.execute("SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid").fetchall()
     return [str(name) for (name,) in rows]
 
 
 @contextmanager
-def busy(url: URL, table: str) -> Iterator[None]:
-    """Somebody writes to the table and does not commit, and nobody waits for that for long."""
+def uncommitted_write(url: URL, table: str) -> Iterator[None]:
+    """Lock the table as an uncommitted write does. Other sessions give up waiting after 1 s."""
     with connect(url) as connection:
         connection.execute(f"ALTER DATABASE {url.database} SET statement_timeout = '1s'".encode())
         with connection.transaction():
@@ -215,52 +214,51 @@ def busy(url: URL, table: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("table", ["users", "posts"])
-def test_an_index_revision_that_was_stopped_half_way_is_finished_by_running_it_again(
+def test_interrupted_index_revision_is_completed_by_the_next_run(
     target: URL, alembic_config: Config, table: str
 ) -> None:
-    command.upgrade(alembic_config, f"{INDEXES}-1")
+    command.upgrade(alembic_config, f"{INDEX_REVISION}-1")
     without = schema(target)
-    command.upgrade(alembic_config, INDEXES)
+    command.upgrade(alembic_config, INDEX_REVISION)
     complete = schema(target)
     command.downgrade(alembic_config, "-1")
 
-    with busy(target, table), pytest.raises(DBAPIError, match="statement timeout"):
-        command.upgrade(alembic_config, INDEXES)
+    with uncommitted_write(target, table), pytest.raises(DBAPIError, match="statement timeout"):
+        command.upgrade(alembic_config, INDEX_REVISION)
     assert invalid_indexes(target)
-    command.upgrade(alembic_config, INDEXES)
+    command.upgrade(alembic_config, INDEX_REVISION)
     assert (schema(target), invalid_indexes(target)) == (complete, [])
 
-    with busy(target, table), pytest.raises(DBAPIError, match="statement timeout"):
+    with uncommitted_write(target, table), pytest.raises(DBAPIError, match="statement timeout"):
         command.downgrade(alembic_config, "-1")
     assert invalid_indexes(target)
     command.downgrade(alembic_config, "-1")
     assert schema(target) == without
 
 
-def test_an_index_revision_that_ended_before_it_was_recorded_keeps_what_it_has_built(
-    target: URL, alembic_config: Config
-) -> None:
-    command.upgrade(alembic_config, INDEXES)
-    built = "SELECT relname, relfilenode FROM pg_class WHERE relkind = 'i' AND relname LIKE 'ix%%' ORDER BY 1"
+def test_repeated_index_revision_keeps_valid_indexes(target: URL, alembic_config: Config) -> None:
+    """A job can end after the last index was built and before Alembic has recorded the revision."""
+    command.upgrade(alembic_config, INDEX_REVISION)
+    query = "SELECT relname, relfilenode FROM pg_class WHERE relkind = 'i' AND relname LIKE 'ix%%' ORDER BY 1"
     with connect(target) as connection:
-        before = connection.execute(built).fetchall()
-        connection.execute("UPDATE alembic_version SET version_num = %s", (revision_before(INDEXES),))
+        before = connection.execute(query).fetchall()
+        connection.execute("UPDATE alembic_version SET version_num = %s", (revision_before(INDEX_REVISION),))
 
-        command.upgrade(alembic_config, INDEXES)
+        command.upgrade(alembic_config, INDEX_REVISION)
 
-        assert connection.execute(built).fetchall() == before
+        assert connection.execute(query).fetchall() == before
 
 
-def test_the_script_does_what_the_migrations_do_and_can_be_run_again(
+def test_sql_script_has_the_same_result_and_can_be_repeated(
     target: URL, postgres: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with connect(target) as connection:
         if not connection.execute("SELECT FROM pg_available_extensions WHERE name = 'pg_trgm'").fetchall():
-            pytest.skip("a script cannot ask whether the server has pg_trgm, and takes it for granted")
+            pytest.skip("a script requires pg_trgm, which this server does not provide")
         run_script(connection, "head")
         scripted = schema(target)
         connection.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ix_posts_title_id'::regclass")
-        run_script(connection, f"{revision_before(INDEXES)}:{INDEXES}")
+        run_script(connection, f"{revision_before(INDEX_REVISION)}:{INDEX_REVISION}")
     assert (schema(target), invalid_indexes(target)) == (scripted, [])
 
     with postgres.database() as other:
@@ -273,15 +271,16 @@ def revision_before(revision: str) -> str:
     return revisions()[revisions().index(revision) - 1]
 
 
-def run_script(connection: psycopg.Connection, what: str) -> None:
-    """`alembic upgrade ... --sql`, statement by statement, as psql does."""
+def run_script(connection: psycopg.Connection, revision_range: str) -> None:
+    """Run the output of `alembic upgrade ... --sql`, statement by statement, as psql does."""
     script = io.StringIO()
-    command.upgrade(Config(toml_file=PYPROJECT, output_buffer=script), what, sql=True)
+    command.upgrade(Config(toml_file=PYPROJECT, output_buffer=script), revision_range, sql=True)
     for statement in script.getvalue().split(";\n"):
         connection.execute(statement.encode())
 
 
-def test_a_revision_that_is_written_from_a_model_runs_and_is_one_file_of_its_own(target: URL, tmp_path: Path) -> None:
+def test_generated_revisions_run_and_pass_the_linter(target: URL, tmp_path: Path) -> None:
+    """Two revisions with the same message are two files."""
     scripts = tmp_path / "migrations"
     shutil.copytree(PROJECT_ROOT / "migrations", scripts, ignore=shutil.ignore_patterns("__pycache__"))
     program = f"""
@@ -319,7 +318,7 @@ command.downgrade(config, "-2")
 
 
 def start_job(scripts: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
-    """`alembic upgrade heads` with one more revision than the project has."""
+    """Start `alembic upgrade head` with the project's revisions and those in `scripts`."""
     program = (
         "import sys; from alembic import command\n"
         "from alembic.config import Config; from alembic.util import CommandError\n"
@@ -340,7 +339,7 @@ def start_job(scripts: Path, environment: dict[str, str]) -> subprocess.Popen[st
 
 
 def write_slow_revision(directory: Path, *, seconds: float = 1) -> None:
-    """A revision that takes its time and then builds an index concurrently."""
+    """Write a revision that sleeps and then builds an index concurrently."""
     (directory / "slow.py").write_text(
         "from alembic import op\n"
         "revision = 'slow'\n"

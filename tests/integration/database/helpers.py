@@ -28,10 +28,10 @@ def state(database: Database) -> PoolState:
     return pool_of(database).state
 
 
-def change_timeout(database: Database, seconds: float) -> None:
-    """Change the pool's timeout. Connections that the test needs first are opened with a longer one."""
+def change_options(database: Database, **changes: Any) -> None:
+    """Change options of the pool, for example its timeout after connections were opened with a longer one."""
     pool = pool_of(database)
-    pool._options = replace(pool._options, timeout=seconds)
+    pool._options = replace(pool._options, **changes)
 
 
 @asynccontextmanager

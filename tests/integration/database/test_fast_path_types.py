@@ -1,4 +1,4 @@
-"""The read road gives the same values, whichever the driver and whatever the type."""
+"""A read session returns the same Python values with every driver, for each type."""
 
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -50,17 +50,17 @@ VALUES: dict[str, tuple[TypeEngine[Any], Any]] = {
 
 
 @pytest.mark.parametrize(("kind", "value"), VALUES.values(), ids=VALUES.keys())
-async def test_a_value_comes_back_as_it_went_in(database: Database, kind: TypeEngine[Any], value: Any) -> None:
+async def test_value_of_each_type_is_returned_unchanged(database: Database, kind: TypeEngine[Any], value: Any) -> None:
     statement = select(cast(bindparam("value", type_=kind), kind).label("value"))
 
     row = await database.read.first(statement, value=value)
 
     assert row is not None
     assert row["value"] == value
-    assert isinstance(row["value"], type(value)), "asyncpg has a UUID of its own, which is one"
+    assert isinstance(row["value"], type(value)), "asyncpg's own UUID is a subclass"
 
 
-async def test_a_parameter_that_is_computed_is_computed_each_time(database: Database) -> None:
+async def test_callable_parameter_is_computed_at_each_execution(database: Database) -> None:
     numbers = iter(range(5))
     statement = select(bindparam("number", callable_=lambda: next(numbers), type_=Integer()).label("number"))
 

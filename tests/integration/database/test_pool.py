@@ -19,7 +19,7 @@ from app.database.conninfo import parameters
 from app.database.pool import BoundedPool
 from app.database.pool_events import PoolState
 from app.errors import DatabaseUnavailable, HeadroomError, PoolExhausted
-from tests.integration.database.helpers import PID, SLEEP, change_timeout, checked_out, pool_of, state, wait_until
+from tests.integration.database.helpers import PID, SLEEP, change_options, checked_out, pool_of, state, wait_until
 from tests.support.postgres import connect
 from tests.support.proxy import Proxy
 
@@ -30,7 +30,7 @@ NewDatabase = Callable[..., AbstractAsyncContextManager[Database]]
 def new_database(database_url: URL) -> NewDatabase:
     """Create databases with pools of their own: by default one connection, no ping, and a timeout that never matters.
 
-    A test of the timeout shortens it with `change_timeout()` when the connections that it needs are open.
+    A test of the timeout shortens it with `change_options()` when the connections that it needs are open.
     """
 
     @asynccontextmanager
@@ -87,7 +87,7 @@ async def test_checkout_with_full_queue_is_rejected_without_waiting(new_database
 @pytest.mark.parametrize("session_type", ["read", "write"])
 async def test_waiter_at_its_deadline_gets_pool_exhausted(new_database: NewDatabase, session_type: str) -> None:
     async with new_database() as database, checked_out(database):
-        change_timeout(database, 0.2)
+        change_options(database, timeout=0.2)
         started = monotonic()
         with pytest.raises(PoolExhausted, match=r"no connection after 0.2 s \(size=1 overflow=0 in_use=1 waiting=0\)"):
             if session_type == "read":
@@ -253,14 +253,14 @@ async def test_ping_and_connect_to_hanging_server_share_one_deadline(new_databas
         await database.read.first(PID)
         proxy.pause()
 
-        change_timeout(database, 0.6)
+        change_options(database, timeout=0.6)
         started = monotonic()
         with pytest.raises(DatabaseUnavailable):
             await database.read.first(PID)
 
         assert monotonic() - started < 4
         assert (state(database).used, state(database).idle) == (0, 0)
-        change_timeout(database, 30)
+        change_options(database, timeout=30)
         proxy.resume()
         assert await database.read.first(PID) is not None
 
@@ -282,7 +282,7 @@ async def test_pause_longer_than_the_timeout_keeps_the_connection(
     async with new_database(ping_after=0) as database:
         async with checked_out(database) as first:
             pass
-        change_timeout(database, 0.5)
+        change_options(database, timeout=0.5)
         monkeypatch.setattr(pool, "MIN_PING_SECONDS", 0.25)  # enough for a ping on a busy machine
         monkeypatch.setattr(BoundedPool, "_take", take_with_pause)
         async with checked_out(database) as second:

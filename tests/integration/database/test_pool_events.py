@@ -18,7 +18,7 @@ from app.database import Database, PoolOptions, make_engine
 from app.database.pool import leak_suspects
 from app.database.pool_events import NullObserver
 from app.errors import DatabaseUnavailable, HeadroomError, PoolExhausted
-from tests.integration.database.helpers import PID, SLEEP, change_timeout, checked_out, state, wait_until
+from tests.integration.database.helpers import PID, SLEEP, change_options, checked_out, state, wait_until
 from tests.support.proxy import Proxy
 
 
@@ -48,7 +48,7 @@ NewDatabase = Callable[..., AbstractAsyncContextManager[tuple[Database, Recorder
 def new_database(database_url: URL) -> NewDatabase:
     """Create databases with pools of their own: by default one connection, no ping, and a timeout that never matters.
 
-    A test of the timeout shortens it with `change_timeout()` when the connections that it needs are open.
+    A test of the timeout shortens it with `change_options()` when the connections that it needs are open.
     """
 
     @asynccontextmanager
@@ -100,7 +100,7 @@ async def test_queued_checkout_is_recorded_with_its_time_in_the_queue(new_databa
 async def test_rejection_and_timeout_are_recorded_and_are_no_checkouts(new_database: NewDatabase) -> None:
     async with new_database(max_waiters=1) as (database, recorder):
         async with checked_out(database):
-            change_timeout(database, 0.2)
+            change_options(database, timeout=0.2)
             outcomes = await asyncio.gather(*(database.read.first(PID) for _ in range(3)), return_exceptions=True)
 
         assert all(isinstance(outcome, PoolExhausted) for outcome in outcomes)
@@ -194,10 +194,10 @@ async def test_unanswered_ping_invalidates_all_connections_of_that_age(new_datab
             pass
         proxy.forget()
 
-        change_timeout(database, 2)  # half of it is for the ping, the other half for opening a replacement
+        change_options(database, timeout=2)  # half of it is for the ping, the other half for opening a replacement
         async with checked_out(database):
             pass
-        change_timeout(database, 30)
+        change_options(database, timeout=30)
         async with checked_out(database), checked_out(database), checked_out(database):
             pass
 

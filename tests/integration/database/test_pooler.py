@@ -1,7 +1,7 @@
-"""More clients than server connections: what a pooler is for."""
+"""More clients than server connections, behind PgBouncer."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from sqlalchemy import URL, func, select
@@ -9,19 +9,22 @@ from sqlalchemy import URL, func, select
 from app.database import Database, PoolOptions, make_engine
 from app.domains.users.models import User
 from app.errors import PoolExhausted
+from tests.integration.database.helpers import PID, SLEEP
 from tests.support.postgres import PgBouncer, Server, run_pgbouncer
 
-PID = select(func.pg_backend_pid().label("pid"))
-SLEEP = select(func.pg_sleep(1).label("slept"))
+CLIENTS = 6
+SERVER_CONNECTIONS = 2
 COUNT = select(func.count().label("users")).select_from(User)
 
 
 @pytest.fixture(scope="module")
-def narrow(postgres: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PgBouncer]:
-    """A PgBouncer with two server connections, for which a client waits half a second."""
-    limits = {"default_pool_size": 2, "reserve_pool_size": 0, "query_wait_timeout": 1}
-    with run_pgbouncer(postgres, tmp_path_factory.mktemp("narrow"), **limits) as narrow:
-        yield narrow
+def small_pgbouncer(
+    request: pytest.FixtureRequest, postgres: Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PgBouncer]:
+    """Run a PgBouncer with few server connections. The parameter is its `query_wait_timeout`, in seconds."""
+    limits = {"default_pool_size": SERVER_CONNECTIONS, "reserve_pool_size": 0, "query_wait_timeout": request.param}
+    with run_pgbouncer(postgres, tmp_path_factory.mktemp("pgbouncer"), **limits) as pgbouncer:
+        yield pgbouncer
 
 
 @pytest.fixture(params=["asyncpg", "psycopg"])
@@ -30,40 +33,43 @@ def database_setup(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def url(narrow: PgBouncer, database_url: URL) -> URL:
-    return narrow.url(database_url)
+async def database(small_pgbouncer: PgBouncer, database_url: URL) -> AsyncIterator[Database]:
+    engine = make_engine(
+        url=small_pgbouncer.url(database_url),
+        application_name="headroom:test",
+        pool=PoolOptions(size=CLIENTS, max_overflow=0, timeout=30),
+    )
+    yield Database(engine)
+    await engine.dispose()
 
 
-async def test_six_clients_work_on_two_server_connections(url: URL) -> None:
-    engine = make_engine(url=url, application_name="headroom:narrow", pool=PoolOptions(size=6, max_overflow=0))
-    database = Database(engine)
-
+@pytest.mark.parametrize("small_pgbouncer", [30], indirect=True)
+async def test_six_clients_share_two_server_connections(database: Database) -> None:
     async def client(number: int) -> set[int]:
         pids = set()
-        for turn in range(20):
+        for write in range(20):
             async with database.write() as session:
-                session.add(User(email=f"{number}.{turn}@example.com", name="n", password_hash=""))
+                session.add(User(email=f"{number}.{write}@example.com", name="n", password_hash=""))
             row = await database.read.first(PID)
             assert row is not None
             pids.add(row["pid"])
         return pids
 
-    pids = set().union(*await asyncio.gather(*(client(number) for number in range(6))))
+    pids = set().union(*await asyncio.gather(*(client(number) for number in range(CLIENTS))))
     row = await database.read.first(COUNT)
-    await engine.dispose()
 
     assert row is not None
-    assert row["users"] == 120
-    assert len(pids) <= 2
+    assert row["users"] == CLIENTS * 20
+    assert len(pids) <= SERVER_CONNECTIONS
 
 
-async def test_whoever_waits_too_long_for_a_server_connection_is_told_to_come_back(url: URL) -> None:
-    engine = make_engine(url=url, application_name="headroom:narrow", pool=PoolOptions(size=6, max_overflow=0))
-    database = Database(engine)
-    ends = await asyncio.gather(*(database.read.first(SLEEP) for _ in range(6)), return_exceptions=True)
-    await engine.dispose()
+@pytest.mark.parametrize("small_pgbouncer", [1], indirect=True)
+async def test_query_wait_timeout_of_pgbouncer_is_pool_exhausted(database: Database) -> None:
+    """Each statement takes longer than PgBouncer lets a client wait, so PgBouncer serves two of six."""
+    results = await asyncio.gather(
+        *(database.read.first(SLEEP, seconds=2) for _ in range(CLIENTS)), return_exceptions=True
+    )
 
-    refused = [end for end in ends if isinstance(end, BaseException)]
-    assert refused
-    assert {type(end) for end in refused} == {PoolExhausted}
-    assert len(refused) < 6, "two at a time are served"
+    errors = [result for result in results if isinstance(result, BaseException)]
+    assert {type(error) for error in errors} == {PoolExhausted}
+    assert 0 < len(errors) < CLIENTS

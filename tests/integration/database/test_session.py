@@ -1,70 +1,63 @@
-"""The roads on a real PostgreSQL, with both drivers."""
+"""Read, statement and write sessions on a real PostgreSQL server."""
 
 import asyncio
 from time import monotonic
 from typing import Any
 
 import pytest
-from sqlalchemy import URL, Float, Integer, Select, bindparam, func, insert, literal, select, update
+from sqlalchemy import URL, Integer, Select, bindparam, func, insert, literal, select, update
 
-from app.database import Database, make_engine, warm_up
+from app.database import Database, PoolOptions, make_engine, warm_up
 from app.database.checkout import check_out
 from app.database.error_mapping import violations
-from app.database.pool import pool_state
 from app.domains.posts.models import Post
 from app.domains.users.errors import EmailTaken, UserNotFound
 from app.domains.users.models import User
 from app.errors import DatabaseUnavailable, InvalidInput, StatementTimeout
+from tests.integration.database.helpers import SLEEP, change_options, state, wait_until
 from tests.support.postgres import connect
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually_async
 
 NOW = select(func.now().label("now"), func.pg_backend_pid().label("pid"))
 NAMES = select(User.id, User.name).order_by(User.id)
-SLEEP = select(func.pg_sleep(bindparam("seconds", type_=Float())).label("slept"))
 
 
-async def run(database: Database, road: str, statement: Select[Any], **parameters: object) -> Any:
-    """The statement's first row, by one road or the other."""
-    if road == "read":
+async def run(database: Database, session_type: str, statement: Select[Any], **parameters: object) -> Any:
+    """Run the statement in a read session or in a write session, and return its first row."""
+    if session_type == "read":
         return await database.read.first(statement, **parameters)
     async with database.write() as session:
         return (await session.execute(statement, parameters)).mappings().first()
 
 
 def terminate(database: Database, pid: int) -> None:
-    """Kill a backend and wait until it is gone."""
-    with connect(database.engine.url) as beside:
-        beside.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+    """Terminate a backend and wait until it has exited."""
+    with connect(database.engine.url) as admin:
+        admin.execute("SELECT pg_terminate_backend(%s, 30000)", (pid,))
 
 
-async def sleeping_backend(database: Database) -> int:
-    """The pid of the one that executes SLEEP."""
+async def sleeping_backend(database: Database, sleeping: asyncio.Task[Any]) -> int:
+    """Return the pid of the backend that executes SLEEP, as soon as there is one."""
 
-    async def look() -> int | None:
-        with connect(database.engine.url) as beside:
-            row = beside.execute(
+    async def find() -> int | None:
+        with connect(database.engine.url) as admin:
+            row = admin.execute(
                 "SELECT pid FROM pg_stat_activity"
                 " WHERE datname = current_database() AND wait_event = 'PgSleep' AND state = 'active'"
             ).fetchone()
             return row[0] if row else None
 
-    return await eventually_async(look, within=5) or 0
+    return await eventually_async(find, within=30, jobs=[sleeping]) or 0
 
 
-def used(database: Database) -> int:
-    state = pool_state(database.engine)
-    assert state is not None
-    return state.used
-
-
-def someone(email: str = "ann@example.com") -> User:
+def new_user(email: str = "ann@example.com") -> User:
     return User(email=email, name="Ann", password_hash="x")
 
 
-async def test_a_written_row_is_committed_when_the_block_ends(database: Database) -> None:
+async def test_write_session_commits_when_its_block_ends(database: Database) -> None:
     async with database.write() as session:
-        session.add(someone())
+        session.add(new_user())
 
     assert [row["name"] for row in await database.read.all(NAMES)] == ["Ann"]
 
@@ -76,16 +69,16 @@ ADD_USER = (
 )
 
 
-async def test_a_write_of_one_statement_is_committed_when_it_returns(database: Database, database_url: URL) -> None:
+async def test_statement_session_commits_before_it_returns(database: Database, database_url: URL) -> None:
     row = await database.statement.returned(ADD_USER, email="ann@example.com", name="Ann", password_hash="x")
 
     assert row is not None
-    with connect(database_url) as beside:
-        assert beside.execute("SELECT id, created_at FROM users").fetchall() == [(row["id"], row["created_at"])]
-    assert used(database) == 0
+    with connect(database_url) as admin:
+        assert admin.execute("SELECT id, created_at FROM users").fetchall() == [(row["id"], row["created_at"])]
+    assert state(database).used == 0
 
 
-async def test_a_constraint_that_a_write_of_one_statement_violates_means_what_the_code_says(
+async def test_constraint_violated_by_statement_session_raises_mapped_error(
     database: Database, database_url: URL
 ) -> None:
     ann = {"email": "ann@example.com", "name": "Ann", "password_hash": "x"}
@@ -94,16 +87,16 @@ async def test_a_constraint_that_a_write_of_one_statement_violates_means_what_th
     with pytest.raises(EmailTaken), violations({"uq_users_email": EmailTaken()}):
         await database.statement.returned(ADD_USER, **ann)
 
-    assert used(database) == 0
-    with connect(database_url) as beside:
-        assert beside.execute("SELECT count(*) FROM users").fetchone() == (1,)
+    assert state(database).used == 0
+    with connect(database_url) as admin:
+        assert admin.execute("SELECT count(*) FROM users").fetchone() == (1,)
 
 
-async def test_a_constraint_that_is_checked_at_the_commit_is_no_less_violated(
+async def test_deferred_constraint_violated_at_commit_raises_mapped_error(
     database: Database, database_url: URL
 ) -> None:
-    with connect(database_url) as beside:
-        beside.execute(
+    with connect(database_url) as admin:
+        admin.execute(
             "ALTER TABLE posts DROP CONSTRAINT fk_posts_author_id_users, ADD CONSTRAINT deferred"
             " FOREIGN KEY (author_id) REFERENCES users DEFERRABLE INITIALLY DEFERRED"
         )
@@ -112,7 +105,7 @@ async def test_a_constraint_that_is_checked_at_the_commit_is_no_less_violated(
         await database.statement.returned(insert(Post).values(author_id=999, title="a", content="b").returning(Post.id))
 
 
-async def test_values_that_are_made_in_python_are_made_on_the_road_of_one_statement_too(database: Database) -> None:
+async def test_statement_session_computes_values_that_are_made_in_python(database: Database) -> None:
     await database.statement.returned(ADD_USER, email="ann@example.com", name="Ann", password_hash="x")
     renamed = update(User).values(name=bindparam("new_name")).returning(User.name, User.created_at, User.updated_at)
 
@@ -120,211 +113,217 @@ async def test_values_that_are_made_in_python_are_made_on_the_road_of_one_statem
 
     assert row is not None
     assert row["name"] == "Bob"
-    assert row["updated_at"] > row["created_at"], "updated_at has an onupdate="
+    assert row["updated_at"] > row["created_at"], "the column has an onupdate="
 
 
-async def test_the_first_connection_is_opened_before_anybody_needs_it(database: Database) -> None:
+async def test_warm_up_leaves_one_idle_connection(database: Database) -> None:
     await warm_up(database.engine)
 
-    state = pool_state(database.engine)
-    assert state is not None
-    assert (state.idle, state.used) == (1, 0)
+    assert (state(database).idle, state(database).used) == (1, 0)
 
 
-async def test_a_server_that_is_away_or_hangs_keeps_nobody_from_starting(proxy: Proxy) -> None:
-    for trouble in (proxy.pause, proxy.close):
-        if (waiting := trouble()) is not None:
-            await waiting
-        engine = make_engine(url=proxy.url, application_name="headroom:test", connect_timeout=0.5)
+async def test_warm_up_without_an_answering_server_returns_in_time(proxy: Proxy) -> None:
+    """A server that hangs, then one that refuses connections. The connect timeout is longer than the warm-up."""
+
+    async def warm_up_in_time() -> bool:
+        engine = make_engine(
+            url=proxy.url,
+            application_name="headroom:test",
+            connect_timeout=60,
+            pool=PoolOptions(timeout=60),
+        )
         started = monotonic()
         await warm_up(engine, seconds=0.5)
-        assert monotonic() - started < 5
+        elapsed = monotonic() - started
         await engine.dispose()
+        return elapsed < 20
+
+    proxy.pause()
+    assert await warm_up_in_time()
+    await proxy.close()
+    assert await warm_up_in_time()
 
 
-async def test_nothing_is_written_when_the_block_raises(database: Database) -> None:
+async def test_write_session_rolls_back_when_its_block_raises(database: Database) -> None:
     with pytest.raises(LookupError):
         async with database.write() as session:
-            session.add(someone())
+            session.add(new_user())
             await session.flush()
             raise LookupError
 
     assert await database.read.all(NAMES) == []
 
 
-async def test_a_write_session_takes_no_connection_before_its_first_statement(database: Database) -> None:
+async def test_write_session_without_a_statement_holds_no_connection(database: Database) -> None:
     async with database.write():
-        assert used(database) == 0
+        assert state(database).used == 0
 
 
-async def test_a_read_holds_a_connection_for_its_statement_only(database: Database) -> None:
+async def test_read_session_returns_its_connection_after_the_statement(database: Database) -> None:
     await database.read.all(NOW)
 
-    state = pool_state(database.engine)
-    assert state is not None
-    assert (state.idle, state.used) == (1, 0)
+    assert (state(database).idle, state(database).used) == (1, 0)
 
 
-async def test_a_read_is_outside_a_transaction(database: Database) -> None:
+async def test_read_session_runs_outside_a_transaction(database: Database) -> None:
     first, second = [(await database.read.all(NOW))[0] for _ in range(2)]
 
-    assert first["pid"] == second["pid"], "the pool hands out the connection it has"
-    assert first["now"] < second["now"], "now() stands still within a transaction"
+    assert first["pid"] == second["pid"], "the pool has one connection"
+    assert first["now"] < second["now"], "now() is constant within a transaction"
 
 
-async def test_a_read_can_follow_a_write_on_the_same_connection(database: Database) -> None:
+async def test_read_does_not_see_a_write_before_its_commit(database: Database) -> None:
     async with database.write() as session:
-        session.add(someone())
+        session.add(new_user())
     await database.read.all(NAMES)
     async with database.write() as session:
-        session.add(someone("bob@example.com"))
+        session.add(new_user("bob@example.com"))
         await session.flush()
-        assert len(await database.read.all(NAMES)) == 1, "another connection does not see what is not committed"
+        assert len(await database.read.all(NAMES)) == 1, "this is another connection"
 
     assert len(await database.read.all(NAMES)) == 2
 
 
-async def test_a_list_of_values_takes_the_ordinary_path(database: Database) -> None:
+async def test_read_session_accepts_a_list_of_values(database: Database) -> None:
     among = select(literal(1).label("one")).where(literal(2).in_(bindparam("values", expanding=True)))
 
     assert [row["one"] for row in await database.read.all(among, values=[1, 2, 3])] == [1]
     assert await database.read.all(among, values=[4]) == []
 
 
-async def test_first_is_none_where_there_is_no_row(database: Database) -> None:
+async def test_first_without_a_row_is_none(database: Database) -> None:
     assert await database.read.first(NAMES) is None
 
 
-@pytest.mark.parametrize("road", ["read", "write"])
-async def test_a_value_that_does_not_fit_is_the_clients_error(database: Database, road: str) -> None:
+@pytest.mark.parametrize("session_type", ["read", "write"])
+async def test_numeric_overflow_in_the_server_is_invalid_input(database: Database, session_type: str) -> None:
     too_large = select((bindparam("number", type_=User.id.type) + 1).label("larger"))
     with pytest.raises(InvalidInput):
-        await run(database, road, too_large, number=2**63 - 1)
+        await run(database, session_type, too_large, number=2**63 - 1)
 
 
-@pytest.mark.parametrize("road", ["read", "write"])
-async def test_a_number_beyond_its_type_is_the_clients_error_and_leaves_no_lock(database: Database, road: str) -> None:
-    """asyncpg notices by itself, with the statement parsed and the table locked."""
-    of_four_bytes = select(User.id).where(bindparam("number", type_=Integer()) == func.length(User.name))
+@pytest.mark.parametrize("session_type", ["read", "write"])
+async def test_number_too_large_for_its_type_is_invalid_input_and_leaves_no_lock(
+    database: Database, session_type: str
+) -> None:
+    """asyncpg itself refuses the number when the server has parsed the statement and locked the table."""
+    with_int4_parameter = select(User.id).where(bindparam("number", type_=Integer()) == func.length(User.name))
     with pytest.raises(InvalidInput):
-        await run(database, road, of_four_bytes, number=2**40)
+        await run(database, session_type, with_int4_parameter, number=2**40)
 
     async def unlocked() -> bool:
-        with connect(database.engine.url) as beside:
+        with connect(database.engine.url) as admin:
             locks = "SELECT FROM pg_locks WHERE relation = 'users'::regclass AND pid <> pg_backend_pid()"
-            return not beside.execute(locks).fetchall()
+            return not admin.execute(locks).fetchall()
 
-    await eventually_async(unlocked, within=5)
-    assert used(database) == 0
+    await eventually_async(unlocked, within=30)
+    assert state(database).used == 0
 
 
-@pytest.mark.parametrize("road", ["read", "write"])
-async def test_a_statement_that_takes_too_long_is_a_statement_timeout(database: Database, road: str) -> None:
-    with connect(database.engine.url) as beside:
+@pytest.mark.parametrize("session_type", ["read", "write"])
+async def test_cancelled_by_statement_timeout_is_statement_timeout(database: Database, session_type: str) -> None:
+    with connect(database.engine.url) as admin:
         database_name = database.engine.url.database
-        beside.execute(f"ALTER ROLE headroom_app IN DATABASE {database_name} SET statement_timeout = '50ms'")
+        admin.execute(f"ALTER ROLE headroom_app IN DATABASE {database_name} SET statement_timeout = '500ms'")
 
     with pytest.raises(StatementTimeout):
-        await run(database, road, SLEEP, seconds=5.0)
+        await run(database, session_type, SLEEP, seconds=30.0)
 
 
-@pytest.mark.parametrize("road", ["read", "write"])
-async def test_an_idle_connection_that_was_killed_is_replaced_before_anyone_notices(
-    database: Database, road: str
-) -> None:
-    killed = (await run(database, road, NOW))["pid"]
+@pytest.mark.parametrize("session_type", ["read", "write"])
+async def test_terminated_idle_connection_is_replaced_without_an_error(database: Database, session_type: str) -> None:
+    killed = (await run(database, session_type, NOW))["pid"]
     terminate(database, killed)
 
-    assert (await run(database, road, NOW))["pid"] != killed
+    assert (await run(database, session_type, NOW))["pid"] != killed
 
 
-async def test_a_connection_killed_in_the_middle_of_a_read_is_database_unavailable(database: Database) -> None:
+async def test_connection_terminated_during_a_read_is_database_unavailable(database: Database) -> None:
     reading = asyncio.create_task(database.read.first(SLEEP, seconds=30.0))
-    terminate(database, await sleeping_backend(database))
+    terminate(database, await sleeping_backend(database, reading))
 
     with pytest.raises(DatabaseUnavailable):
         await reading
-    assert used(database) == 0
+    assert state(database).used == 0
 
 
-async def test_a_connection_killed_before_the_commit_is_database_unavailable(database: Database) -> None:
+async def test_connection_terminated_before_commit_is_database_unavailable(database: Database) -> None:
     with pytest.raises(DatabaseUnavailable):
         async with database.write() as session:
-            session.add(someone())
+            session.add(new_user())
             await session.flush()
             terminate(database, (await session.execute(NOW)).one().pid)
 
     assert await database.read.all(NAMES) == []
 
 
-async def test_a_server_that_cannot_be_reached_is_database_unavailable(database_url: URL) -> None:
-    nowhere = URL.create(database_url.drivername, host="127.0.0.1", port=1, database="none")
-    database = Database(make_engine(url=nowhere, application_name="headroom:test"))
+async def test_unreachable_server_is_database_unavailable(database_url: URL) -> None:
+    unreachable = URL.create(database_url.drivername, host="127.0.0.1", port=1, database="none")
+    database = Database(make_engine(url=unreachable, application_name="headroom:test"))
 
-    for road in ("read", "write"):
+    for session_type in ("read", "write"):
         with pytest.raises(DatabaseUnavailable, match="cannot connect"):
-            await run(database, road, NOW)
+            await run(database, session_type, NOW)
 
 
-@pytest.mark.parametrize("road", ["read", "write"])
-async def test_a_cancelled_statement_leaves_nothing_behind(database: Database, road: str) -> None:
-    running = asyncio.create_task(run(database, road, SLEEP, seconds=30.0))
-    pid = await sleeping_backend(database)
+@pytest.mark.parametrize("session_type", ["read", "write"])
+async def test_cancelled_statement_stops_on_the_server_and_frees_its_slot(
+    database: Database, session_type: str
+) -> None:
+    running = asyncio.create_task(run(database, session_type, SLEEP, seconds=30.0))
+    pid = await sleeping_backend(database, running)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
 
     async def stopped() -> bool:
-        with connect(database.engine.url) as beside:
+        with connect(database.engine.url) as admin:
             query = "SELECT FROM pg_stat_activity WHERE pid = %s AND state = 'active'"
-            return not beside.execute(query, (pid,)).fetchall()
+            return not admin.execute(query, (pid,)).fetchall()
 
-    await eventually_async(stopped, within=5)
-    assert used(database) == 0
-    assert await run(database, road, NOW) is not None
+    await eventually_async(stopped, within=30)
+    assert state(database).used == 0
+    assert await run(database, session_type, NOW) is not None
 
 
-async def test_a_read_that_is_thrown_away_gives_its_place_in_the_pool_back(database: Database) -> None:
-    await database.read.first(NOW)  # so that a connection is there, and lent
+async def test_closed_coroutine_of_a_read_frees_its_slot(database: Database) -> None:
+    change_options(database, ping_after=None)
+    await database.read.first(NOW)  # opens the connection, so that the next read checks it out without a wait
     reading = database.read.first(SLEEP, seconds=30)
     reading.send(None)
-    assert used(database) == 1
+    assert state(database).used == 1
 
     reading.close()  # as the garbage collector would
 
-    assert used(database) == 0
+    assert state(database).used == 0
     assert await database.read.first(NOW) is not None
 
 
-async def test_who_gives_back_a_connection_that_was_closed_and_is_cancelled_leaves_its_place_free(
+async def test_cancelled_return_of_a_closed_connection_frees_its_slot(
     database: Database,
 ) -> None:
+    change_options(database, ping_after=None)
     await database.read.first(NOW)
     checkout = await check_out(database.engine)
     await checkout.driver_connection.close()
 
-    giving_back = asyncio.create_task(checkout.release())
+    returning = asyncio.create_task(checkout.release())
     await asyncio.sleep(0)
-    while not giving_back.done():
-        giving_back.cancel()
+    while not returning.done():
+        returning.cancel()
         await asyncio.sleep(0)
 
-    assert used(database) == 0
+    assert state(database).used == 0
 
 
-@pytest.mark.parametrize("road", ["read", "write"])
-async def test_a_statement_that_is_cancelled_again_and_again_gives_its_place_in_the_pool_back(
-    database: Database, road: str
-) -> None:
-    """As an anyio cancel scope does it, and Starlette uses those: what cleans up is cancelled, too."""
-    running = asyncio.create_task(run(database, road, SLEEP, seconds=30.0))
-    await sleeping_backend(database)
+@pytest.mark.parametrize("session_type", ["read", "write"])
+async def test_statement_cancelled_repeatedly_frees_its_slot(database: Database, session_type: str) -> None:
+    """An anyio cancel scope, as in Starlette, cancels its task in every iteration, also while it cleans up."""
+    running = asyncio.create_task(run(database, session_type, SLEEP, seconds=30.0))
+    await sleeping_backend(database, running)
     while not running.done():
         running.cancel()
         await asyncio.sleep(0)
 
-    async def given_back() -> bool:
-        return used(database) == 0
-
-    await eventually_async(given_back, within=5)
-    assert await run(database, road, NOW) is not None
+    await wait_until(lambda: state(database).used == 0)
+    assert await run(database, session_type, NOW) is not None

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 class PoolOptions:
     """What `BoundedPool` can be told. Times are seconds, sizes are connections.
 
-    A setting whose field in `app/settings.py` is marked `pool_option="..."` sets the option of that name. So a new pool
-    setting is a field here and a field there.
+    A setting whose field in `app/settings.py` is marked `_sets_option("...")` sets the option of that name. So a new
+    pool setting is a field here and a field there.
     """
 
     size: int = 5

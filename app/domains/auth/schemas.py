@@ -1,4 +1,4 @@
-"""Answers of the auth domain."""
+"""Responses of the auth domain."""
 
 from typing import Literal
 

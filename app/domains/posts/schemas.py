@@ -1,4 +1,4 @@
-"""Requests and answers of the posts domain."""
+"""Requests and responses of the posts domain."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -65,7 +65,7 @@ class PostRead(TypedDict):
 
 
 def post_of_row(row: Row) -> PostRead:
-    """Return the answer for a row."""
+    """Return the response for a row."""
     return {
         "id": row["id"],
         "title": row["title"],
@@ -77,7 +77,7 @@ def post_of_row(row: Row) -> PostRead:
 
 
 def post_of_entity(post: Post) -> PostRead:
-    """Return the answer for an entity. Its author must be loaded."""
+    """Return the response for an entity. Its author must be loaded."""
     return {
         "id": post.id,
         "title": post.title,

@@ -1,4 +1,4 @@
-"""Requests and answers of the users domain."""
+"""Requests and responses of the users domain."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -82,7 +82,7 @@ class OwnUser(TypedDict):
 
 
 def own_user_of_row(row: Row) -> OwnUser:
-    """Return the answer for a row."""
+    """Return the response for a row."""
     return {
         "id": row["id"],
         "email": row["email"],
@@ -95,7 +95,7 @@ def own_user_of_row(row: Row) -> OwnUser:
 
 
 def own_user_of_entity(user: User) -> OwnUser:
-    """Return the answer for an entity."""
+    """Return the response for an entity."""
     return {
         "id": user.id,
         "email": user.email,

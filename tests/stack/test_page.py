@@ -1,6 +1,6 @@
-"""The live page in a browser: what it shows in each state, at any width, in dark and light, to everybody.
+"""The live page in a browser: its content in each state, its layout at each width, and its accessibility.
 
-PAGE_SCREENSHOTS names a directory for the screenshots.
+PAGE_SCREENSHOTS names a directory for screenshots.
 """
 
 import os
@@ -28,6 +28,7 @@ from tests.support.stacks import Stack
 from tests.support.waiting import eventually
 
 DESKTOP, PHONE = (1280, 1700), (360, 1900)
+# The states of the fake exporter, and the conditions that fire in each.
 FIRING: dict[str, list[str]] = {
     "idle": [],
     "half load": [],
@@ -37,7 +38,7 @@ FIRING: dict[str, list[str]] = {
 
 
 def document(state: str) -> dict[str, Any]:
-    """As the exporter would describe a stack of two replicas of four workers in this state."""
+    """Return the exporter's document for a stack of two replicas with four workers each in this state."""
     used, idle, overflow, pending = {
         "idle": (0, 8, 0, 0),
         "half load": (30, 10, 6, 0),
@@ -52,7 +53,7 @@ def document(state: str) -> dict[str, Any]:
         "overflow": overflow,
         "idle": idle,
         "other": other,
-        "promised": demand - used - idle - other,
+        "not_open": demand - used - idle - other,
         "free": max(0, supply - demand),
         "reserved": reserved,
     }
@@ -120,7 +121,7 @@ def document(state: str) -> dict[str, Any]:
                 "severity": condition.severity,
                 "state": "firing" if condition.name in FIRING[state] else "ok",
                 "value": "12 in 5 minutes" if condition.name in FIRING[state] else "0 in 5 minutes",
-                "runbook": condition.runbook,
+                "next_step": condition.next_step,
             }
             for condition in CONDITIONS
         ],
@@ -128,7 +129,7 @@ def document(state: str) -> dict[str, Any]:
 
 
 class FakeExporter:
-    """The exporter's own page, with numbers of the test's."""
+    """Serves the exporter's page with the documents of a test."""
 
     def __init__(self) -> None:
         self.document: dict[str, Any] | None = document("idle")
@@ -169,17 +170,18 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def page(browser: Chrome, exporter: FakeExporter) -> Iterator[Chrome]:
-    """The page, on a desktop, in light; whatever it is used for, its console stays empty."""
-    browser.get_log("browser")  # type: ignore[no-untyped-call]  # of the test before
+    """Open the page in desktop size and in light colours. Afterwards its console must be empty."""
+    browser.get_log("browser")  # type: ignore[no-untyped-call]  # discards the entries of the previous test
     exporter.document = document("idle")
-    look(browser, DESKTOP, "light")
+    emulate(browser, DESKTOP, "light")
     browser.get(exporter.url)
     eventually(lambda: text(browser, "status") == "live", within=5)
     yield browser
     assert browser.get_log("browser") == []  # type: ignore[no-untyped-call]
 
 
-def look(browser: Chrome, size: tuple[int, int], scheme: str) -> None:
+def emulate(browser: Chrome, size: tuple[int, int], scheme: str) -> None:
+    """Set the size of the window and the preferred colour scheme."""
     width, height = size
     metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
@@ -187,21 +189,21 @@ def look(browser: Chrome, size: tuple[int, int], scheme: str) -> None:
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
 
 
-def text(browser: Chrome, identity: str) -> str:
-    return browser.find_element(By.ID, identity).text
+def text(browser: Chrome, element_id: str) -> str:
+    return browser.find_element(By.ID, element_id).text
 
 
-def rows(browser: Chrome, selector: str) -> list[str]:
+def texts(browser: Chrome, selector: str) -> list[str]:
     return [element.text for element in browser.find_elements(By.CSS_SELECTOR, selector)]
 
 
 def show(browser: Chrome, exporter: FakeExporter, state: str) -> None:
-    """Let the numbers change, and wait until the page has noticed by itself."""
+    """Change the exporter's document, and wait until the page shows it."""
     exporter.document = document(state)
     used = exporter.document["pools"]["used"]
-    summary = f"{used + exporter.document['pools']['idle']} connections open of 60"
-    promised = f"{exporter.document['limits'][0]['demand']} promised"
-    eventually(lambda: summary in text(browser, "workers-summary") and promised in text(browser, "limits"), within=5)
+    summary = f"{used + exporter.document['pools']['idle']} of 60 connections open"
+    demand = f"Demand {exporter.document['limits'][0]['demand']} of"
+    eventually(lambda: summary in text(browser, "workers-summary") and demand in text(browser, "limits"), within=5)
 
 
 def screenshot(browser: Chrome, name: str) -> None:
@@ -211,29 +213,31 @@ def screenshot(browser: Chrome, name: str) -> None:
 
 
 @pytest.mark.parametrize("state", FIRING)
-def test_each_state_is_told_at_a_glance_and_to_everybody(
+def test_page_shows_each_state_accessibly_at_each_size(
     page: Chrome, exporter: FakeExporter, axe: str, state: str
 ) -> None:
     show(page, exporter, state)
 
-    told = exporter.document
-    assert told is not None
+    shown = exporter.document
+    assert shown is not None
     assert text(page, "headroom") == {"over budget": "\N{MINUS SIGN}64"}.get(state, "28")
-    assert ("over budget" in text(page, "headroom-words")) == (state == "over budget")
-    assert f"{told['limits'][0]['observed']} open now" in text(page, "hero-detail")
-    assert len(rows(page, "#workers tr")) == 8
-    firing = rows(page, "#conditions [data-state=firing] .label")
+    assert ("over budget" in text(page, "headroom-label")) == (state == "over budget")
+    assert f"Open now: {shown['limits'][0]['observed']} of" in text(page, "hero-detail")
+    assert len(texts(page, "#workers tr")) == 8
+    firing = texts(page, "#conditions [data-state=firing] .label")
     assert sorted(firing) == sorted(FIRING[state]) == sorted(text(page, "hero-alert").split(" · ") if firing else [])
     assert ("OVER BUDGET" in page.title) == (state == "over budget")
     for size, scheme in ((DESKTOP, "light"), (DESKTOP, "dark"), (PHONE, "light"), (PHONE, "dark")):
-        look(page, size, scheme)
+        emulate(page, size, scheme)
         screenshot(page, f"{state} {size[0]} {scheme}")
         assert violations(page, axe) == []
-        wide, width = page.execute_script("const e = document.documentElement; return [e.scrollWidth, e.clientWidth]")
-        assert wide <= width, "nothing sticks out to the side"
+        content, window = page.execute_script(
+            "const e = document.documentElement; return [e.scrollWidth, e.clientWidth]"
+        )
+        assert content <= window, "the page scrolls sideways"
 
 
-def test_the_bar_is_as_wide_as_its_numbers(page: Chrome, exporter: FakeExporter) -> None:
+def test_bar_segments_are_proportional_to_their_numbers(page: Chrome, exporter: FakeExporter) -> None:
     show(page, exporter, "half load")
 
     def widths() -> dict[str, float]:
@@ -241,21 +245,19 @@ def test_the_bar_is_as_wide_as_its_numbers(page: Chrome, exporter: FakeExporter)
         return {str(bar.get_attribute("class")): bar.size["width"] for bar in bars}
 
     assert exporter.document is not None
-    numbers = {each["key"]: each["connections"] for each in exporter.document["limits"][0]["segments"]}
+    numbers = {segment["key"]: segment["connections"] for segment in exporter.document["limits"][0]["segments"]}
     total = sum(numbers.values())
-    whole = page.find_element(By.CSS_SELECTOR, ".limit .bar").size["width"]
+    bar_width = page.find_element(By.CSS_SELECTOR, ".limit .bar").size["width"]
     eventually(
-        lambda: all(abs(width / whole - numbers[key] / total) < 0.01 for key, width in widths().items()), within=5
+        lambda: all(abs(width / bar_width - numbers[key] / total) < 0.01 for key, width in widths().items()), within=5
     )
 
 
-def test_numbers_that_grow_old_are_called_stale_and_new_ones_live(
-    page: Chrome, exporter: FakeExporter, axe: str
-) -> None:
+def test_page_is_stale_until_new_data_arrive(page: Chrome, exporter: FakeExporter, axe: str) -> None:
     frozen = document("half load")
     exporter.document = frozen
 
-    eventually(lambda: text(page, "status").startswith("stale: the last new numbers came"), within=15)
+    eventually(lambda: text(page, "status").startswith("stale: last update"), within=15)
     assert page.title.startswith("STALE")
     assert page.find_element(By.TAG_NAME, "html").get_attribute("data-stale") is not None
     screenshot(page, "stale")
@@ -266,7 +268,7 @@ def test_numbers_that_grow_old_are_called_stale_and_new_ones_live(
     assert not page.title.startswith("STALE")
 
 
-def test_focus_and_what_was_unfolded_survive_new_numbers(page: Chrome, exporter: FakeExporter) -> None:
+def test_focus_and_open_details_survive_an_update(page: Chrome, exporter: FakeExporter) -> None:
     summary = page.find_element(By.TAG_NAME, "summary")
     summary.click()
     show(page, exporter, "half load")
@@ -275,47 +277,47 @@ def test_focus_and_what_was_unfolded_survive_new_numbers(page: Chrome, exporter:
     assert "API_REPLICAS 2" in page.find_element(By.CSS_SELECTOR, "details code").text
 
 
-def test_everything_can_be_reached_with_the_keyboard(page: Chrome) -> None:
+def test_links_and_tables_are_reachable_by_keyboard(page: Chrome) -> None:
     reached = []
     for _ in range(8):
         page.execute_cdp_cmd("Input.dispatchKeyEvent", {"type": "keyDown", "key": "Tab", "windowsVirtualKeyCode": 9})
         element = page.switch_to.active_element
         reached.append(element.get_attribute("class") or element.tag_name)
 
-    assert reached[0] == "skip"
+    assert reached[0] == "skip-link"
     assert {"a", "summary", "scroll"} <= set(reached)
 
 
-def test_without_a_worker_it_says_where_to_look(page: Chrome, exporter: FakeExporter) -> None:
+def test_page_without_workers_shows_what_to_check(page: Chrome, exporter: FakeExporter) -> None:
     empty = document("idle") | {"workers": [], "remarks": ["the server was not queried: connection refused"]}
     exporter.document = empty
 
-    eventually(lambda: "No worker has reported yet" in text(page, "workers-summary"), within=5)
-    assert rows(page, "#remarks li") == ["the server was not queried: connection refused"]
+    eventually(lambda: "No worker reports metrics" in text(page, "workers-summary"), within=5)
+    assert texts(page, "#remarks li") == ["the server was not queried: connection refused"]
 
 
-def test_the_exporters_own_document_is_what_the_page_understands(browser: Chrome, stack: Stack) -> None:
+def test_page_renders_the_document_of_a_running_stack(browser: Chrome, stack: Stack) -> None:
     browser.get_log("browser")  # type: ignore[no-untyped-call]
     browser.get(f"{stack.exporter}/")
 
-    eventually(lambda: text(browser, "status") == "live" and len(rows(browser, "#workers tr")) == 4, within=10)
-    assert "of 60; the server counts" in text(browser, "workers-summary")
+    eventually(lambda: text(browser, "status") == "live" and len(texts(browser, "#workers tr")) == 4, within=10)
+    assert "of 60 connections open. The server side counts" in text(browser, "workers-summary")
     assert int(text(browser, "headroom")) > 0
-    assert len(rows(browser, "#conditions li")) == len(CONDITIONS)
-    assert len(rows(browser, "#durations tr")) == 4
+    assert len(texts(browser, "#conditions li")) == len(CONDITIONS)
+    assert len(texts(browser, "#durations tr")) == 4
     assert browser.get_log("browser") == []  # type: ignore[no-untyped-call]
 
 
-def test_the_documents_of_these_tests_have_the_exporters_fields(stack: Stack) -> None:
+def test_fake_documents_have_the_fields_of_the_real_one(stack: Stack) -> None:
     real = httpx.get(f"{stack.exporter}/live.json").json()
 
     assert _shape(document("idle")) == _shape(real)
 
 
 def _shape(value: Any) -> Any:
-    """The names of the fields, at every depth; of a list, those of its first item."""
+    """Return the names of the fields at every depth. A list has the fields of its first item."""
     if isinstance(value, dict):
-        return {name: _shape(each) for name, each in value.items()}
+        return {name: _shape(item) for name, item in value.items()}
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return [_shape(value[0])]
     return None

@@ -1,4 +1,4 @@
-"""Debian's Chromium, and axe-core from npm; where they are missing, a skip, or with REQUIRE_BROWSER=1 a failure."""
+"""Debian's Chromium and axe-core from npm. Tests are skipped without them, or fail with REQUIRE_BROWSER=1."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from selenium.webdriver.chrome.service import Service
 from app.paths import PROJECT_ROOT
 
 NPM_PACKAGES = PROJECT_ROOT / "tests/stack/page"
-# Root needs the first. The others keep Chromium from looking for its maker's hosts.
+# Chromium as root needs --no-sandbox. Most others stop its requests to Google.
 SWITCHES = (
     "--no-sandbox",
     "--headless",
@@ -38,10 +38,10 @@ axe.run().then(done, (error) => done({violations: [{id: String(error), nodes: []
 
 @cache
 def require_browser() -> tuple[str, str, str]:
-    """The paths of Chromium, its driver and npm."""
-    found = [shutil.which(program) for program in ("chromium", "chromedriver", "npm")]
-    paths = tuple(path for path in found if path is not None)
-    if len(paths) < len(found):
+    """Return the paths of Chromium, its driver and npm."""
+    candidates = [shutil.which(program) for program in ("chromium", "chromedriver", "npm")]
+    paths = tuple(path for path in candidates if path is not None)
+    if len(paths) < len(candidates):
         reason = "needs chromium, chromedriver and npm (Debian: apt install chromium chromium-driver npm)"
         if os.environ.get("REQUIRE_BROWSER") == "1":
             pytest.fail(reason)
@@ -65,7 +65,7 @@ def chromium() -> Iterator[Chrome]:
 
 
 def axe_core(directory: Path) -> str:
-    """The source of axe-core, as the lock file has it; npm checks its hash."""
+    """Return the source of axe-core, installed as the lock file says. npm checks its hash."""
     npm = require_browser()[2]
     for name in ("package.json", "package-lock.json"):
         shutil.copy(NPM_PACKAGES / name, directory)
@@ -76,10 +76,10 @@ def axe_core(directory: Path) -> str:
 
 
 def violations(chrome: Chrome, axe: str) -> list[str]:
-    """What axe-core objects to on the page as it is, a line each."""
+    """Return the accessibility violations that axe-core finds on the page, one line each."""
     chrome.execute_script(axe)
     found: dict[str, Any] = chrome.execute_async_script(_RUN_AXE)
     return [
-        f"{each['id']}: {[node['target'] for node in each['nodes']]} {each.get('help', '')}"
-        for each in found["violations"]
+        f"{violation['id']}: {[node['target'] for node in violation['nodes']]} {violation.get('help', '')}"
+        for violation in found["violations"]
     ]

@@ -1,31 +1,36 @@
-// The live page. Asks for live.json again and again, and changes in the document only what has changed: focus, selection
-// and a screen reader's place survive. Nothing here is markup made of data.
+// The live page. Polls live.json and updates only what has changed in the document, so that focus, selection and the
+// position of a screen reader survive. Data is inserted as text, never as markup.
 
-const ASK_EVERY_MS = 1000;
-const ANSWER_WITHIN_MS = 3000;
-const STALE_AFTER_SECONDS = 6; // three looks of the exporter
+const POLL_MS = 1000;
+const TIMEOUT_MS = 3000;
+const STALE_AFTER_SECONDS = 6; // three updates of the exporter
 
 const SEGMENTS = {
-  used: "used by requests",
-  overflow: "used beyond the pools' size",
+  used: "in use",
+  overflow: "in use as overflow",
   idle: "idle in pools",
-  other: "open, not the pools'",
-  promised: "promised, not open",
+  other: "open outside the pools",
+  not_open: "allowed, not open",
   free: "free",
   reserved: "reserved",
 };
-const DURATIONS = { wait: "waiting for a connection", use: "holding it", create: "opening one", ping: "testing one" };
-const MARKS = { ok: "✓", firing: "▲", unknown: "?" };
+const DURATIONS = {
+  wait: "acquire a connection",
+  use: "hold a connection",
+  create: "open a connection",
+  ping: "ping a connection",
+};
+const ICONS = { ok: "✓", firing: "▲", unknown: "?" };
 
 const $ = (id) => document.getElementById(id);
 
-/** Sets the text of an element, if it is another one. */
-function say(element, text) {
+/** Set the text of an element if it differs. */
+function setText(element, text) {
   if (element.textContent !== String(text)) element.textContent = text;
 }
 
-/** A new element with a class, an optional text and children. */
-function make(tag, className = "", ...children) {
+/** Create an element with a class and children, which are elements or text. */
+function createElement(tag, className = "", ...children) {
   const element = document.createElement(tag);
   if (className) element.className = className;
   element.append(...children);
@@ -33,200 +38,229 @@ function make(tag, className = "", ...children) {
 }
 
 /**
- * Makes the children of `parent` those of `items`, in their order; an item that was there keeps its element.
- * @param {(item: any) => string} key @param {(item: any) => Element} create @param {(element: any, item: any) => void} fill
+ * Make the children of `parent` match `items`, in their order. An item that had an element before keeps it.
+ * @param {(item: any) => string} key @param {(item: any) => Element} create @param {(element: any, item: any) => void} update
  */
-function keyed(parent, items, key, create, fill) {
-  const old = new Map([...parent.children].map((child) => [child.dataset.key, child]));
-  let place = parent.firstElementChild;
+function reconcile(parent, items, key, create, update) {
+  const previous = new Map([...parent.children].map((child) => [child.dataset.key, child]));
+  let next = parent.firstElementChild;
   for (const item of items) {
     const name = key(item);
-    let element = old.get(name);
-    old.delete(name);
+    let element = previous.get(name);
+    previous.delete(name);
     if (!element) {
       element = create(item);
       element.dataset.key = name;
     }
-    if (element === place) place = place.nextElementSibling;
-    else parent.insertBefore(element, place);
-    fill(element, item);
+    if (element === next) next = next.nextElementSibling;
+    else parent.insertBefore(element, next);
+    update(element, item);
   }
-  for (const element of old.values()) element.remove();
+  for (const element of previous.values()) element.remove();
 }
 
 const plural = (number, one, many = `${one}s`) => `${number} ${Math.abs(number) === 1 ? one : many}`;
 
-function duration(seconds) {
+function formatDuration(seconds) {
   if (seconds == null) return "–";
   if (seconds < 0.001) return `${Math.round(seconds * 1e6)} µs`;
   if (seconds < 1) return `${(seconds * 1000).toFixed(seconds < 0.01 ? 1 : 0)} ms`;
   return `${seconds.toFixed(1)} s`;
 }
 
-function age(seconds) {
+function formatAge(seconds) {
   if (seconds < 90) return `${Math.max(0, Math.round(seconds))} s`;
   if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
   if (seconds < 129600) return `${Math.round(seconds / 3600)} h`;
   return `${Math.round(seconds / 86400)} d`;
 }
 
-const rate = (value) => (value == null ? "–" : value < 10 ? value.toFixed(1) : Math.round(value).toLocaleString("en"));
-const megabytes = (bytes) => (bytes == null ? "–" : `${Math.round(bytes / 1e6)} MB`);
+const formatRate = (value) =>
+  value == null ? "–" : value < 10 ? value.toFixed(1) : Math.round(value).toLocaleString("en");
+const formatBytes = (bytes) => (bytes == null ? "–" : `${Math.round(bytes / 1e6)} MB`);
 
-// ---- parts of the page ----
+// ---- sections of the page ----
 
-function showHero(data) {
+function renderHero(data) {
   const tightest = data.limits.reduce((a, b) => (b.headroom < a.headroom ? b : a));
   const over = tightest.headroom < 0;
-  const words = over
+  const label = over
     ? `${plural(-tightest.headroom, "connection")} over budget`
     : `${tightest.headroom === 1 ? "connection" : "connections"} of headroom`;
-  say($("headroom"), String(tightest.headroom).replace("-", "−"));
-  say($("headroom-words"), words);
+  setText($("headroom"), String(tightest.headroom).replace("-", "−"));
+  setText($("headroom-label"), label);
   $("headroom").parentElement.dataset.state = over ? "over" : "within";
-  const open = tightest.observed == null ? "How many are open is not known" : `${tightest.observed} open now`;
-  const waiting = data.pools.pending ? ` ${plural(data.pools.pending, "request waits", "requests wait")} for one.` : "";
-  say(
+  const open = tightest.observed == null ? "an unknown number" : tightest.observed;
+  const waiting = data.pools.pending
+    ? ` ${plural(data.pools.pending, "request is", "requests are")} waiting for a connection.`
+    : "";
+  setText(
     $("hero-detail"),
-    `${open}; at the worst ${tightest.demand} of the ${tightest.supply} ${tightest.name} that are admitted.${waiting}`,
+    `Open now: ${open} of ${tightest.supply} ${tightest.name}. The settings allow up to ${tightest.demand}.${waiting}`,
   );
   const used = `${data.pools.used}/${data.pools.max}`;
-  document.title = over ? "OVER BUDGET · Headroom" : `${tightest.headroom} free · ${used} used · Headroom`;
+  document.title = over ? "OVER BUDGET · Headroom" : `${tightest.headroom} free · ${used} in use · Headroom`;
   $("remarks").hidden = data.remarks.length === 0;
-  keyed($("remarks"), data.remarks, (text) => text, () => make("li"), say);
+  reconcile($("remarks"), data.remarks, (text) => text, () => createElement("li"), setText);
 }
 
-/** A bar of segments, each as wide as its number. */
-function fillBar(bar, segments) {
-  keyed(
+/** Render a bar of segments whose widths are proportional to their connections. */
+function renderBar(bar, segments) {
+  reconcile(
     bar,
     segments,
     (segment) => segment.key,
-    (segment) => make("span", segment.key),
+    (segment) => createElement("span", segment.key),
     (element, segment) => {
-      element.style.flexGrow = segment.connections; // through the object model: the policy forbids style attributes
+      element.style.flexGrow = segment.connections; // set by script: the security policy forbids style attributes
       element.hidden = segment.connections === 0;
     },
   );
 }
 
-function showLimits(limits) {
-  keyed(
+function renderLimits(limits) {
+  reconcile(
     $("limits"),
     limits,
     (limit) => limit.name,
     () => {
-      const bar = make("div", "bar");
-      bar.setAttribute("aria-hidden", "true"); // the legend says it in words
-      const more = make("details", "", make("summary", "", "how it adds up"), make("p"), make("code"));
-      return make("div", "limit", make("h3", "", make("b"), make("span")), bar, make("ul", "legend"), more);
+      const bar = createElement("div", "bar");
+      bar.setAttribute("aria-hidden", "true"); // the legend has the same numbers as text
+      const details = createElement(
+        "details",
+        "",
+        createElement("summary", "", "Calculation"),
+        createElement("p"),
+        createElement("code"),
+      );
+      return createElement(
+        "div",
+        "limit",
+        createElement("h3", "", createElement("b"), createElement("span")),
+        bar,
+        createElement("ul", "legend"),
+        details,
+      );
     },
     (element, limit) => {
-      const [heading, bar, legend, more] = element.children;
-      say(heading.firstElementChild, limit.name[0].toUpperCase() + limit.name.slice(1));
-      const rest = limit.ok ? `${limit.headroom} left` : `${-limit.headroom} too many`;
-      say(heading.lastElementChild, `${limit.demand} promised of ${limit.supply}, ${rest}`);
-      fillBar(bar, limit.segments);
-      keyed(
+      const [heading, bar, legend, details] = element.children;
+      setText(heading.firstElementChild, limit.name[0].toUpperCase() + limit.name.slice(1));
+      const balance = limit.ok ? `${limit.headroom} left` : `${-limit.headroom} too many`;
+      setText(heading.lastElementChild, `Demand ${limit.demand} of ${limit.supply}, ${balance}`);
+      renderBar(bar, limit.segments);
+      reconcile(
         legend,
         limit.segments.filter((segment) => segment.connections > 0 || segment.key === "used"),
         (segment) => segment.key,
-        (segment) => make("li", "", make("i", segment.key), make("span", "", SEGMENTS[segment.key]), make("b")),
-        (item, segment) => say(item.lastElementChild, segment.connections),
+        (segment) =>
+          createElement(
+            "li",
+            "",
+            createElement("i", segment.key),
+            createElement("span", "", SEGMENTS[segment.key]),
+            createElement("b"),
+          ),
+        (item, segment) => setText(item.lastElementChild, segment.connections),
       );
-      say(more.children[1], limit.terms.map((term) => `${term.name} ${term.connections}`).join(" · "));
-      say(more.children[2], limit.formula);
+      setText(details.children[1], limit.terms.map((term) => `${term.name} ${term.connections}`).join(" · "));
+      setText(details.children[2], limit.formula);
     },
   );
 }
 
-function showConditions(conditions) {
+function renderConditions(conditions) {
   const rank = { firing: 0, unknown: 1, ok: 2 };
   const sorted = [...conditions].sort((a, b) => rank[a.state] - rank[b.state]);
   const firing = sorted.filter((condition) => condition.state === "firing").map((condition) => condition.name);
-  say($("hero-alert"), firing.join(" · ")); // read out when it changes
-  say($("conditions-summary"), `${firing.length || "none"} of ${conditions.length} firing`);
-  keyed(
+  setText($("hero-alert"), firing.join(" · ")); // screen readers announce changes of it
+  setText($("conditions-summary"), `${firing.length} of ${conditions.length} firing`);
+  reconcile(
     $("conditions"),
     sorted,
     (condition) => condition.name,
     () => {
-      const mark = make("span", "mark");
-      mark.setAttribute("role", "img");
-      return make(
+      const icon = createElement("span", "icon");
+      icon.setAttribute("role", "img");
+      return createElement(
         "li",
         "",
-        make("div", "head", mark, make("span", "label"), make("span", "value")),
-        make("p", "runbook"),
+        createElement("div", "condition-head", icon, createElement("span", "label"), createElement("span", "value")),
+        createElement("p", "explanation"),
       );
     },
     (element, condition) => {
-      const [mark, label, value] = element.firstElementChild.children;
+      const [icon, label, value] = element.firstElementChild.children;
       element.dataset.state = condition.state;
       element.dataset.severity = condition.severity;
-      mark.setAttribute("aria-label", condition.state);
-      say(mark, MARKS[condition.state]);
-      say(label, condition.name);
-      element.title = condition.summary;
-      say(value, condition.value);
-      const advice = element.lastElementChild;
-      advice.hidden = condition.state !== "firing";
-      say(advice, `${condition.summary}. ${condition.runbook}`);
+      icon.setAttribute("aria-label", condition.state);
+      setText(icon, ICONS[condition.state]);
+      setText(label, condition.name);
+      element.title = `${condition.summary}.`;
+      setText(value, condition.value);
+      const explanation = element.lastElementChild;
+      explanation.hidden = condition.state !== "firing";
+      setText(explanation, `${condition.summary}. ${condition.next_step}`);
     },
   );
 }
 
-function showDurations(durations) {
-  keyed(
+function renderDurations(durations) {
+  reconcile(
     $("durations"),
     durations,
     (row) => row.key,
     (row) => {
-      const name = make("th", "", DURATIONS[row.key]);
+      const name = createElement("th", "", DURATIONS[row.key]);
       name.scope = "row";
-      return make("tr", "", name, make("td", "number"), make("td", "number"), make("td", "number"));
+      const cells = [1, 2, 3].map(() => createElement("td", "number"));
+      return createElement("tr", "", name, ...cells);
     },
     (element, row) => {
       const [, p50, p99, perSecond] = element.children;
-      say(p50, duration(row.p50));
-      say(p99, duration(row.p99));
-      say(perSecond, rate(row.per_second));
+      setText(p50, formatDuration(row.p50));
+      setText(p99, formatDuration(row.p99));
+      setText(perSecond, formatRate(row.per_second));
     },
   );
 }
 
-function showWorkers(workers, pools, server, now) {
-  const difference = server?.disagreement;
-  const beside =
-    difference == null ? "" : difference === 0 ? "; the server counts the same" : `; the server counts ${difference > 0 ? "+" : "−"}${Math.abs(difference)}`;
-  say(
+/** Describe how the count of the server, or of PgBouncer, differs from that of the pools. */
+function describeDifference(difference) {
+  if (difference == null) return "";
+  if (difference === 0) return " The server side counts the same number.";
+  return ` The server side counts ${Math.abs(difference)} ${difference > 0 ? "more" : "fewer"}.`;
+}
+
+function renderWorkers(workers, pools, server, now) {
+  setText(
     $("workers-summary"),
     workers.length
-      ? `${plural(workers.length, "worker")}: ${pools.used + pools.idle} connections open of ${pools.max}${beside}`
-      : "No worker has reported yet: is the API running, with the same METRICS_DIR?",
+      ? `${plural(workers.length, "worker")} with ${pools.used + pools.idle} of ${pools.max} connections open.` +
+          describeDifference(server?.disagreement)
+      : "No worker reports metrics. Check that the API is running and uses the same METRICS_DIR.",
   );
-  keyed(
+  reconcile(
     $("workers"),
     workers,
     (worker) => `${worker.replica}/${worker.worker}`,
     (worker) => {
-      const row = make("tr");
-      const replica = make("th", "", worker.replica);
+      const row = createElement("tr");
+      const replica = createElement("th", "", worker.replica);
       replica.scope = "row";
-      const bar = make("div", "bar small");
+      const bar = createElement("div", "bar small");
       bar.setAttribute("aria-hidden", "true");
-      row.append(replica, make("td", "", worker.worker), make("td", "", bar));
-      for (let column = 0; column < 7; column += 1) row.append(make("td", "number"));
+      row.append(replica, createElement("td", "", worker.worker), createElement("td", "", bar));
+      for (let column = 0; column < 7; column += 1) row.append(createElement("td", "number"));
       return row;
     },
     (row, worker) => {
       const cells = [...row.children];
-      const beyond = Math.max(0, worker.used - worker.size);
-      fillBar(cells[2].firstElementChild, [
-        { key: "used", connections: worker.used - beyond },
-        { key: "overflow", connections: beyond },
+      const overflow = Math.max(0, worker.used - worker.size);
+      renderBar(cells[2].firstElementChild, [
+        { key: "used", connections: worker.used - overflow },
+        { key: "overflow", connections: overflow },
         { key: "idle", connections: worker.idle },
-        { key: "promised", connections: Math.max(0, worker.max - worker.used - worker.idle) },
+        { key: "not_open", connections: Math.max(0, worker.max - worker.used - worker.idle) },
       ]);
       [
         worker.used,
@@ -234,11 +268,11 @@ function showWorkers(workers, pools, server, now) {
         worker.max,
         worker.pending,
         worker.in_flight ?? "–",
-        megabytes(worker.memory_bytes),
-        worker.started == null ? "–" : age(now - worker.started),
-      ].forEach((value, index) => say(cells[index + 3], value));
-      cells[3].classList.toggle("loud", worker.used >= worker.max);
-      cells[6].classList.toggle("loud", worker.pending > 0);
+        formatBytes(worker.memory_bytes),
+        worker.started == null ? "–" : formatAge(now - worker.started),
+      ].forEach((value, index) => setText(cells[index + 3], value));
+      cells[3].classList.toggle("alarm", worker.used >= worker.max);
+      cells[6].classList.toggle("alarm", worker.pending > 0);
     },
   );
 }
@@ -248,30 +282,30 @@ function showWorkers(workers, pools, server, now) {
 const WIDTH = 300;
 const HEIGHT = 80;
 const CHARTS = [
-  { key: "open", title: "Connections, open and used", show: (value) => value, also: "used", most: true },
-  { key: "pending", title: "Requests waiting", show: (value) => value },
-  { key: "checkouts_per_second", title: "Checkouts a second", show: rate },
-  { key: "wait_p99", title: "Wait, p99", show: duration },
+  { key: "open", title: "Open connections", format: (value) => value, secondKey: "used", showMaximum: true },
+  { key: "pending", title: "Requests waiting", format: (value) => value },
+  { key: "checkouts_per_second", title: "Checkouts per second", format: formatRate },
+  { key: "wait_p99", title: "Time to acquire a connection, p99", format: formatDuration },
 ];
 
-/** An SVG path through the values; a null is a gap. */
-function path(values, top) {
+/** Return an SVG path through the values. A null is a gap. */
+function svgPath(values, top) {
   const step = WIDTH / Math.max(1, values.length - 1);
-  let pen = "M";
-  let drawn = "";
+  let command = "M";
+  let path = "";
   values.forEach((value, index) => {
     if (value == null) {
-      pen = "M";
+      command = "M";
       return;
     }
-    drawn += `${pen}${(index * step).toFixed(1)} ${(HEIGHT - 3 - (value / top) * (HEIGHT - 8)).toFixed(1)}`;
-    pen = "L";
+    path += `${command}${(index * step).toFixed(1)} ${(HEIGHT - 3 - (value / top) * (HEIGHT - 8)).toFixed(1)}`;
+    command = "L";
   });
-  return drawn;
+  return path;
 }
 
-function showCharts(history, pools) {
-  keyed(
+function renderCharts(history, pools) {
+  reconcile(
     $("charts"),
     CHARTS,
     (chart) => chart.key,
@@ -280,91 +314,92 @@ function showCharts(history, pools) {
       svg.setAttribute("class", "chart");
       svg.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
       svg.setAttribute("preserveAspectRatio", "none");
-      svg.setAttribute("aria-hidden", "true"); // the caption says it in words
-      for (const line of ["most", "second", "first"]) {
+      svg.setAttribute("aria-hidden", "true"); // the caption has the same values as text
+      for (const line of ["maximum", "secondary", "primary"]) {
         const element = document.createElementNS("http://www.w3.org/2000/svg", "path");
         element.setAttribute("class", line);
         svg.append(element);
       }
-      return make("figure", "", make("figcaption", "", make("b", "", chart.title), make("span")), svg);
+      const caption = createElement("figcaption", "", createElement("b", "", chart.title), createElement("span"));
+      return createElement("figure", "", caption, svg);
     },
     (figure, chart) => {
       const values = history[chart.key] ?? [];
       const known = values.filter((value) => value != null);
-      const highest = Math.max(0, ...known, chart.most ? pools.max : 0);
-      const top = highest || 1;
+      const top = Math.max(0, ...known, chart.showMaximum ? pools.max : 0) || 1;
       const now = values.at(-1);
-      const also = chart.also ? `, ${history[chart.also].at(-1) ?? "–"} used` : "";
-      say(
+      const second = chart.secondKey ? ` (${history[chart.secondKey].at(-1) ?? "–"} in use)` : "";
+      const range = `${chart.format(Math.min(...known))} to ${chart.format(Math.max(...known))}`;
+      setText(
         figure.querySelector("span"),
-        known.length
-          ? `now ${now == null ? "–" : chart.show(now)}${also}; ${chart.show(Math.min(...known))} to ${chart.show(Math.max(...known))}`
-          : "nothing yet",
+        known.length ? `now ${now == null ? "–" : chart.format(now)}${second}, range ${range}` : "no data",
       );
-      const [most, second, first] = figure.querySelectorAll("path");
-      // Open beside used: the quiet line is what is open.
-      first.setAttribute("d", path(chart.also ? history[chart.also] : values, top));
-      second.setAttribute("d", chart.also ? path(values, top) : "");
-      most.setAttribute("d", chart.most && pools.max ? path([pools.max, pools.max], top) : "");
+      const [maximum, secondary, primary] = figure.querySelectorAll("path");
+      // With two series, the muted line is the total.
+      primary.setAttribute("d", svgPath(chart.secondKey ? history[chart.secondKey] : values, top));
+      secondary.setAttribute("d", chart.secondKey ? svgPath(values, top) : "");
+      maximum.setAttribute("d", chart.showMaximum && pools.max ? svgPath([pools.max, pools.max], top) : "");
     },
   );
 }
 
-// ---- keeping up ----
+// ---- polling ----
 
 let lastTime = null;
-let lastSeen = performance.now();
+let lastUpdate = performance.now();
 
-function show(data) {
+function render(data) {
   if (data.time == null || data.limits == null) return; // the exporter has just started
-  if (data.time !== lastTime) {
-    lastTime = data.time;
-    lastSeen = performance.now();
-    showHero(data);
-    showLimits(data.limits);
-    showConditions(data.conditions);
-    showDurations(data.durations);
-    showWorkers(data.workers, data.pools, data.server, data.time);
-    showCharts(data.history, data.pools);
-    const failing = data.collectors.filter((collector) => !collector.success).map((collector) => collector.name);
-    say($("collectors"), failing.length ? `No answer from: ${failing.join(", ")}` : "Every collector answers");
-    say($("version"), data.version);
-  }
+  if (data.time === lastTime) return;
+  lastTime = data.time;
+  lastUpdate = performance.now();
+  renderHero(data);
+  renderLimits(data.limits);
+  renderConditions(data.conditions);
+  renderDurations(data.durations);
+  renderWorkers(data.workers, data.pools, data.server, data.time);
+  renderCharts(data.history, data.pools);
+  const failing = data.collectors.filter((collector) => !collector.success).map((collector) => collector.name);
+  setText($("collectors"), failing.length ? `Failing collectors: ${failing.join(", ")}` : "All collectors succeed");
+  setText($("version"), data.version);
 }
 
-/** By the clock of this browser since the last new data: the exporter's clock may be another one. */
-function showFreshness() {
-  const seconds = (performance.now() - lastSeen) / 1000;
+/** Show the age of the data by this browser's clock, because the exporter's clock may differ. */
+function renderFreshness() {
+  const seconds = (performance.now() - lastUpdate) / 1000;
   const stale = seconds > STALE_AFTER_SECONDS;
   const status = $("status");
   document.documentElement.toggleAttribute("data-stale", stale);
   status.dataset.state = stale ? "stale" : lastTime == null ? "connecting" : "live";
   if (stale) {
-    // In steps of ten seconds: a screen reader reads each change out.
-    const told = seconds < 10 ? Math.round(seconds) : Math.floor(seconds / 10) * 10;
-    say(status, lastTime == null ? "no answer from the exporter" : `stale: the last new numbers came ${age(told)} ago`);
+    // In steps of ten seconds, because a screen reader announces each change.
+    const rounded = seconds < 10 ? Math.round(seconds) : Math.floor(seconds / 10) * 10;
+    setText(
+      status,
+      lastTime == null ? "no response from the exporter" : `stale: last update ${formatAge(rounded)} ago`,
+    );
     if (!document.title.startsWith("STALE")) document.title = `STALE · ${document.title}`;
   } else {
-    say(status, lastTime == null ? "connecting" : "live");
+    setText(status, lastTime == null ? "connecting" : "live");
     if (document.title.startsWith("STALE")) document.title = document.title.replace("STALE · ", "");
   }
 }
 
-async function ask() {
+async function poll() {
   if (!document.hidden) {
     try {
-      const answer = await fetch("live.json", { signal: AbortSignal.timeout(ANSWER_WITHIN_MS), cache: "no-store" });
-      if (answer.ok) show(await answer.json());
+      const response = await fetch("live.json", { signal: AbortSignal.timeout(TIMEOUT_MS), cache: "no-store" });
+      if (response.ok) render(await response.json());
     } catch (error) {
-      // Not an answer: showFreshness() tells, once it has lasted. What is not the network's doing is ours.
+      // renderFreshness() reports network errors and time-outs when they last. Other errors are bugs of this page.
       if (!(error instanceof TypeError || error instanceof DOMException || error instanceof SyntaxError)) throw error;
     }
-    showFreshness();
+    renderFreshness();
   }
-  setTimeout(ask, ASK_EVERY_MS);
+  setTimeout(poll, POLL_MS);
 }
 
 document.addEventListener("visibilitychange", () => {
-  if (!document.hidden) lastSeen = performance.now(); // asleep is not stale: give it time to ask
+  if (!document.hidden) lastUpdate = performance.now(); // a page in the background is not stale: let it poll first
 });
-ask();
+poll();

@@ -84,11 +84,9 @@ const formatBytes = (bytes) => (bytes == null ? "–" : `${Math.round(bytes / 1e
 function renderHero(data) {
   const tightest = data.limits.reduce((a, b) => (b.headroom < a.headroom ? b : a));
   const over = tightest.headroom < 0;
-  const label = over
-    ? `${plural(-tightest.headroom, "connection")} over budget`
-    : `${tightest.headroom === 1 ? "connection" : "connections"} of headroom`;
+  const noun = Math.abs(tightest.headroom) === 1 ? "connection" : "connections";
   setText($("headroom"), String(tightest.headroom).replace("-", "−"));
-  setText($("headroom-label"), label);
+  setText($("headroom-label"), `${noun} of headroom${over ? " (over budget)" : ""}`);
   $("headroom").parentElement.dataset.state = over ? "over" : "within";
   const open = tightest.observed == null ? "an unknown number" : tightest.observed;
   const waiting = data.pools.pending

@@ -135,7 +135,7 @@ def _worker_flapping(snapshots: Sequence[Snapshot]) -> Evaluation:
         starts = increase(known, catalogue.WORKER_STARTS, replica=replica)
         worst = max(worst, (starts - FLAPPING_STARTS * workers, starts))
     excess, starts = worst
-    return _firing_if(excess > 0, f"{starts:.0f} worker starts in {FLAPPING_SECONDS / 60:.0f} minutes")
+    return _firing_if(excess > 0, f"{starts:.0f} starts in {FLAPPING_SECONDS / 60:.0f} minutes")
 
 
 def _views_disagree(snapshots: Sequence[Snapshot]) -> Evaluation:
@@ -177,7 +177,7 @@ CONDITIONS = (
         "OverBudget",
         "The settings allow more connections than a limit admits",
         "warning",
-        "Run `headroom budget --suggest` and set the pool sizes it names.",
+        'Run "headroom budget --suggest" and set the pool sizes it names.',
         _over_budget,
     ),
     Condition(

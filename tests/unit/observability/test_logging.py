@@ -72,7 +72,7 @@ def test_json_line_ignores_an_extra_with_a_standard_name() -> None:
 @pytest.mark.parametrize(
     "value",
     ["lone surrogate: \ud800", b"not UTF-8: \xff", object(), float("nan"), {1: {2, 3}}, datetime.now(UTC)],
-    ids=repr,
+    ids=["lone surrogate", "not UTF-8", "object", "NaN", "set in dict", "datetime"],
 )
 def test_json_line_accepts_any_value(value: object) -> None:
     assert json_line(logging.INFO, "about %s", value, extra={"value": value})["message"] == f"about {value}"

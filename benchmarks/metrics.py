@@ -94,7 +94,7 @@ def work(slot):
     pid = os.fork()
     if pid:
         return os.waitpid(pid, 0)
-    multiprocess.enter_worker(slot)
+    multiprocess.assign_slot(slot)
     pool, http, process = PoolMetrics("api"), HttpMetrics(), ProcessMetrics("0")
     for route in range(20):
         http.started()

@@ -1,7 +1,7 @@
 """The connection budget: arithmetic on plain integers that compares the connections of the stack with its limits.
 
 This module is the only place with that arithmetic (docs/decisions/0007-connection-budget.md). The check before a start,
-the exporter and the tests all use `Budget`; a test compares the Compose files, `ops/` and the README with it.
+the exporter and the tests all use `Budget`; a test compares the Compose files, `ops/` and the documents with it.
 
 Without a pooler there is one inequality:
 

@@ -1,34 +1,251 @@
-"""What the README says, held against the code."""
+"""The documents agree with the code: links, commands, paths, variables, tables and examples."""
 
+import argparse
 import re
+import shutil
+import subprocess
+import sys
+from functools import cache
 from pathlib import Path
+from textwrap import dedent
 
+import pytest
+import yaml
+
+from app.cli.main import _parser
+from app.paths import PROJECT_ROOT
 from app.settings import Settings, settings_table
 
-README = Path("README.md").read_text(encoding="utf-8")
+DOCS = PROJECT_ROOT / "docs"
+DECISIONS = DOCS / "decisions"
+WALK_THROUGH = "docs/adding-a-domain.md"
+DOCUMENTS = sorted(
+    str(path.relative_to(PROJECT_ROOT))
+    for path in (*PROJECT_ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(PROJECT_ROOT / "ops").rglob("*.md"))
+)
+DECISION_SECTIONS = ["Status", "Context", "Decision", "Measurements", "Consequences", "Alternatives rejected"]
+MAX_README_WORDS = 1_800
+# Created by commands, so not in a clean checkout.
+CREATED_PATHS = (".data", ".secrets", ".venv")
+CODE = ("app", "migrations", "ops", "tests", "benchmarks", "Makefile", "docker-compose.yml", "compose.prod.yml", ".ci")
+
+each_document = pytest.mark.parametrize("document", DOCUMENTS)
 
 
-def test_the_readme_has_the_table_of_settings() -> None:
-    assert settings_table() in README, "README.md: paste the output of `headroom settings`"
+@cache
+def read(document: str) -> str:
+    return (PROJECT_ROOT / document).read_text(encoding="utf-8")
 
 
-def test_the_example_environment_names_only_settings_and_ports_of_compose() -> None:
-    compose = Path("docker-compose.yml").read_text(encoding="utf-8")
-    named = re.findall(r"^# ([A-Z_]+)=", Path(".env.example").read_text(encoding="utf-8"), re.MULTILINE)
+@cache
+def code_files() -> tuple[Path, ...]:
+    roots = [PROJECT_ROOT / name for name in CODE]
+    files = [path for root in roots for path in ([root] if root.is_file() else root.rglob("*")) if path.is_file()]
+    return tuple(path for path in files if not {"__pycache__", "node_modules"} & set(path.parts))
+
+
+@cache
+def code() -> str:
+    return "\n".join(path.read_text(encoding="utf-8", errors="ignore") for path in code_files())
+
+
+def blocks(document: str, language: str = r"\w*") -> list[str]:
+    """Return the fenced code blocks of the language, by default of every language."""
+    return re.findall(rf"^ *```{language}\n(.*?)^ *```$", read(document), re.MULTILINE | re.DOTALL)
+
+
+def spans(document: str) -> list[str]:
+    """Return the code spans, without the fenced blocks."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"^ *```.*?^ *```$", "", read(document), flags=re.MULTILINE | re.DOTALL))
+
+
+def commands(document: str) -> list[str]:
+    """Return everything that could be a command: code spans, and the lines of blocks without their comments."""
+    lines = [line for block in blocks(document) for line in block.replace("\\\n", " ").splitlines()]
+    return [*spans(document), *(line.partition(" # ")[0] for line in lines)]
+
+
+def anchors(markdown: str) -> set[str]:
+    """Return the anchors that GitHub derives from the headings."""
+    text = re.sub(r"^```.*?^```$", "", markdown, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@each_document
+def test_relative_links_and_anchors_resolve(document: str) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", read(document)):
+        if target.startswith(("http:", "https:")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (PROJECT_ROOT / document).parent / path if path else PROJECT_ROOT / document
+        assert file.exists(), f"{document} links to {target}"
+        assert not anchor or anchor in anchors(file.read_text(encoding="utf-8")), f"{document} links to {target}"
+
+
+@each_document
+def test_make_targets_exist(document: str) -> None:
+    targets = set(re.findall(r"^([a-z-]+):.*## ", read("Makefile"), re.MULTILINE))
+
+    named = {target for command in commands(document) for target in re.findall(r"\bmake ([a-z][a-z-]*)", command)}
+    assert named <= targets
+
+
+@each_document
+def test_headroom_commands_and_their_options_exist(document: str) -> None:
+    [subcommands] = [action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction)]
+
+    for command in commands(document):
+        for name, arguments in re.findall(r"(?:^|[\s/])headroom ([a-z][a-z-]*)(.*)", command):
+            assert name in subcommands.choices, command
+            options = set(re.findall(r"(?<= )--[a-z-]+", arguments))
+            assert options <= subcommands.choices[name]._option_string_actions.keys(), command
+
+
+@each_document
+def test_services_of_compose_commands_exist(document: str) -> None:
+    for command in commands(document):
+        found = re.search(
+            r"docker compose (?:-f (\S+) )?(?:exec|run|logs|restart|kill)(?: -T| --rm| --signal \w+)* (\w+)", command
+        )
+        if found:
+            file, service = found[1] or "docker-compose.yml", found[2]
+            assert service in yaml.safe_load(read(file))["services"], command
+
+
+@each_document
+def test_paths_exist(document: str) -> None:
+    if document == "CHANGELOG.md":  # it names former paths
+        return
+    top = {path.name for path in PROJECT_ROOT.iterdir()}
+    names = {path.name for path in (*code_files(), *PROJECT_ROOT.iterdir(), *DOCS.rglob("*"))}
+    created = {path for path, _ in files_of_walk_through()} if document == WALK_THROUGH else set()
+    for span in spans(document):
+        is_path = re.fullmatch(r"\.?[\w*-][\w.*-]*(/[\w.*-]+)*/?", span) and not span.startswith(CREATED_PATHS)
+        if not is_path or span in created:
+            continue
+        if "/" in span and (span.partition("/")[0] in top or Path(span).suffix in {".py", ".sql", ".sh", ".yml"}):
+            bases = (PROJECT_ROOT, (PROJECT_ROOT / document).parent)
+            assert any([*base.glob(span.rstrip("/"))] for base in bases), f"{document} names {span}"
+        elif re.fullmatch(r"[\w.-]+\.(py|md|yml|sql|sh|ini|conf|toml)", span):
+            assert span in names, f"{document} names {span}"
+
+
+@each_document
+def test_environment_variables_exist(document: str) -> None:
+    named = {name for command in commands(document) for name in re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", command)}
+    known = {name.upper() for name in Settings.model_fields}
+
+    assert {name for name in named - known if name.removesuffix("_FILE") not in known} <= set(
+        re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", code())
+    )
+
+
+@each_document
+def test_python_blocks_compile(document: str) -> None:
+    for block in blocks(document, "python"):
+        compile(dedent(block), document, "exec")
+
+
+def test_readme_is_short() -> None:
+    assert len(read("README.md").split()) <= MAX_README_WORDS
+
+
+def test_settings_page_has_the_generated_table() -> None:
+    assert settings_table() in read("docs/settings.md"), "run `make docs`"
+
+
+def test_index_lists_every_document() -> None:
+    for path in (*DOCS.glob("*.md"), *PROJECT_ROOT.glob("*.md")):
+        if path.name not in {"README.md", "CHANGELOG.md", "SECURITY.md"}:
+            assert path.name in read("docs/README.md")
+
+
+def test_index_lists_every_decision_in_order() -> None:
+    listed = re.findall(r"^\| \[.+?\]\((\d{4}-[a-z-]+\.md)\)", read("docs/decisions/README.md"), re.MULTILINE)
+
+    assert listed == sorted(path.name for path in DECISIONS.glob("[0-9]*.md"))
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted(DECISIONS.glob("[0-9]*.md"))])
+def test_decision_has_the_common_sections(name: str) -> None:
+    text = read(f"docs/decisions/{name}")
+
+    assert text.startswith(f"# {name[:4]}: ")
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == DECISION_SECTIONS
+
+
+def test_documents_that_the_code_names_exist() -> None:
+    named = set(re.findall(r"\bdocs/[\w/-]+\.md\b", code()))
+
+    assert named
+    assert [name for name in sorted(named) if not (PROJECT_ROOT / name).exists()] == []
+
+
+def test_example_environment_has_only_settings_and_compose_ports() -> None:
+    compose = read("docker-compose.yml")
+    named = re.findall(r"^# ([A-Z_]+)=", read(".env.example"), re.MULTILINE)
 
     assert named
     for name in named:
         assert name.lower() in Settings.model_fields or f"${{{name}:-" in compose
 
 
-def test_every_make_target_of_the_readme_exists() -> None:
-    targets = set(re.findall(r"^([a-z-]+):.*## ", Path("Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-
-    assert set(re.findall(r"\bmake ([a-z-]+)", README)) <= targets
-
-
-def test_the_compose_file_has_the_pool_settings_of_the_code() -> None:
-    compose = Path("docker-compose.yml").read_text(encoding="utf-8")
-
+def test_compose_defaults_of_the_pool_are_the_settings_defaults() -> None:
     for name in ("WEB_CONCURRENCY", "DB_POOL_SIZE", "DB_MAX_OVERFLOW"):
-        assert f"${{{name}:-{Settings.model_fields[name.lower()].default}}}" in compose
+        assert f"${{{name}:-{Settings.model_fields[name.lower()].default}}}" in read("docker-compose.yml")
+
+
+def files_of_walk_through() -> list[tuple[str, str]]:
+    """Return the files that docs/adding-a-domain.md writes, and their content."""
+    pattern = r"^[^`\n]*`([\w/]+\.py)`:?\n\n```python\n(.*?)^```$"
+    return re.findall(pattern, read(WALK_THROUGH), re.MULTILINE | re.DOTALL)
+
+
+def changes_of_walk_through() -> list[tuple[str, str]]:
+    """Return the files of app/ that docs/adding-a-domain.md changes, and the changes as diffs without line numbers."""
+    pattern = r"`(app/[\w/]+\.py)`[^\n]*:\n\n```diff\n(.*?)^```$"
+    return re.findall(pattern, read(WALK_THROUGH), re.MULTILINE | re.DOTALL)
+
+
+def apply(diff: str, text: str) -> str:
+    lines, position = text.splitlines(), -1
+    for change in diff.splitlines():
+        kind, line = change[0], change[1:]
+        if kind == "+":
+            position += 1
+            lines.insert(position, line)
+        elif kind == "-":
+            position = lines.index(line) - 1
+            del lines[position + 1]
+        else:
+            position = lines.index(line)
+    return "\n".join(lines) + "\n"
+
+
+def test_walk_through_yields_a_domain_whose_tests_pass(tmp_path: Path) -> None:
+    """Follow docs/adding-a-domain.md in a copy of the tree, and run the unit tests that it writes there."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in ("app", "tests/support", "tests/unit/conftest.py", "tests/conftest.py", "pyproject.toml"):
+        source, target = PROJECT_ROOT / name, tmp_path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=ignored)
+        else:
+            shutil.copy(source, target)
+    for name, content in files_of_walk_through():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    for name, diff in changes_of_walk_through():
+        (tmp_path / name).write_text(apply(diff, (tmp_path / name).read_text()))
+
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/unit/domains/test_tags.py"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert run.returncode == 0, run.stdout + run.stderr

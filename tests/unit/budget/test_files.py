@@ -1,4 +1,4 @@
-"""The numbers in the Compose files, `ops/` and the README agree with `app/budget/model.py`."""
+"""The numbers in the Compose files, `ops/` and docs/connections.md agree with `app/budget/model.py`."""
 
 import re
 from typing import Any
@@ -9,7 +9,7 @@ from app.budget.model import ApiPools, Budget, Pooler, Server
 from app.paths import PROJECT_ROOT
 from app.settings import Settings
 
-README = (PROJECT_ROOT / "README.md").read_text()
+DOCUMENT = (PROJECT_ROOT / "docs/connections.md").read_text()
 ASSIGNMENT = re.compile(r"^(\w+) *= *(\S+)", re.MULTILINE)
 DEFAULT = re.compile(r"\$\{\w+:-(.*?)\}")
 
@@ -72,7 +72,7 @@ def test_development_stack_is_within_the_budget() -> None:
     budget = Budget(api_pools(service["environment"]), server())
 
     assert budget.exceeded == []
-    assert f"{budget.on_server.demand} of {budget.on_server.supply} server connections" in README
+    assert f"{budget.on_server.demand} of {budget.on_server.supply} server connections" in DOCUMENT
     assert service["environment"].items() >= compose("docker-compose.yml", "migrate")["environment"].items()
 
 
@@ -86,8 +86,8 @@ def test_production_stack_with_surge_is_within_the_budget() -> None:
     assert budget.exceeded == []
     assert budget.on_pooler is not None
     assert service["deploy"]["replicas"] == budget.api.replicas
-    assert f"{budget.on_server.demand} of {budget.on_server.supply} server connections" in README
-    assert f"{budget.on_pooler.demand} of {budget.on_pooler.supply} clients" in README
+    assert f"{budget.on_server.demand} of {budget.on_server.supply} server connections" in DOCUMENT
+    assert f"{budget.on_pooler.demand} of {budget.on_pooler.supply} clients" in DOCUMENT
     migrate = compose("compose.prod.yml", "migrate")["environment"]
     terms = ("DB_POOLER", "API_REPLICAS", "API_SURGE", "WEB_CONCURRENCY", "DB_POOL_SIZE", "DB_MAX_OVERFLOW")
     assert {name: migrate[name] for name in terms} == {name: environment[name] for name in terms}
@@ -121,17 +121,17 @@ def test_lock_timeout_is_shorter_than_the_pool_timeout() -> None:
     assert int(seconds) < Settings().db_pool_timeout
 
 
-def test_readme_shows_the_budget_table_of_the_development_stack() -> None:
+def test_document_shows_the_budget_table_of_the_development_stack() -> None:
     budget = Budget(ApiPools(), server())
     suggestion = budget.suggest()
 
-    assert budget.table() in README
+    assert budget.table() in DOCUMENT
     assert suggestion is not None
-    assert " ".join(f"{name}={value}" for name, value in suggestion.variables.items()) in README
+    assert " ".join(f"{name}={value}" for name, value in suggestion.variables.items()) in DOCUMENT
 
 
-def test_readme_shows_the_sum_of_the_default_pools() -> None:
+def test_document_shows_the_sum_of_the_default_pools() -> None:
     api = ApiPools()
     total = api.workers * (api.pool_size + api.max_overflow)
 
-    assert f"{api.workers} * ({api.pool_size} + {api.max_overflow}) = {total}" in README
+    assert f"{api.workers} * ({api.pool_size} + {api.max_overflow}) = {total}" in DOCUMENT

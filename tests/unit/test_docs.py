@@ -19,12 +19,14 @@ from app.settings import Settings, settings_table
 DOCS = PROJECT_ROOT / "docs"
 DECISIONS = DOCS / "decisions"
 WALK_THROUGH = "docs/adding-a-domain.md"
-DOCUMENTS = sorted(
+DOCUMENTS = sorted(path.name for path in PROJECT_ROOT.glob("*.md")) + sorted(
     str(path.relative_to(PROJECT_ROOT))
-    for path in (*PROJECT_ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(PROJECT_ROOT / "ops").rglob("*.md"))
+    for folder in (".github", "docs", "ops")
+    for path in (PROJECT_ROOT / folder).rglob("*.md")
 )
 DECISION_SECTIONS = ["Status", "Context", "Decision", "Measurements", "Consequences", "Alternatives rejected"]
 MAX_README_WORDS = 1_800
+VARIABLE = re.compile(r"\b[A-Z]+(?:_[A-Z]+)+\b")
 # Created by commands, so not in a clean checkout.
 CREATED_PATHS = (".data", ".secrets", ".venv")
 CODE = ("app", "migrations", "ops", "tests", "benchmarks", "Makefile", "docker-compose.yml", "compose.prod.yml", ".ci")
@@ -47,6 +49,11 @@ def code_files() -> tuple[Path, ...]:
 @cache
 def code() -> str:
     return "\n".join(path.read_text(encoding="utf-8", errors="ignore") for path in code_files())
+
+
+@cache
+def variables_of_code() -> set[str]:
+    return set(VARIABLE.findall(code()))
 
 
 def blocks(document: str, language: str = r"\w*") -> list[str]:
@@ -133,12 +140,10 @@ def test_paths_exist(document: str) -> None:
 
 @each_document
 def test_environment_variables_exist(document: str) -> None:
-    named = {name for command in commands(document) for name in re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", command)}
+    named = {name for command in commands(document) for name in VARIABLE.findall(command)}
     known = {name.upper() for name in Settings.model_fields}
 
-    assert {name for name in named - known if name.removesuffix("_FILE") not in known} <= set(
-        re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", code())
-    )
+    assert {name for name in named - known if name.removesuffix("_FILE") not in known} <= variables_of_code()
 
 
 @each_document

@@ -135,3 +135,13 @@ def test_document_shows_the_sum_of_the_default_pools() -> None:
     total = api.workers * (api.pool_size + api.max_overflow)
 
     assert f"{api.workers} * ({api.pool_size} + {api.max_overflow}) = {total}" in DOCUMENT
+
+
+def test_document_shows_the_message_for_two_replicas() -> None:
+    [message] = Budget(ApiPools(replicas=2), server()).complaints
+    [shown] = re.findall(r"^(over budget: .*)\.\.\.$", DOCUMENT, re.MULTILINE)
+    fitting = Budget(ApiPools(replicas=2, max_overflow=5), server()).on_server
+
+    assert message.startswith(shown)
+    assert f"{fitting.demand} of {fitting.supply}." in DOCUMENT
+    assert fitting.headroom >= 0

@@ -78,38 +78,6 @@ async def measure_request(url: URL, blocks: int) -> None:
     print(f"\nRatio of pairs: {statistics.median(pairs):.3f} (quartiles {low:.3f} to {high:.3f})\n")
 
 
-# A replica whose workers start and die: each takes a slot, records what an API records, and exits without clean-up.
-REPLICA = """
-import os, sys
-from pathlib import Path
-from app.observability import multiprocess
-directory, deaths, workers = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-multiprocess.open_directory(directory)
-from app.observability.http_metrics import HttpMetrics
-from app.observability.pool_metrics import PoolMetrics
-from app.observability.process_metrics import ProcessMetrics
-from app.database.pool import PoolState
-
-def work(slot):
-    pid = os.fork()
-    if pid:
-        return os.waitpid(pid, 0)
-    multiprocess.assign_slot(slot)
-    pool, http, process = PoolMetrics("api"), HttpMetrics(), ProcessMetrics("0")
-    for route in range(20):
-        http.started()
-        http.finished("GET", f"/route/{route}", 200, 0.01)
-    pool.publish(PoolState(5, 10, 1, 2, 0))
-    http.publish()
-    process.publish()
-    (directory / f"{slot}.alive").touch()
-    os._exit(9)
-
-for number in range(deaths):
-    work(number % workers + 1)
-"""
-
-
 def measure_scrapes(deaths: int, scrapes: int) -> None:
     """Print how long the collector takes for one replica, after many worker deaths, and for many replicas."""
     print_header(("", "files", "scrape ms, median", "slowest"))
@@ -122,7 +90,7 @@ def measure_scrapes(deaths: int, scrapes: int) -> None:
             directory = Path(name)
             for number in range(replicas):
                 arguments = [str(directory / f"r{number}"), str(starts), str(WORKERS)]
-                subprocess.run([sys.executable, "-c", REPLICA, *arguments], cwd=PROJECT_ROOT, check=True)
+                subprocess.run([sys.executable, "-m", "benchmarks.replica", *arguments], cwd=PROJECT_ROOT, check=True)
             for heartbeat in directory.glob("*/*.alive"):
                 os.utime(heartbeat)
             collector = ReplicasCollector(directory)

@@ -23,9 +23,9 @@ class PoolMetrics:
 
     def __init__(self, pool: str) -> None:
         self._pool = pool
+        self._checkouts = counter(catalogue.POOL_CHECKOUTS).labels(pool)
+        self._wait = histogram(catalogue.POOL_WAIT).labels(pool)
         # An event that updates one metric is that metric's own method: no lookup and no extra call per event.
-        self._count_checkout = counter(catalogue.POOL_CHECKOUTS).labels(pool).inc
-        self._observe_wait = histogram(catalogue.POOL_WAIT).labels(pool).observe
         self.released = histogram(catalogue.POOL_USE).labels(pool).observe
         self.queued = counter(catalogue.POOL_WAITS).labels(pool).inc
         self.dequeued = counter(catalogue.POOL_WAIT_BLOCKED).labels(pool).inc
@@ -54,8 +54,8 @@ class PoolMetrics:
 
     def acquired(self, seconds: float) -> None:
         """Record a checkout."""
-        self._count_checkout()
-        self._observe_wait(seconds)
+        self._checkouts.inc()
+        self._wait.observe(seconds)
 
     def closed(self, reason: CloseReason) -> None:
         """Record a connection that left the pool."""

@@ -2,20 +2,48 @@ import gc
 import io
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import pytest
 
 from app.observability.logging import configure_logging
 from app.settings import Settings
 from tests.support.docker import require_engine
-from tests.support.stacks import ComposeStack, LocalStack, Stack
+from tests.support.machine import locked, run_directory, turn
+from tests.support.stacks import ComposeStack, LocalStack, Stack, build_images
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests that share a stack or a module's fixtures in one worker of pytest-xdist."""
+    for item in items:
+        if group := _group(item):
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
+def _group(item: pytest.Item) -> str | None:
+    """Return the name of what the test shares with others, if that is expensive."""
+    assert isinstance(item, pytest.Function)
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    if "stack" in parameters:
+        return f"stack-{parameters['stack']}"
+    for fixture in ("prod", "replicas", "browser", "postgres", "database"):
+        if fixture in item.fixturenames and item.path.parent.name in ("stack", "fault"):
+            return f"{fixture}-{item.path.stem}" if fixture in ("postgres", "database") else fixture
+    return None
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Run the test next to those of other workers, unless it has the mark `alone`."""
+    with turn(run_directory(item.config), alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 def pytest_collection_finish() -> None:
-    """As a deployed worker does, leave what stays until the end out of each garbage collection.
+    """Take what has been imported out of later garbage collections, as a deployed worker does.
 
-    Half a second was seen for a full one: as long as the pools here wait.
+    A full collection took up to 0.5 s, as long as some of the deadlines under test.
     """
     gc.collect()
     gc.freeze()
@@ -23,7 +51,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _clean_environment() -> Iterator[None]:
-    """No setting of the caller's shell or .env reaches a test: none may touch a configured database."""
+    """Remove the settings of the caller's shell and .env: no test may reach a configured database."""
     saved = dict(os.environ)
     for name in Settings.model_fields:
         os.environ.pop(name.upper(), None)
@@ -38,7 +66,7 @@ def _clean_environment() -> Iterator[None]:
 
 @pytest.fixture
 def json_log() -> Iterator[Callable[[], str]]:
-    """Logs as in production, for the time of the test; call it for what has been written."""
+    """Log as in production during the test. Return a function that returns what has been written."""
     root = logging.getLogger()
     saved = root.handlers[:], root.level
     configure_logging(format="json", level="info")
@@ -50,12 +78,24 @@ def json_log() -> Iterator[Callable[[], str]]:
     root.handlers[:], root.level = saved
 
 
+@pytest.fixture(scope="session")
+def images(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Build the images of both Compose files, once per run."""
+    require_engine()
+    directory = run_directory(pytestconfig) or tmp_path_factory.getbasetemp()
+    built = directory / "images-built"
+    with locked(directory / "images.lock"):
+        if not built.exists():
+            build_images()
+            built.touch()
+
+
 @pytest.fixture(scope="session", params=["local", "compose"])
 def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The whole stack, running: as local processes and, where an engine answers, in containers."""
+    """Run the whole stack, as local processes and, if there is a Docker engine, in containers."""
     if request.param == "compose":
-        require_engine()
-        with ComposeStack(f"headroom-test-{os.getpid()}").running() as compose:
+        request.getfixturevalue("images")
+        with ComposeStack(f"headroom-test-{os.getpid()}", build=False).running() as compose:
             yield compose
     else:
         with LocalStack(tmp_path_factory.mktemp("stack")).running() as local:

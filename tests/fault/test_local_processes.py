@@ -1,4 +1,4 @@
-"""`headroom up`: what it leaves behind, whichever way it ends."""
+"""`headroom up`: however it ends, it leaves no process behind."""
 
 import signal
 import socket
@@ -18,7 +18,7 @@ from tests.support.waiting import eventually
 
 @pytest.fixture
 def local(tmp_path: Path) -> Iterator[LocalStack]:
-    """A stack that is not running yet."""
+    """Return a stack that has not been started. Kill what is left of it after the test."""
     stack = LocalStack(tmp_path)
     yield stack
     for pid in stack.descendants():
@@ -26,18 +26,16 @@ def local(tmp_path: Path) -> Iterator[LocalStack]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_everything_within_ten_seconds_and_leaves_no_process(
-    local: LocalStack, number: signal.Signals
-) -> None:
+def test_signal_ends_every_process_within_10_seconds(local: LocalStack, number: signal.Signals) -> None:
     with local.running():
-        # PostgreSQL and its helpers, the exporter, Gunicorn and its four workers.
+        # PostgreSQL and its own processes, the exporter, Gunicorn and its four workers.
         eventually(lambda: len(local.descendants()) >= 10 and len(local.worker_pids()) == 4, within=10)
         assert local.stop(number) == 0
 
     assert local.descendants() == []
 
 
-def test_a_signal_during_the_start_leaves_no_process(local: LocalStack) -> None:
+def test_signal_during_the_start_leaves_no_process(local: LocalStack) -> None:
     local.start()
     eventually(lambda: "starting PostgreSQL" in local.log.read_text(), within=20)
 
@@ -45,17 +43,15 @@ def test_a_signal_during_the_start_leaves_no_process(local: LocalStack) -> None:
     assert local.descendants() == []
 
 
-@pytest.mark.parametrize("who", ["headroom alone", "the whole group"])
+@pytest.mark.parametrize("receiver", ["headroom", "process group"])
 @pytest.mark.parametrize("program", ["initdb", "pg_ctl"])
-def test_an_impatient_ctrl_c_during_the_start_leaves_no_process_and_the_next_start_works(
-    local: LocalStack, program: str, who: str
-) -> None:
+def test_repeated_ctrl_c_during_the_start_leaves_no_process(local: LocalStack, program: str, receiver: str) -> None:
     def ended() -> bool:
-        local.press_ctrl_c() if who == "the whole group" else local.process.send_signal(signal.SIGINT)
+        local.press_ctrl_c() if receiver == "process group" else local.process.send_signal(signal.SIGINT)
         return local.process.poll() is not None
 
     local.start()
-    eventually(lambda: local.runs(program), within=20, every=0.002)
+    eventually(lambda: local.is_running(program), within=20, every=0.002)
     eventually(ended, within=10)
 
     assert local.descendants() == []
@@ -64,7 +60,7 @@ def test_an_impatient_ctrl_c_during_the_start_leaves_no_process_and_the_next_sta
         assert httpx.get(f"{local.api}/readyz").status_code == 200
 
 
-def test_a_second_start_finds_the_data_again(local: LocalStack) -> None:
+def test_second_start_finds_the_data_of_the_first(local: LocalStack) -> None:
     ann = {"email": "ann@example.com", "name": "Ann", "password": "correct horse"}
     with local.running():
         location = httpx.post(f"{local.api}/users", json=ann).headers["location"]
@@ -72,7 +68,7 @@ def test_a_second_start_finds_the_data_again(local: LocalStack) -> None:
         assert httpx.get(f"{local.api}{location}").json()["name"] == "Ann"
 
 
-def test_the_api_ending_by_itself_ends_everything_and_says_so(local: LocalStack) -> None:
+def test_end_of_the_api_ends_every_process_and_is_logged(local: LocalStack) -> None:
     with local.running():
         local.kill_worker(local.master_pid())
         assert local.process.wait(timeout=10) == 1
@@ -81,7 +77,7 @@ def test_the_api_ending_by_itself_ends_everything_and_says_so(local: LocalStack)
     assert "headroom up: the api exited unexpectedly with status -9" in local.log.read_text().splitlines()
 
 
-def test_a_busy_port_is_one_line_and_starts_nothing(local: LocalStack) -> None:
+def test_busy_port_is_reported_in_one_line_before_the_start(local: LocalStack) -> None:
     port = int(local.environment["EXPORTER_PORT"])
     with socket.create_server(("127.0.0.1", port)):
         local.start()
@@ -92,7 +88,7 @@ def test_a_busy_port_is_one_line_and_starts_nothing(local: LocalStack) -> None:
     assert local.descendants() == []
 
 
-def test_a_database_that_cannot_be_reached_is_one_line_and_leaves_no_process(tmp_path: Path) -> None:
+def test_unreachable_database_is_reported_in_one_line(tmp_path: Path) -> None:
     local = LocalStack(tmp_path, DATABASE_URL="postgresql+asyncpg://someone:secret@127.0.0.1:1/none")
     local.start()
 
@@ -104,7 +100,7 @@ def test_a_database_that_cannot_be_reached_is_one_line_and_leaves_no_process(tmp
     assert local.descendants() == []
 
 
-def test_over_budget_is_the_table_and_a_line_and_leaves_no_process(tmp_path: Path) -> None:
+def test_over_budget_is_reported_with_the_table_and_one_line(tmp_path: Path) -> None:
     local = LocalStack(tmp_path, API_REPLICAS="2")
     local.start()
 
@@ -115,7 +111,7 @@ def test_over_budget_is_the_table_and_a_line_and_leaves_no_process(tmp_path: Pat
     assert local.descendants() == []
 
 
-def test_a_broken_data_directory_is_a_line_and_leaves_no_process(local: LocalStack) -> None:
+def test_broken_data_directory_is_reported_in_one_line(local: LocalStack) -> None:
     (local.directory / "postgres").mkdir()
     (local.directory / "postgres" / "PG_VERSION").write_text("9\n")
     local.start()
@@ -126,7 +122,7 @@ def test_a_broken_data_directory_is_a_line_and_leaves_no_process(local: LocalSta
     assert local.descendants() == []
 
 
-def test_a_second_one_on_the_same_data_is_refused_and_does_no_harm(local: LocalStack) -> None:
+def test_second_process_on_the_same_data_is_refused(local: LocalStack) -> None:
     second = LocalStack(local.directory)
     second.log = local.directory / "second.log"
     with local.running():
@@ -137,16 +133,16 @@ def test_a_second_one_on_the_same_data_is_refused_and_does_no_harm(local: LocalS
     assert second.log.read_text() == f"headroom up: DATA_DIR: another `headroom up` uses {local.directory}\n"
 
 
-def test_the_folders_above_the_data_stay_closed_to_others(tmp_path: Path) -> None:
+def test_folders_above_the_data_stay_closed_to_other_users(tmp_path: Path) -> None:
     private = tmp_path / "private"
     private.mkdir(mode=0o700)
     with LocalStack(private).running():
         pass
 
-    assert private.stat().st_mode & 0o066 == 0, "searching it is all that a PostgreSQL of another user needs"
+    assert private.stat().st_mode & 0o066 == 0, "the user of PostgreSQL only needs to pass through it"
 
 
-def test_a_folder_with_a_space_is_one_line(tmp_path: Path) -> None:
+def test_folder_with_a_space_is_reported_in_one_line(tmp_path: Path) -> None:
     spacious = tmp_path / "a b"
     spacious.mkdir()
     stack = LocalStack(spacious)
@@ -156,7 +152,7 @@ def test_a_folder_with_a_space_is_one_line(tmp_path: Path) -> None:
     assert stack.log.read_text().startswith("headroom up: DATA_DIR: must not contain a space")
 
 
-def test_seeding_beside_it_needs_no_setting(local: LocalStack) -> None:
+def test_seed_next_to_a_running_stack_needs_no_setting(local: LocalStack) -> None:
     with local.running():
         local.seed(users=3, posts=7)
         with connect(local.database_url()) as connection:
@@ -170,7 +166,7 @@ def test_seeding_beside_it_needs_no_setting(local: LocalStack) -> None:
     ("variable", "value"),
     [("WEB_CONCURRENCY", "abc"), ("METRICS_DIR", "/proc/none"), ("DB_POOL_SIZE", "0"), ("SECRET_KEY", "")],
 )
-def test_an_api_with_a_bad_setting_is_one_line(tmp_path: Path, variable: str, value: str) -> None:
+def test_api_with_an_invalid_setting_reports_one_line(tmp_path: Path, variable: str, value: str) -> None:
     environment = {
         "DATABASE_URL": "postgresql+asyncpg://db/none",
         "SECRET_KEY": "x" * 32,
@@ -192,7 +188,7 @@ def test_an_api_with_a_bad_setting_is_one_line(tmp_path: Path, variable: str, va
     assert finished.stderr.count("\n") == 1
 
 
-def test_without_a_database_the_api_does_not_start_and_says_why(tmp_path: Path) -> None:
+def test_api_without_a_database_url_reports_one_line(tmp_path: Path) -> None:
     finished = subprocess.run(
         [sys.executable, "-m", "gunicorn", "-c", str(PROJECT_ROOT / "ops/gunicorn/gunicorn.conf.py")],
         cwd=tmp_path,

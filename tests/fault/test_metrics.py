@@ -1,4 +1,4 @@
-"""The metrics are the truth: with known traffic, after a kill, while every worker is stuck, and beside the server's."""
+"""The metrics are right: with known traffic, after a kill, with stuck workers, and compared with the server's view."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ from tests.support.waiting import eventually
 
 HOLD_SECONDS = 0.5
 REQUESTS = 24
-STUCK_SECONDS = 20.0
+STUCK_SECONDS = 14.0  # longer than the exporter waits for a heartbeat
 WAITING = 3
 
 
@@ -53,38 +53,40 @@ def watched(database: URL, tmp_path: Path) -> Iterator[Watched]:
         yield Watched(api, exporter)
 
 
-def at_once(number: int, call: Callable[[], httpx.Response]) -> list[httpx.Response]:
+def simultaneously(number: int, call: Callable[[], httpx.Response]) -> list[httpx.Response]:
     with ThreadPoolExecutor(number) as threads:
         return [each.result() for each in [threads.submit(call) for _ in range(number)]]
 
 
-def test_known_traffic_is_counted_exactly_and_timed_within_a_twentieth(watched: Watched) -> None:
+@pytest.mark.alone
+def test_known_traffic_is_counted_exactly_and_timed_within_5_percent(watched: Watched) -> None:
     def hold() -> httpx.Response:
         return httpx.get(f"{watched.api}/hold", params={"ms": HOLD_SECONDS * 1000}, timeout=60).raise_for_status()
 
-    at_once(8, hold)  # every worker that will be asked has opened its connection, or soon will
+    simultaneously(8, hold)  # let the workers open their connections
     names = ("checkouts_total", "waits_total", "wait_blocked_seconds_total", "use_seconds_sum", "use_seconds_count")
     before = {name: watched.total(f"db_pool_{name}") for name in names}
 
-    answers = at_once(REQUESTS, hold)
+    answers = simultaneously(REQUESTS, hold)
     per_worker = Counter(answer.json()["worker"] for answer in answers)
 
     grown = {name: watched.total(f"db_pool_{name}") - before[name] for name in names}
     assert len(per_worker) > 1, "more than one worker answered"
     assert grown["checkouts_total"] == grown["use_seconds_count"] == REQUESTS
-    # All came while the first was held, so in each worker all but that one had to wait.
+    # All requests came while the first held the connection, so in each worker every other one had to wait.
     assert grown["waits_total"] == REQUESTS - len(per_worker)
     assert grown["use_seconds_sum"] == pytest.approx(REQUESTS * HOLD_SECONDS, rel=0.05)
-    # What a client waited beyond the hold, it waited in the queue.
+    # The part of a response time that exceeds the hold is time in the queue.
     blocked = sum(answer.elapsed.total_seconds() - HOLD_SECONDS for answer in answers)
     assert grown["wait_blocked_seconds_total"] == pytest.approx(blocked, rel=0.05)
 
 
-def test_with_every_worker_stuck_each_scrape_answers_within_a_second_and_shows_the_queue(watched: Watched) -> None:
+@pytest.mark.alone
+def test_scrape_with_every_worker_stuck_shows_the_queue_in_time(watched: Watched) -> None:
     workers = 4
     answers = []
     with ThreadPoolExecutor(workers) as threads:
-        # A worker that is stuck accepts nothing, so each of these gets one that is not.
+        # A stuck worker accepts no connection, so each request gets another worker.
         query = {"seconds": STUCK_SECONDS, "waiting": WAITING}
         for number in range(workers):
             answers.append(threads.submit(httpx.get, f"{watched.api}/stick", params=query, timeout=60))
@@ -103,7 +105,7 @@ def test_with_every_worker_stuck_each_scrape_answers_within_a_second_and_shows_t
     eventually(lambda: watched.total("db_pool_pending_requests") == 0, within=5)
 
 
-def test_after_a_kill_no_counter_goes_back_and_the_gauges_lose_the_worker(stack: Stack) -> None:
+def test_counters_after_a_kill_do_not_decrease(stack: Stack) -> None:
     with ThreadPoolExecutor(16) as threads:
         list(threads.map(lambda _: httpx.get(f"{stack.api}/posts"), range(100)))
     before = scrape(stack)
@@ -117,7 +119,7 @@ def test_after_a_kill_no_counter_goes_back_and_the_gauges_lose_the_worker(stack:
         renewed = [key for key in starts if now[key] != before.get(key)]
         return len(starts) == 4 and len(renewed) == 1
 
-    eventually(replaced, within=15)
+    eventually(replaced, within=30)
     after = scrape(stack)
     counters = [key for key in before if key[0].endswith(("_total", "_count", "_sum", "_bucket"))]
     assert len(counters) > 100
@@ -130,7 +132,7 @@ def before_starts(samples: dict[tuple[str, tuple[tuple[str, str], ...]], float])
 
 
 def views(stack: Stack) -> tuple[float, float]:
-    """The API's connections, as the server counts them and as the pools do, of one scrape."""
+    """Scrape once. Return the number of the API's connections that the server and the pools report."""
     samples = scrape(stack)
 
     def count(name: str, **labels: str) -> float:
@@ -141,18 +143,19 @@ def views(stack: Stack) -> tuple[float, float]:
     return count("db_server_connections", application="headroom:api"), count("db_pool_connections")
 
 
-def test_under_steady_load_the_server_and_the_pools_agree_and_a_leak_makes_them_differ(stack: Stack) -> None:
-    uvloop.run(load([f"{stack.api}/posts?cursor="], clients=8, seconds=2))  # the pools have what they need
+@pytest.mark.alone
+def test_server_and_pools_agree_until_a_connection_leaks(stack: Stack) -> None:
+    uvloop.run(load([f"{stack.api}/posts?cursor="], clients=8, seconds=2))  # let the pools open their connections
 
     with ThreadPoolExecutor(1) as threads:
         traffic = threads.submit(uvloop.run, load([f"{stack.api}/posts?cursor="], clients=8, seconds=6))
         seen, pause = [], Event()
         while not traffic.done():
             seen.append(views(stack))
-            pause.wait(2 * HEARTBEAT_SECONDS)  # the gauges are as old as that
+            pause.wait(2 * HEARTBEAT_SECONDS)  # the age of the gauges
         assert len(seen) > 5
-        # What is just being opened or closed is in one of them for a moment, and in both or none at the next scrape,
-        # unless the pools have opened or closed another one by then.
+        # While a connection is being opened or closed, the two differ until the next scrape, unless the pools open or
+        # close another one by then.
         assert all(a == b or c == d or b != d for (a, b), (c, d) in pairwise(seen)), seen
         assert sum(server == pools for server, pools in seen) > len(seen) / 2, seen
         assert max(pools for _, pools in seen) > 0

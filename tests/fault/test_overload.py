@@ -1,4 +1,4 @@
-"""More requests than connections: who cannot be served is told so in time, and everything else goes on."""
+"""More requests than connections: the surplus gets a 503 in time, and everything else goes on."""
 
 import asyncio
 from collections.abc import Iterator
@@ -13,7 +13,9 @@ from tests.support.postgres import as_role, connect
 from tests.support.serving import holding_api
 from tests.support.waiting import eventually
 
-SECONDS = 5
+pytestmark = pytest.mark.alone
+
+SECONDS = 4
 
 
 @pytest.fixture(scope="module", params=["asyncpg", "psycopg"])
@@ -23,8 +25,8 @@ def api(request: pytest.FixtureRequest, database: URL, tmp_path_factory: pytest.
         yield api
 
 
-async def attacked(api: str, path: str, clients: int) -> tuple[Answers, Answers, Answers]:
-    """The clients' answers, and those of /livez and /readyz meanwhile."""
+async def attack(api: str, path: str, clients: int) -> tuple[Answers, Answers, Answers]:
+    """Return the clients' answers, and those of /livez and /readyz at the same time."""
     return await asyncio.gather(
         load([f"{api}{path}"], clients=clients, seconds=SECONDS, patient=False, pause=0.1),
         load([f"{api}/livez"], clients=1, seconds=SECONDS, pause=0.1),
@@ -32,44 +34,44 @@ async def attacked(api: str, path: str, clients: int) -> tuple[Answers, Answers,
     )
 
 
-def back_to_normal(api: str) -> None:
+def assert_recovered(api: str) -> None:
     def served() -> bool:
         answers = uvloop.run(load([f"{api}/hold?ms=1"], clients=10, seconds=0.5))
         return set(answers.statuses) == {200}
 
-    eventually(served, within=5)
+    eventually(served, within=10)
 
 
 @pytest.mark.parametrize("clients", [300, 1000])
-def test_beyond_the_pool_and_its_queue_the_answer_is_quick_and_honest(api: str, clients: int) -> None:
-    answers, livez, readyz = uvloop.run(attacked(api, "/hold?ms=50", clients))
+def test_overload_beyond_the_queue_gets_503_in_time(api: str, clients: int) -> None:
+    answers, livez, readyz = uvloop.run(attack(api, "/hold?ms=50", clients))
 
     assert set(answers.statuses) <= {200, 503}
-    assert answers.statuses[200] > 100 * SECONDS, "the pool is used, not only defended"
-    # 3 s, and what a machine with two cores needs to write a thousand answers.
+    assert answers.statuses[200] > 100 * SECONDS, "most requests must be served"
+    # 3 s for a connection, and 2 s to write a thousand answers on two cores.
     assert answers.seconds(200, 503)[-1] < 5
     assert set(livez.statuses) == {200}
     assert livez.seconds(200)[-1] < 1
-    assert set(readyz.statuses) == {200}, "busy is not broken"
+    assert set(readyz.statuses) == {200}, "an overloaded API is still ready"
     assert readyz.seconds(200)[-1] < 2
-    back_to_normal(api)
+    assert_recovered(api)
 
 
-def test_a_lock_that_stops_every_statement_stops_nothing_else(api: str, database: URL) -> None:
+def test_table_lock_stops_neither_livez_nor_readyz(api: str, database: URL) -> None:
     with connect(database) as connection, connection.transaction():
         connection.execute("LOCK TABLE posts IN ACCESS EXCLUSIVE MODE")
-        answers, livez, readyz = uvloop.run(attacked(api, "/posts?cursor=", 300))
+        answers, livez, readyz = uvloop.run(attack(api, "/posts?cursor=", 300))
 
     assert set(answers.statuses) == {503}
-    # Waiting for a connection, up to 3 s, and then for the lock, 2 s.
+    # Up to 3 s for a connection, then 2 s for the lock.
     assert answers.seconds(503)[-1] < 6.5
     assert percentile(livez.seconds(200), 1) < 1
     assert set(livez.statuses) == {200}
     assert set(readyz.statuses) == {200}
-    back_to_normal(api)
+    assert_recovered(api)
 
 
-def test_a_refusal_says_which_connections_there_are_and_when_to_come_back(api: str) -> None:
+def test_refusal_has_retry_after_and_its_own_problem_type(api: str) -> None:
     async def flood() -> list[httpx.Response]:
         async with httpx.AsyncClient(timeout=30, limits=httpx.Limits(max_connections=600)) as client:
             return await asyncio.gather(*(client.get(f"{api}/hold?ms=500") for _ in range(600)))
@@ -82,10 +84,10 @@ def test_a_refusal_says_which_connections_there_are_and_when_to_come_back(api: s
     assert {answer.headers["retry-after"] for answer in refused} == {"1"}
 
 
-def test_a_thousand_clients_that_hang_up_leave_nothing_behind(api: str, database: URL) -> None:
-    """In every stage: before the request is sent, while it waits for a connection, while its statement runs."""
+def test_thousand_disconnecting_clients_leave_no_connection(api: str, database: URL) -> None:
+    """Clients disconnect while they send, while they wait for a connection, and while the statement runs."""
 
-    async def hang_up(number: int) -> None:
+    async def disconnect(number: int) -> None:
         address = httpx.URL(api)
         _, writer = await asyncio.open_connection(address.host, address.port)
         request = b"GET /hold?ms=100 HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -95,7 +97,7 @@ def test_a_thousand_clients_that_hang_up_leave_nothing_behind(api: str, database
 
     async def storm() -> None:
         for batch in range(10):
-            await asyncio.gather(*(hang_up(batch * 100 + number) for number in range(100)))
+            await asyncio.gather(*(disconnect(batch * 100 + number) for number in range(100)))
 
     with connect(database) as connection:
 
@@ -110,5 +112,5 @@ def test_a_thousand_clients_that_hang_up_leave_nothing_behind(api: str, database
         asyncio.run(storm())
         assert opened() <= 4 * (5 + 10)
         eventually(lambda: opened("state <> 'idle'") == 0, within=10)
-        back_to_normal(api)
+        assert_recovered(api)
         eventually(lambda: opened() <= 4 * 5, within=10)

@@ -1,4 +1,4 @@
-"""Workers that die."""
+"""Workers are replaced."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,7 +9,7 @@ from tests.support.stacks import Stack, scrape, total
 from tests.support.waiting import eventually
 
 
-def test_a_reload_replaces_every_worker_and_drops_no_metric(stack: Stack) -> None:
+def test_reload_replaces_every_worker_and_keeps_the_metrics(stack: Stack) -> None:
     before = set(stack.worker_pids())
 
     stack.reload()
@@ -18,11 +18,11 @@ def test_a_reload_replaces_every_worker_and_drops_no_metric(stack: Stack) -> Non
         now = set(stack.worker_pids())
         return len(now) == 4 and not now & before and total(stack, "db_pool_connections_max") == 60
 
-    eventually(reloaded, within=20)
+    eventually(reloaded, within=30)
     assert httpx.get(f"{stack.api}/readyz").status_code == 200
 
 
-def test_a_killed_worker_is_replaced_and_its_gauges_and_connections_go(stack: Stack) -> None:
+def test_killed_worker_is_replaced_with_gauges_and_connections(stack: Stack) -> None:
     with ThreadPoolExecutor(16) as threads:
         list(threads.map(lambda _: httpx.get(f"{stack.api}/posts"), range(100)))
     before = set(stack.worker_pids())
@@ -46,5 +46,5 @@ def test_a_killed_worker_is_replaced_and_its_gauges_and_connections_go(stack: St
             and total(stack, "db_pool_connections") == row[0]
         )
 
-    eventually(recovered, within=15)
+    eventually(recovered, within=30)
     assert httpx.get(f"{stack.api}/readyz").status_code == 200

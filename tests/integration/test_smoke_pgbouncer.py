@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-from collections.abc import Iterator
 
 import pytest
 from fastapi import FastAPI
@@ -23,7 +22,7 @@ def database_setup() -> str:
 
 
 @pytest.fixture
-def sent(client: AsyncClient) -> Iterator[set[str]]:
+def sent(client: AsyncClient) -> set[str]:
     """Record every request of the client as an operation of the OpenAPI document."""
     operations: set[str] = set()
 

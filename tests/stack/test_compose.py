@@ -1,34 +1,28 @@
-"""What only Compose promises."""
+"""docker-compose.yml: what only Compose promises."""
 
 import httpx
 import pytest
 
-from tests.support.stacks import ComposeStack, Stack
+from tests.support.stacks import ComposeStack
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.parametrize("stack", ["compose"], indirect=True)
 
 
-@pytest.fixture
-def compose(stack: Stack) -> ComposeStack:
-    assert isinstance(stack, ComposeStack)
-    return stack
-
-
-def test_the_api_starts_after_the_migration_has_succeeded(compose: ComposeStack) -> None:
+def test_api_starts_after_the_migration_has_succeeded(compose: ComposeStack) -> None:
     migrate, api = compose.inspect("migrate")["State"], compose.inspect("api")["State"]
 
     assert (migrate["Status"], migrate["ExitCode"]) == ("exited", 0)
     assert migrate["FinishedAt"] <= api["StartedAt"]
 
 
-def test_every_port_is_published_on_the_loopback_address_only(compose: ComposeStack) -> None:
+def test_ports_are_published_on_the_loopback_address_only(compose: ComposeStack) -> None:
     for service in ("api", "exporter", "postgres", "prometheus"):
         bindings = compose.inspect(service)["HostConfig"]["PortBindings"]
         assert {binding["HostIp"] for published in bindings.values() for binding in published} == {"127.0.0.1"}
 
 
-def test_our_image_runs_as_a_numeric_user_that_is_not_root_and_cannot_change_its_code(compose: ComposeStack) -> None:
+def test_image_runs_as_a_numeric_user_who_cannot_change_the_code(compose: ComposeStack) -> None:
     assert compose.inspect("api")["Config"]["User"] == "10001:10001"
     writable = compose.compose(
         "exec", "-T", "api", "find", "/srv/headroom", "/opt/venv", "-writable", "-not", "-type", "l"
@@ -36,7 +30,7 @@ def test_our_image_runs_as_a_numeric_user_that_is_not_root_and_cannot_change_its
     assert writable == ""
 
 
-def test_our_image_has_no_compiler_and_nothing_of_the_host_and_its_environment_no_pip(compose: ComposeStack) -> None:
+def test_image_contains_no_compiler_no_pip_and_no_files_of_the_host(compose: ComposeStack) -> None:
     found = compose.compose(
         "exec", "-T", "api", "sh", "-c", "ls /opt/venv/bin; ls -A /srv/headroom; which gcc cc || true"
     )

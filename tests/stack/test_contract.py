@@ -1,4 +1,4 @@
-"""The stack as its users see it: HTTP in, HTTP out, the same in containers and without them."""
+"""The stack over HTTP, in containers and as local processes."""
 
 import asyncio
 from collections.abc import Iterator
@@ -18,8 +18,8 @@ from tests.support.waiting import eventually
 _numbers = count(1)
 
 
-def someone(**fields: Any) -> dict[str, Any]:
-    return {"email": f"someone.{next(_numbers)}@example.com", "name": "Someone", "password": "correct horse"} | fields
+def sign_up_data(**fields: Any) -> dict[str, Any]:
+    return {"email": f"user.{next(_numbers)}@example.com", "name": "User", "password": "correct horse"} | fields
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,14 +35,14 @@ def post(stack: Stack, path: str, **request: Any) -> httpx.Response:
     return httpx.post(f"{stack.api}{path}", timeout=60, **request)
 
 
-def test_it_lives_and_is_ready(stack: Stack) -> None:
+def test_probes_of_a_running_stack_return_ok(stack: Stack) -> None:
     assert get(stack, "/livez").json() == {"status": "ok"}
     assert get(stack, "/readyz").json() == {"status": "ok"}
     assert httpx.get(f"{stack.exporter}/healthz").status_code == 200
 
 
-def test_a_user_signs_up_and_is_found(stack: Stack) -> None:
-    created = post(stack, "/users", json=someone(name="Ann"))
+def test_new_user_is_found_at_its_location(stack: Stack) -> None:
+    created = post(stack, "/users", json=sign_up_data(name="Ann"))
     assert created.status_code == 201
     assert "password" not in created.text
 
@@ -50,9 +50,10 @@ def test_a_user_signs_up_and_is_found(stack: Stack) -> None:
     assert found.json() == {"id": created.json()["id"], "name": "Ann", "created_at": created.json()["created_at"]}
 
 
-def test_of_simultaneous_sign_ups_with_one_address_exactly_one_succeeds(stack: Stack) -> None:
-    address = someone()["email"]
-    sign_ups = [someone(email=address.upper() if number % 2 else address) for number in range(200)]
+@pytest.mark.alone
+def test_simultaneous_sign_ups_with_one_address_succeed_once(stack: Stack) -> None:
+    address = sign_up_data()["email"]
+    sign_ups = [sign_up_data(email=address.upper() if number % 2 else address) for number in range(200)]
 
     with ThreadPoolExecutor(len(sign_ups)) as threads:
         answers = list(threads.map(lambda data: post(stack, "/users", json=data), sign_ups))
@@ -64,7 +65,7 @@ def test_of_simultaneous_sign_ups_with_one_address_exactly_one_succeeds(stack: S
     assert rows == (1,)
 
 
-def test_pages_by_offset_cover_every_post_once(stack: Stack) -> None:
+def test_pages_by_offset_contain_every_post_once(stack: Stack) -> None:
     pages = [get(stack, f"/posts?offset={offset}&limit=100").json() for offset in range(0, 500, 100)]
 
     items = [post for page in pages for post in page["items"]]
@@ -74,7 +75,7 @@ def test_pages_by_offset_cover_every_post_once(stack: Stack) -> None:
     assert [page["has_more"] for page in pages] == [True] * 4 + [False]
 
 
-def test_a_post_leads_to_its_author_and_back(stack: Stack) -> None:
+def test_post_links_to_its_author_and_back(stack: Stack) -> None:
     newest = get(stack, "/posts?limit=1").json()["items"][0]
 
     assert get(stack, f"/posts/{newest['id']}").json() == newest
@@ -84,15 +85,15 @@ def test_a_post_leads_to_its_author_and_back(stack: Stack) -> None:
 
 
 def in_chunks() -> Iterator[bytes]:
-    """10 MB that do not say so."""
+    """Yield 10 MB. A chunked body has no Content-Length."""
     return (b" " * 65_536 for _ in range(160))
 
 
 @pytest.mark.parametrize(
     ("method", "path", "request_", "status"),
     [
-        ("POST", "/users", {"json": someone(name="An\0n")}, 422),
-        ("POST", "/users", {"json": someone(email="ann")}, 422),
+        ("POST", "/users", {"json": sign_up_data(name="An\0n")}, 422),
+        ("POST", "/users", {"json": sign_up_data(email="ann")}, 422),
         ("POST", "/users", {"content": b" " * 10_000_000}, 413),
         ("POST", "/users", {"content": in_chunks}, 413),
         ("GET", f"/posts/{2**63}", {}, 422),
@@ -102,7 +103,9 @@ def in_chunks() -> Iterator[bytes]:
     ],
     ids=["NUL", "address", "10 MB", "10 MB in chunks", "beyond bigint", "limit", "path", "method"],
 )
-def test_bad_input_is_a_problem(stack: Stack, method: str, path: str, request_: dict[str, Any], status: int) -> None:
+def test_bad_input_returns_a_problem(
+    stack: Stack, method: str, path: str, request_: dict[str, Any], status: int
+) -> None:
     if callable(content := request_.get("content")):
         request_ = {"content": content()}
     answer = httpx.request(method, f"{stack.api}{path}", **request_)
@@ -112,7 +115,7 @@ def test_bad_input_is_a_problem(stack: Stack, method: str, path: str, request_: 
     assert answer.json()["request_id"] == answer.headers["x-request-id"]
 
 
-def test_four_workers_serve(stack: Stack) -> None:
+def test_four_workers_report_metrics(stack: Stack) -> None:
     assert len(stack.worker_pids()) == 4
     workers = eventually(
         lambda: {dict(labels)["worker"] for name, labels in scrape(stack) if name == "db_pool_connections_max"},
@@ -121,13 +124,13 @@ def test_four_workers_serve(stack: Stack) -> None:
     assert workers == {"1", "2", "3", "4"}
 
 
-def test_the_pools_of_all_workers_are_four_times_size_plus_overflow(stack: Stack) -> None:
+def test_pool_gauges_add_up_four_workers(stack: Stack) -> None:
     assert total(stack, "db_pool_connections_max") == 4 * (5 + 10)
     assert total(stack, "db_pool_connections_idle_max") == 4 * 5
 
 
-def test_the_exporter_and_the_server_count_the_same_connections(stack: Stack) -> None:
-    # More at once than one connection a worker serves. (Threads that each open a client are not, on a slow machine.)
+def test_exporter_and_server_count_the_same_connections(stack: Stack) -> None:
+    # 32 requests at a time need more than one connection per worker.
     asyncio.run(load([f"{stack.api}/posts"], clients=32, seconds=1))
 
     def agree() -> bool:
@@ -143,43 +146,44 @@ def test_the_exporter_and_the_server_count_the_same_connections(stack: Stack) ->
     eventually(agree, within=10)
 
 
-def test_the_gauges_show_what_is_used_and_what_waits(stack: Stack) -> None:
-    """A lock on the table stops every statement; the server counts who is stopped, the exporter who holds and waits."""
-    answered = Event()
-    everyone = httpx.Limits(max_connections=None)  # httpx itself would have all but 100 wait
+@pytest.mark.alone
+def test_gauges_under_a_table_lock_show_used_and_waiting(stack: Stack) -> None:
+    """The lock stops every statement. The server counts the blocked statements, the exporter used connections."""
+    stop = Event()
+    unlimited = httpx.Limits(max_connections=None)  # the default of httpx is 100 connections
     with (
-        httpx.Client(base_url=stack.api, timeout=30, limits=everyone) as client,
+        httpx.Client(base_url=stack.api, timeout=30, limits=unlimited) as client,
         connect(stack.database_url()) as holder,
-        connect(stack.database_url()) as observer,  # in a transaction, pg_stat_activity stays as it was first seen
+        connect(stack.database_url()) as observer,  # within a transaction pg_stat_activity does not change
         ThreadPoolExecutor(200) as threads,
     ):
 
-        def again_and_again() -> set[int]:
-            """Who gives up after DB_POOL_TIMEOUT queues again: that way somebody waits for as long as we look."""
+        def send_requests() -> set[int]:
+            """Send another request after each 503, so that the queue is never empty."""
             statuses = set()
-            while not answered.wait(0.1):
+            while not stop.wait(0.1):
                 statuses.add(client.get("/posts/1").status_code)
             return statuses
 
         def agree() -> bool:
-            seen = scrape(stack)
+            scraped = scrape(stack)
             row = observer.execute(
                 "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'headroom:api:%'"
                 " AND wait_event_type = 'Lock'"
             ).fetchone()
             assert row is not None
-            assert 15 < total(seen, "db_pool_connections", state="used") == row[0], row
-            assert total(seen, "db_pool_connections_overflow") > 0
-            assert total(seen, "db_pool_pending_requests") > 0
+            assert 15 < total(scraped, "db_pool_connections", state="used") == row[0], row
+            assert total(scraped, "db_pool_connections_overflow") > 0
+            assert total(scraped, "db_pool_pending_requests") > 0
             return True
 
         try:
             with holder.transaction():
                 holder.execute("LOCK TABLE posts")
-                requests = [threads.submit(again_and_again) for _ in range(200)]
-                eventually(agree, within=10)
+                requests = [threads.submit(send_requests) for _ in range(200)]
+                eventually(agree, within=10, jobs=requests)
         finally:
-            answered.set()
+            stop.set()
         statuses = set().union(*(request.result() for request in requests))
 
     assert statuses <= {200, 404, 503}

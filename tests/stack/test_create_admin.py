@@ -1,4 +1,4 @@
-"""The first administrator."""
+"""`headroom create-admin`."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ def create_admin(stack: Stack, email: str, password: str) -> subprocess.Complete
     )
 
 
-def test_an_administrator_who_was_created_can_sign_in_and_list_users(stack: Stack) -> None:
+def test_created_administrator_can_sign_in_and_list_users(stack: Stack) -> None:
     created = create_admin(stack, "root@example.com", "correct horse")
     assert (created.returncode, created.stdout) == (0, "root@example.com is an administrator\n"), created.stderr
 
@@ -42,7 +42,7 @@ def test_an_administrator_who_was_created_can_sign_in_and_list_users(stack: Stac
 @pytest.mark.parametrize(
     ("email", "password", "field"), [("root", "correct horse", "email"), ("a@example.com", "short", "password")]
 )
-def test_an_administrator_who_cannot_be_is_one_line(stack: Stack, email: str, password: str, field: str) -> None:
+def test_invalid_administrator_is_refused_with_one_line(stack: Stack, email: str, password: str, field: str) -> None:
     refused = create_admin(stack, email, password)
 
     assert refused.returncode == 1

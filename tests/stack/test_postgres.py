@@ -1,4 +1,4 @@
-"""The PostgreSQL of both Compose files by itself: its configuration, and how a new volume gets its roles."""
+"""The postgres service of both Compose files: its configuration, and the roles of a new volume."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ MOUNTS = {
     "roles.sql": "/etc/postgresql/roles.sql",
     "init": "/docker-entrypoint-initdb.d",
 }
-# What a shell, psql or a string literal would take for their own.
+# Passwords with characters that a shell, psql or a string literal would interpret.
 PASSWORDS = {"owner": "it's", "app": r"a\nb\'c", "monitor": '$(id) `id` "$HOME"', "pgbouncer": ":'owner' :app; --"}
 
 
@@ -70,12 +70,12 @@ def postgres() -> Iterator[Postgres]:
 
 
 @pytest.mark.parametrize("role", PASSWORDS)
-def test_a_role_has_the_password_it_was_given_whatever_is_in_it(postgres: Postgres, role: str) -> None:
+def test_role_has_the_password_of_its_variable(postgres: Postgres, role: str) -> None:
     with postgres.connect_as(role) as connection:
         assert connection.execute("SELECT current_user").fetchone() == (f"headroom_{role}",)
 
 
-def test_the_server_read_the_file_that_is_mounted_and_all_of_it(postgres: Postgres) -> None:
+def test_mounted_configuration_file_is_applied_completely(postgres: Postgres) -> None:
     with postgres.connect("postgres", "superuser") as superuser:
         settings = superuser.execute("SELECT name, applied, error, sourcefile FROM pg_file_settings").fetchall()
 
@@ -83,7 +83,7 @@ def test_the_server_read_the_file_that_is_mounted_and_all_of_it(postgres: Postgr
     assert {tuple(rest) for _, *rest in settings} == {(True, None, "/etc/postgresql/postgresql.conf")}
 
 
-def test_the_monitor_gets_in_when_the_api_has_taken_every_connection(postgres: Postgres) -> None:
+def test_monitor_connects_when_the_api_uses_every_connection(postgres: Postgres) -> None:
     taken: list[psycopg.Connection] = []
     try:
         with pytest.raises(psycopg.OperationalError, match="remaining connection slots are reserved"):
@@ -100,12 +100,12 @@ def test_the_monitor_gets_in_when_the_api_has_taken_every_connection(postgres: P
     assert seen == len(taken) == 100 - 3 - 5
 
 
-def test_without_a_password_nothing_starts_and_the_log_says_which() -> None:
+def test_missing_password_stops_the_start_and_is_named() -> None:
     with run(HEADROOM_OWNER_PASSWORD="owner", HEADROOM_APP_PASSWORD="") as postgres:
         eventually(lambda: postgres.state() == "exited", within=60)
         assert "HEADROOM_APP_PASSWORD: must be set, or HEADROOM_APP_PASSWORD_FILE" in postgres.log()
 
-        # As `restart: unless-stopped` does: it must not come up with a volume that has no roles.
+        # Start it again, as `restart: unless-stopped` does: it must not run on a volume without roles.
         postgres.container.get_wrapped_container().start()
         eventually(lambda: "exists but is not empty" in postgres.log(), within=60)
         eventually(lambda: postgres.state() == "exited", within=60)

@@ -1,4 +1,4 @@
-"""Prometheus: its files by its own tool, and every expression that somebody relies on against the running stacks."""
+"""Prometheus: promtool checks its files, and the running stacks return series for every expression."""
 
 import re
 from collections.abc import Iterator
@@ -17,16 +17,10 @@ from app.paths import PROJECT_ROOT
 from tests.support.docker import require_engine
 from tests.support.load import load
 from tests.support.prometheus import Expression, expressions, files, hasty, promtool, query, rules
-from tests.support.stacks import ComposeStack, ProdStack, Stack
+from tests.support.stacks import ComposeStack, ProdStack
 from tests.support.waiting import eventually
 
-ANSWERED_WITHIN_SECONDS = 90
-
-
-@pytest.fixture
-def compose(stack: Stack) -> ComposeStack:
-    assert isinstance(stack, ComposeStack)
-    return stack
+SERIES_WITHIN_SECONDS = 90
 
 
 in_compose = pytest.mark.parametrize("stack", ["compose"], indirect=True)
@@ -34,16 +28,16 @@ in_compose = pytest.mark.parametrize("stack", ["compose"], indirect=True)
 
 @contextmanager
 def under_load(apis: list[str]) -> Iterator[None]:
-    """Traffic on every route that the dashboard could want, a second at a time, until the block ends."""
+    """Send requests to every kind of route that the dashboard shows, until the block ends."""
     stop = Event()
     urls = [f"{api}{path}" for api in apis for path in ("/posts?cursor=", "/users/1", "/readyz")]
 
-    def go_on() -> None:
+    def send_requests() -> None:
         while not stop.is_set():
             uvloop.run(load(urls, clients=len(urls) * 2, seconds=1, pause=0.02))
 
     with ThreadPoolExecutor(1) as threads:
-        traffic = threads.submit(go_on)
+        traffic = threads.submit(send_requests)
         try:
             yield
         finally:
@@ -51,16 +45,16 @@ def under_load(apis: list[str]) -> Iterator[None]:
             traffic.result()
 
 
-def unanswered(prometheus: str, wanted: list[Expression]) -> None:
-    """Ask until each has been answered with a series; fails with those that never are."""
+def assert_series_exist(prometheus: str, wanted: list[Expression]) -> None:
+    """Query the expressions until each has returned a series. Fail with those that never do."""
     left = list(wanted)
 
-    def ask() -> bool:
+    def complete() -> bool:
         left[:] = [each for each in left if not query(prometheus, each.text)]
         return not left
 
     try:
-        eventually(ask, within=ANSWERED_WITHIN_SECONDS, every=1)
+        eventually(complete, within=SERIES_WITHIN_SECONDS, every=1)
     except AssertionError:
         pytest.fail("no series for:\n" + "\n".join(f"{each.origin}: {each.text}" for each in left))
 
@@ -74,7 +68,7 @@ def unanswered(prometheus: str, wanted: list[Expression]) -> None:
     ],
     ids=lambda arguments: " ".join(arguments[:2]),
 )
-def test_promtool_has_nothing_to_say(arguments: list[str]) -> None:
+def test_promtool_accepts_the_files(arguments: list[str]) -> None:
     require_engine()
     finished = promtool(*arguments)
 
@@ -82,13 +76,13 @@ def test_promtool_has_nothing_to_say(arguments: list[str]) -> None:
 
 
 @in_compose
-def test_promtool_finds_nothing_wrong_with_the_metrics(compose: ComposeStack) -> None:
+def test_promtool_accepts_the_metrics(compose: ComposeStack) -> None:
     finished = promtool("check", "metrics", stdin=httpx.get(f"{compose.exporter}/metrics").text)
 
     assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
 
 
-def test_promtool_finds_nothing_wrong_with_those_of_pgbouncer_either(prod: ProdStack) -> None:
+def test_promtool_accepts_the_metrics_of_pgbouncer(prod: ProdStack) -> None:
     metrics = httpx.get(f"{prod.exporter}/metrics").text
     finished = promtool("check", "metrics", stdin=metrics)
 
@@ -97,7 +91,7 @@ def test_promtool_finds_nothing_wrong_with_those_of_pgbouncer_either(prod: ProdS
 
 
 @in_compose
-def test_what_people_know_from_elsewhere_has_a_counterpart_that_is_scraped(compose: ComposeStack) -> None:
+def test_counterparts_of_other_libraries_metrics_are_scraped(compose: ComposeStack) -> None:
     """The tables of docs/metrics.md: the other library's name on the left, Headroom's on the right."""
     _, tables = (PROJECT_ROOT / "docs/metrics.md").read_text().split("## Counterparts in other libraries")
     rows = re.findall(r"^\| (`.+`) \| (.+) \|$", tables, re.MULTILINE)
@@ -120,21 +114,21 @@ def test_what_people_know_from_elsewhere_has_a_counterpart_that_is_scraped(compo
 
 
 @in_compose
-def test_every_expression_is_answered_by_the_running_stack(compose: ComposeStack) -> None:
+def test_every_expression_returns_series(compose: ComposeStack) -> None:
     with under_load(compose.apis):
-        unanswered(compose.prometheus, [each for each in expressions() if not each.about_pgbouncer])
+        assert_series_exist(compose.prometheus, [each for each in expressions() if not each.about_pgbouncer])
 
 
-def test_every_expression_is_answered_behind_pgbouncer_and_exporters_are_found_by_name(prod: ProdStack) -> None:
+def test_every_expression_returns_series_behind_pgbouncer(prod: ProdStack) -> None:
     with under_load(prod.apis):
-        unanswered(prod.prometheus, expressions())
+        assert_series_exist(prod.prometheus, expressions())
     [target] = httpx.get(f"{prod.prometheus}/api/v1/targets").json()["data"]["activeTargets"]
     assert target["health"] == "up"
     assert target["discoveredLabels"]["__meta_dns_name"] == "exporter"
 
 
 @in_compose
-def test_prometheus_has_loaded_the_rules_and_no_alert_fires_at_rest(compose: ComposeStack) -> None:
+def test_rules_are_loaded_and_no_lasting_alert_fires(compose: ComposeStack) -> None:
     def loaded() -> bool:
         groups = httpx.get(f"{compose.prometheus}/api/v1/rules").json()["data"]["groups"]
         found = [rule for group in groups for rule in group["rules"]]
@@ -149,12 +143,12 @@ def test_prometheus_has_loaded_the_rules_and_no_alert_fires_at_rest(compose: Com
         for alert in httpx.get(f"{compose.prometheus}/api/v1/alerts").json()["data"]["alerts"]
         if alert["labels"]["severity"] == "critical" and alert["state"] == "firing"
     ]
-    # The tests before have killed workers and filled pools; what lasts is not among them.
+    # Earlier tests kill workers and fill pools, so alerts about those may fire.
     assert not {"ServerDown", "ExporterDown", "HeadroomLow"} & set(firing)
 
 
 @in_compose
-def test_a_connection_leaked_on_purpose_makes_the_views_disagree(compose: ComposeStack) -> None:
+def test_leaked_connection_makes_server_and_pools_disagree(compose: ComposeStack) -> None:
     [disagree] = [rule["expr"] for rule in rules("alerts.yml") if rule["alert"] == "ViewsDisagree"]
     shortened = hasty(disagree)
     eventually(lambda: query(compose.prometheus, "stack:db_connections_beyond_pools:difference == 0"), within=30)

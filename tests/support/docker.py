@@ -1,4 +1,4 @@
-"""Whether containers can be had, and what to do where they cannot."""
+"""Find a Docker engine, or skip the tests that need one."""
 
 import os
 import shutil
@@ -7,23 +7,25 @@ from functools import cache
 
 import pytest
 
-# We stop what we start; Ryuk, which stops it when the test process is killed, is one more image to pull.
+# The tests stop their containers themselves. Ryuk, which stops them after a crash, is another image to pull.
 os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
 
 
 @cache
 def engine_answers() -> bool:
-    """Whether a Docker Engine answers. With REQUIRE_DOCKER=1 a missing one is an error, not a reason to skip."""
+    """Return True if a Docker engine responds. With REQUIRE_DOCKER=1, end the test run if none does."""
     answers = (
         shutil.which("docker") is not None
         and subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0
     )
     if not answers and os.environ.get("REQUIRE_DOCKER") == "1":
-        pytest.exit("REQUIRE_DOCKER=1, and no Docker Engine answers", returncode=1)
+        pytest.exit(
+            "REQUIRE_DOCKER=1 is set, but no Docker engine responds: start one, or unset the variable", returncode=1
+        )
     return answers
 
 
 def require_engine() -> None:
-    """Skip the calling test where there are no containers."""
+    """Skip the calling test if there is no Docker engine."""
     if not engine_answers():
-        pytest.skip("needs a Docker Engine")
+        pytest.skip("needs a Docker engine")

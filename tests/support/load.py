@@ -1,4 +1,4 @@
-"""Many clients at once: each sends a request, waits for the answer, and does as it is told. Only to 127.0.0.1."""
+"""A load generator for 127.0.0.1: many clients, each with one request at a time."""
 
 import asyncio
 import re
@@ -14,9 +14,9 @@ ANSWER_WITHIN_SECONDS = 60.0
 
 @dataclass
 class Answers:
-    """What the clients got: when it was asked for (in the time of monotonic()), the status, the seconds it took.
+    """The start (as monotonic() has it), status and duration in seconds of every response.
 
-    The status is 0 where the connection broke, and -1 where no answer came within ANSWER_WITHIN_SECONDS.
+    The status is 0 if the connection broke, and -1 if no response came within ANSWER_WITHIN_SECONDS.
     """
 
     each: list[tuple[float, int, float]] = field(default_factory=list)
@@ -26,12 +26,12 @@ class Answers:
         return Counter(status for _, status, _ in self.each)
 
     def seconds(self, *statuses: int) -> list[float]:
-        """How long the answers of these statuses took, the quickest first."""
+        """Return the durations of the responses with these statuses, in ascending order."""
         return sorted(seconds for _, status, seconds in self.each if status in statuses)
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Of sorted values; 0 where there are none."""
+    """Return a percentile of sorted values, or 0 if there are none."""
     return values[min(len(values) - 1, int(len(values) * share))] if values else 0.0
 
 
@@ -44,11 +44,10 @@ async def load(
     pause: float = 0.0,
     keep_alive: bool = True,
 ) -> Answers:
-    """So many clients, spread over the URLs, keep asking for so many seconds.
+    """Let the clients, spread over the URLs, send requests for this many seconds.
 
-    A patient client that is told to come back later (Retry-After) does that; another one asks again at once. `pause` is
-    what a client thinks between two requests, in seconds. Without `keep_alive` each request has a connection of its
-    own, and so perhaps another worker.
+    A `patient` client obeys Retry-After; others send the next request at once. `pause` is the time between two
+    requests of a client, in seconds. Without `keep_alive` each request opens a connection.
     """
     answers = Answers()
     until = monotonic() + seconds
@@ -75,7 +74,7 @@ async def _client(url: str, until: float, answers: Answers, patient: bool, pause
         except TimeoutError:
             status = -1
         except OSError:
-            status, retry_after = 0, 0.1  # as a balancer would: not at once again
+            status, retry_after = 0, 0.1  # wait before the next attempt, as a load balancer does
         if connection is not None and (status <= 0 or not keep_alive):
             connection.close()
             connection = None
@@ -111,14 +110,14 @@ class Answer(NamedTuple):
 
 
 class Connection(asyncio.Protocol):
-    """HTTP/1.1, kept alive, one request at a time: a client that costs little, beside what it measures."""
+    """An HTTP/1.1 connection with keep-alive and one request at a time, cheaper than what it measures."""
 
     _transport: asyncio.Transport
     _waiter: asyncio.Future[Answer] | None = None
     _buffer = b""
 
     def ask(self, request: bytes) -> asyncio.Future[Answer]:
-        """Raises ConnectionError where the server hangs up."""
+        """Send a request. The future raises ConnectionError if the server closes the connection."""
         self._waiter = asyncio.get_running_loop().create_future()
         if self._transport.is_closing():
             self._waiter.set_exception(ConnectionResetError())
@@ -130,7 +129,7 @@ class Connection(asyncio.Protocol):
         self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none of asyncio's
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's class does not inherit from it
 
     def data_received(self, data: bytes) -> None:
         self._buffer = self._buffer + data if self._buffer else data
@@ -139,7 +138,7 @@ class Connection(asyncio.Protocol):
             return
         length = re.search(rb"\r\ncontent-length: (\d+)", head, re.IGNORECASE)
         if length is None or len(body) < int(length[1]):
-            return  # an answer without a length would be waited for in vain: ours have one
+            return  # every response of the API has a Content-Length
         self._buffer = b""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(Answer(head, body))

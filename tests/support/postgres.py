@@ -1,13 +1,15 @@
-"""A real PostgreSQL for the tests: in a container where an engine answers, else the embedded one.
+"""A PostgreSQL server for the tests: in a container if there is a Docker engine, else the embedded one.
 
-It has the roles of production (ops/postgres/roles.sql). What is tested connects as the API does; the tests themselves
-look on as the superuser.
+It has the roles of production (ops/postgres/roles.sql). The code under test connects as the API does, the tests
+themselves as the superuser.
 """
 
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,7 @@ from tests.support.waiting import eventually
 IMAGE = "postgres:17-trixie"
 ROLES = (PROJECT_ROOT / "ops/postgres/roles.sql").read_bytes()
 PASSWORD = "for tests: @/?%+#&"
-# Nothing here has to survive a crash, and each test makes and drops a database: in memory, making one takes 30 ms; on a
-# disk that was measured, 400.
+# Each test creates and drops a database. That takes 30 ms in memory, and up to 400 ms on a disk.
 NOT_DURABLE = "postgres -c fsync=off -c full_page_writes=off -c synchronous_commit=off"
 DATA = "/var/lib/postgresql/data"
 _numbers = count(1)
@@ -36,9 +37,9 @@ _superusers: list[URL] = []
 
 
 class Server:
-    """A PostgreSQL server on which a test gets databases of its own.
+    """A PostgreSQL server that creates databases for tests.
 
-    `pid` is that of its first process, `address` where other containers find it.
+    `pid` is the process id of the postmaster. Other containers reach the server at `address`.
     """
 
     def __init__(self, url: URL, pid: int, address: str | None = None) -> None:
@@ -47,6 +48,7 @@ class Server:
         self.address = address
         self._executor = ThreadPoolExecutor(1)
         self._ready: dict[str, Future[str]] = {}
+        self._drops: deque[Future[None]] = deque()
         with connect(self.superuser) as connection:
             connection.execute("CREATE DATABASE headroom")
         with connect(self.superuser.set(database="headroom")) as connection:
@@ -56,7 +58,7 @@ class Server:
 
     @contextmanager
     def migrated(self) -> Iterator[URL]:
-        """A database with the roles and the tables of production. Its URL is the superuser's."""
+        """Create a database with the roles and tables of production. Yield the superuser's URL."""
         with self.database() as url:
             with connect(url) as connection:
                 connection.execute(ROLES)
@@ -68,17 +70,27 @@ class Server:
 
     @contextmanager
     def database(self, *, template: str = "template1") -> Iterator[URL]:
-        """A new database, dropped afterwards whoever is still connected. Its URL is the superuser's."""
-        name = self._ready.pop(template, None) or self._executor.submit(self._create, template)
-        # Making one takes longer than many a test: the next one is made while this one is used.
+        """Create a database, and drop it after the block with all its connections. Yield the superuser's URL.
+
+        The next database is created while the test runs, and the old one is dropped while the next test runs.
+        """
+        name = (self._ready.pop(template, None) or self._executor.submit(self._create, template)).result()
         self._ready[template] = self._executor.submit(self._create, template)
         try:
-            yield self.superuser.set(database=name.result())
+            yield self.superuser.set(database=name)
         finally:
-            self._execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name.result())))
+            drop = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
+            self._drops.append(self._executor.submit(self._execute, drop))
+            self._check_drops()
 
     def close(self) -> None:
+        """Wait for the last databases to be dropped. Raise the error of a drop that failed."""
         self._executor.shutdown()
+        self._check_drops()
+
+    def _check_drops(self) -> None:
+        while self._drops and self._drops[0].done():
+            self._drops.popleft().result()
 
     def _create(self, template: str) -> str:
         name = f"test_{next(_numbers)}"
@@ -91,45 +103,52 @@ class Server:
 
 
 class PgBouncer:
-    """The pooler of production in front of a Server, for any of its databases. `port` is published on 127.0.0.1."""
+    """PgBouncer, configured as in production, in front of all databases of a Server. `port` is on 127.0.0.1."""
 
     def __init__(self, port: int, address: str) -> None:
         self.port = port
         self.address = address
 
     def url(self, database: URL) -> URL:
-        """The way to that database through here."""
+        """Return the URL of the database through PgBouncer."""
         return database.set(host="127.0.0.1", port=self.port)
 
     def reached(self, database: URL) -> URL:
-        """The same past the engine's proxy, which takes as much processor time as PgBouncer does."""
+        """Return that URL without Docker's port proxy, which takes as much processor time as PgBouncer."""
         return database.set(host=self.address, port=6432)
 
 
 @contextmanager
 def run_pgbouncer(server: Server, directory: Path, **limits: int) -> Iterator[PgBouncer]:
-    """`limits` are values of pgbouncer.ini that are to be other ones. Skips the test where no engine answers."""
+    """Run PgBouncer with `limits` instead of those of pgbouncer.ini. Skip the test without a Docker engine."""
     require_engine()
     from testcontainers.core.container import DockerContainer
-    from testcontainers.core.image import DockerImage
 
     ini = (PROJECT_ROOT / "ops/pgbouncer/pgbouncer.ini").read_text().splitlines()
     ini = [f"{name} = {limits[name]}" if (name := line.partition(" =")[0]) in limits else line for line in ini]
     (directory / "pgbouncer.ini").write_text("\n".join(ini) + "\n")
     (directory / "databases.ini").write_text(f"[databases]\n* = host={server.address} port=5432\n")
-    with DockerImage(path=PROJECT_ROOT / "ops/pgbouncer", tag="headroom-pgbouncer:test", clean_up=False) as image:
-        container = DockerContainer(str(image)).with_exposed_ports(6432)
-        container.with_env("HEADROOM_PGBOUNCER_PASSWORD", PASSWORD)
-        for name in ("pgbouncer.ini", "databases.ini"):
-            (directory / name).chmod(0o644)
-            container.with_volume_mapping(directory / name, f"/etc/pgbouncer/{name}", "ro")
-        with container:
-            address = container.get_docker_client().bridge_ip(container.get_wrapped_container().id)
-            pgbouncer = PgBouncer(int(container.get_exposed_port(6432)), address)
-            # Docker's proxy accepts connections before there is anybody to pass them on to.
-            login = conninfo(pgbouncer.url(server.superuser), connect_timeout=2).encode()
-            eventually(lambda: psycopg.pq.PGconn.ping(login) == psycopg.pq.Ping.OK, within=30)
-            yield pgbouncer
+    container = DockerContainer(_pgbouncer_image()).with_exposed_ports(6432)
+    container.with_env("HEADROOM_PGBOUNCER_PASSWORD", PASSWORD)
+    for name in ("pgbouncer.ini", "databases.ini"):
+        (directory / name).chmod(0o644)
+        container.with_volume_mapping(directory / name, f"/etc/pgbouncer/{name}", "ro")
+    with container:
+        address = container.get_docker_client().bridge_ip(container.get_wrapped_container().id)
+        pgbouncer = PgBouncer(int(container.get_exposed_port(6432)), address)
+        # Docker's port proxy accepts connections before PgBouncer does.
+        login = conninfo(pgbouncer.url(server.superuser), connect_timeout=2).encode()
+        eventually(lambda: psycopg.pq.PGconn.ping(login) == psycopg.pq.Ping.OK, within=30)
+        yield pgbouncer
+
+
+@cache
+def _pgbouncer_image() -> str:
+    from testcontainers.core.image import DockerImage
+
+    tag = "headroom-pgbouncer:test"
+    DockerImage(path=PROJECT_ROOT / "ops/pgbouncer", tag=tag, clean_up=False).build()
+    return tag
 
 
 def as_role(url: URL, role: str) -> URL:
@@ -137,9 +156,9 @@ def as_role(url: URL, role: str) -> URL:
 
 
 def connect(url: URL, **options: Any) -> psycopg.Connection:
-    """A plain connection in autocommit, beside whatever is tested.
+    """Connect in autocommit mode, independently of the code under test.
 
-    To a database of a Server it goes past any pooler or proxy, as the superuser.
+    The connection to a test's database is the superuser's and does not go through PgBouncer or a proxy.
     """
     for superuser in _superusers:
         if (url.database or "").startswith("test_"):
@@ -149,7 +168,7 @@ def connect(url: URL, **options: Any) -> psycopg.Connection:
 
 @contextmanager
 def run_postgres(directory: Path, command: str = NOT_DURABLE) -> Iterator[Server]:
-    """`command` is for the one in a container, which is on a disk if it is given; the embedded one is as it comes."""
+    """Run a server. With a `command` of its own, a container keeps its data on disk; the embedded server ignores it."""
     with _container(command) if engine_answers() else _embedded(directory) as (url, pid, address):
         _superusers.append(url)
         server = Server(url, pid, address)

@@ -1,4 +1,4 @@
-"""Every expression that somebody relies on: of the alerts, the recording rules and the dashboard."""
+"""The expressions of the alerts, the recording rules and the dashboard, and promtool."""
 
 import json
 import re
@@ -14,19 +14,19 @@ from app.paths import PROJECT_ROOT
 FOLDER = PROJECT_ROOT / "ops/prometheus"
 DASHBOARD = PROJECT_ROOT / "ops/grafana/dashboards/headroom.json"
 IMAGE = "prom/prometheus:v2.53.3"
-# As Grafana would put them in.
+# The values that Grafana would insert.
 _VARIABLES = {"$pool": ".*", "$replica": ".*", "$__rate_interval": "30s"}
 
 
 class Expression(NamedTuple):
-    """Where it is written, and what."""
+    """A PromQL expression and the place where it is written."""
 
     origin: str
     text: str
 
     @property
     def about_pgbouncer(self) -> bool:
-        """Whether a stack without one has no answer to it."""
+        """Return True if only a stack with PgBouncer has series for it."""
         return "pgbouncer_" in self.text and "db_" not in self.text
 
 
@@ -36,19 +36,19 @@ def rules(file: str) -> list[dict[str, Any]]:
 
 
 def panels() -> list[dict[str, Any]]:
-    """The dashboard's panels, rows left out."""
+    """Return the dashboard's panels without the rows."""
     dashboard = json.loads(DASHBOARD.read_text())
     return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
 
 
 def hasty(expression: str) -> str:
-    """The same of a quarter of its two minutes: a test waits for a whole window of them."""
+    """Shorten the windows of 2 minutes to 30 s: a test has to wait for a whole window."""
     return expression.replace("2m", "30s")
 
 
 def expressions() -> list[Expression]:
     found = [Expression(f"recording.yml {rule['record']}", rule["expr"]) for rule in rules("recording.yml")]
-    # With `bool` a comparison answers 0 or 1 for each series, instead of leaving some out.
+    # With `bool` a comparison returns 0 or 1 for each series, instead of filtering them.
     found += [
         Expression(f"alerts.yml {rule['alert']}", re.sub(r"(==|[<>]=?)", r"\1 bool", hasty(rule["expr"])))
         for rule in rules("alerts.yml")
@@ -63,14 +63,14 @@ def expressions() -> list[Expression]:
 
 
 def query(prometheus: str, expression: str) -> list[dict[str, Any]]:
-    """The series of an instant query."""
+    """Return the series of an instant query."""
     answer = httpx.post(f"{prometheus}/api/v1/query", data={"query": expression}).json()
     assert answer["status"] == "success", answer
     return list(answer["data"]["result"])
 
 
 def promtool(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run it in Prometheus's image, with the folder where the configuration has it."""
+    """Run promtool in Prometheus's image. The folder is mounted where the configuration expects it."""
     mount = ["--volume", f"{FOLDER}:/etc/prometheus:ro", "--network", "none"]
     return subprocess.run(
         ["docker", "run", "--rm", "--interactive", *mount, "--entrypoint", "promtool", IMAGE, *arguments],
@@ -82,7 +82,7 @@ def promtool(*arguments: str, stdin: str | None = None) -> subprocess.CompletedP
 
 
 def files(pattern: str) -> list[str]:
-    """Files of the folder, by their path in the container."""
+    """Return the paths that files of the folder have in the container."""
     return [f"/etc/prometheus/{path.relative_to(FOLDER)}" for path in sorted(FOLDER.glob(pattern))]
 
 

@@ -1,4 +1,4 @@
-"""A TCP proxy in front of PostgreSQL that can hang, as a server that is stuck or a network that is cut does."""
+"""A TCP proxy in front of PostgreSQL that can hang, like a stuck server or a broken network."""
 
 import asyncio
 from asyncio import StreamReader, StreamWriter
@@ -12,17 +12,17 @@ SSL_REQUEST = 80877103
 
 
 class _Messages:
-    """Reads the frontend's side of the protocol, as far as it takes to count what is executed."""
+    """Parse the client's messages of the PostgreSQL protocol, far enough to count statements."""
 
     def __init__(self) -> None:
         self._buffer = b""
         self._started = False
 
     def types(self, data: bytes) -> Iterator[bytes]:
-        """The types of the messages that are whole with this data and what was left over before."""
+        """Add data. Return the types of the messages that are complete now."""
         self._buffer += data
         while True:
-            header = 5 if self._started else 8  # a type and a length; before the start, a length and a code
+            header = 5 if self._started else 8  # type and length; before the startup message, length and code
             if len(self._buffer) < header:
                 return
             length = int.from_bytes(self._buffer[1:5] if self._started else self._buffer[:4], "big")
@@ -37,6 +37,8 @@ class _Messages:
 
 
 class Proxy:
+    """A proxy on a port of 127.0.0.1. `executed`, `round_trips` and `bytes` count what clients sent."""
+
     def __init__(self, target: URL) -> None:
         self._target = target
         self._running = asyncio.Event()
@@ -58,24 +60,24 @@ class Proxy:
         await self.close()
 
     def pause(self) -> None:
-        """From now on connections are accepted and nothing passes."""
+        """Accept connections and forward nothing."""
         self._running.clear()
 
     def resume(self) -> None:
         self._running.set()
 
     def forget(self) -> None:
-        """From now on nothing passes on the connections that are open, and new ones work: the peer has vanished."""
+        """Forward nothing more on open connections, as if the server had vanished. New connections work."""
         self._forgotten.set()
         self._forgotten = asyncio.Event()
 
     async def close(self) -> None:
-        """Refuse new connections and cut the open ones."""
+        """Refuse new connections and close the open ones."""
         self._server.close()
         await self.cut()
 
     async def cut(self) -> None:
-        """Close the connections that are open; new ones work."""
+        """Close the open connections. New ones work."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -106,7 +108,11 @@ class Proxy:
                     self.bytes += len(data)
                     for kind in messages.types(data) if messages else ():
                         self.executed += kind in (b"E", b"Q")  # Execute, or a simple Query
-                        self.round_trips += kind in (b"S", b"Q", b"H")  # what is answered at once: Sync, Query, Flush
+                        self.round_trips += kind in (
+                            b"S",
+                            b"Q",
+                            b"H",
+                        )  # Sync, Query, Flush: the client waits for the response
                     await self._running.wait()
                     if not forgotten.is_set():
                         sink.write(data)

@@ -1,4 +1,4 @@
-"""The whole stack, as a user starts it: in containers, or as local processes. Only HTTP and signals go in."""
+"""The whole stack as a user starts it, in containers or as local processes. Tests reach it by HTTP and signals."""
 
 import json
 import os
@@ -19,25 +19,31 @@ from sqlalchemy import URL, make_url
 
 from app.paths import PROJECT_ROOT
 from app.settings import Settings
-from tests.support.waiting import eventually
+from tests.support.waiting import check_running, eventually
 
 
 class Stack(Protocol):
-    """What a black-box test may know of a stack."""
+    """What a black-box test may use of a stack."""
 
     api: str
     exporter: str
 
     def database_url(self) -> URL:
-        """The database, as its superuser."""
+        """Return the URL of the database for its superuser."""
         ...
 
-    def seed(self, *, users: int, posts: int) -> None: ...
+    def seed(self, *, users: int, posts: int) -> None:
+        """Add this many users and posts."""
+        ...
+
     def worker_pids(self) -> list[int]:
-        """As the stack numbers its processes."""
+        """Return the process ids of Gunicorn's workers, in a container those of its namespace."""
         ...
 
-    def kill_worker(self, pid: int) -> None: ...
+    def kill_worker(self, pid: int) -> None:
+        """Send SIGKILL to a worker."""
+        ...
+
     def reload(self) -> None:
         """Tell Gunicorn to replace its workers."""
         ...
@@ -49,7 +55,7 @@ def free_port() -> int:
 
 
 def free_ports(number: int) -> list[int]:
-    """So many in a row."""
+    """Return consecutive free ports."""
     while True:
         first = free_port()
         ports = list(range(first, first + number))
@@ -63,21 +69,29 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 def scrape(stack: Stack) -> Samples:
-    """The exporter's samples by name and sorted labels."""
+    """Return the exporter's samples by name and sorted labels."""
     families = text_string_to_metric_families(httpx.get(f"{stack.exporter}/metrics").text)
     return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
 
 
 def total(of: Stack | Samples, name: str, **labels: str) -> float:
-    """The sum over all samples that have these labels, of a scrape made now or before."""
+    """Return the sum of the samples that have these labels, of this scrape or of a new one."""
     samples = of if isinstance(of, dict) else scrape(of)
     return sum(
         value for (sample, has), value in samples.items() if sample == name and labels.items() <= dict(has).items()
     )
 
 
+def build_images() -> None:
+    """Build the images of both Compose files."""
+    for file in ("docker-compose.yml", "compose.prod.yml"):
+        command = ["docker", "compose", "--env-file", os.devnull, "--file", file, "build"]
+        built = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=False)
+        assert built.returncode == 0, built.stderr
+
+
 class LocalStack:
-    """`headroom up`, on free ports, with its data in `directory`."""
+    """`headroom up` on free ports, with its data in `directory`."""
 
     def __init__(self, directory: Path, **environment: str) -> None:
         self.directory = directory
@@ -96,22 +110,22 @@ class LocalStack:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "app.cli.main", "up"],
-                cwd=self.directory,  # where there is no .env of the developer's
+                cwd=self.directory,  # the developer's .env must not be read
                 env=self.environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # as a terminal does: Ctrl-C reaches the whole group
+                start_new_session=True,  # as in a terminal, where Ctrl-C reaches the whole process group
             )
 
     def press_ctrl_c(self) -> None:
         os.killpg(self.process.pid, signal.SIGINT)
 
-    def runs(self, program: str) -> bool:
+    def is_running(self, program: str) -> bool:
         return any(program.encode() in _cmdline(pid) for pid in self.descendants())
 
     def wait_until_ready(self) -> None:
         def ready() -> bool:
-            assert self.process.poll() is None, self.log.read_text()
+            check_running(self.process, self.log)
             return httpx.get(f"{self.api}/readyz", timeout=5).status_code == 200
 
         eventually(ready, within=60)
@@ -143,7 +157,7 @@ class LocalStack:
         return [pid for pid in self.descendants() if _parent(pid) == master]
 
     def master_pid(self) -> int:
-        """Gunicorn's master."""
+        """Return the process id of Gunicorn's master."""
         ours = self.process.pid
         [master] = [pid for pid in self.descendants() if b"gunicorn" in _cmdline(pid) and _parent(pid) == ours]
         return master
@@ -155,7 +169,7 @@ class LocalStack:
         os.kill(pid, signal.SIGKILL)
 
     def descendants(self) -> list[int]:
-        """Every process that this stack started, PostgreSQL's (which is nobody's child) among them."""
+        """Return every process of this stack, including PostgreSQL, which is not a child process."""
         ours = str(self.directory).encode()
         return [pid for pid in _pids() if pid != self.process.pid and (ours in _environment(pid) or ours in _cwd(pid))]
 
@@ -192,12 +206,13 @@ def _parent(pid: int) -> int:
 
 
 class Compose(ABC):
-    """A Compose file, as a project of its own."""
+    """A Compose file as a project of its own. With `build=False` the images must have been built before."""
 
-    def __init__(self, name: str, file: str, **environment: str) -> None:
+    def __init__(self, name: str, file: str, *, build: bool = True, **environment: str) -> None:
         self.name = name
         self.file = file
         self.environment = environment
+        self.build = ["--build"] if build else ["--no-build"]
 
     def compose(self, *arguments: str, check: bool = True) -> str:
         options = ["--env-file", os.devnull, "--project-name", self.name, "--file", self.file]
@@ -213,17 +228,22 @@ class Compose(ABC):
         return finished.stdout
 
     def inspect(self, service: str) -> dict[str, Any]:
-        """What Docker says of the service's first container."""
+        """Return `docker inspect` of the service's first container."""
         container = self.compose("ps", "--all", "--quiet", service).split()[0]
         output = subprocess.run(["docker", "inspect", container], capture_output=True, text=True, check=True).stdout
         return dict(json.loads(output)[0])
 
     @abstractmethod
     def up(self) -> None:
-        """Start it; with the logs in the failure if it does not come up."""
+        """Start it and wait until it is ready."""
+
+    def down(self) -> None:
+        """Kill the containers; delete them with their volumes and networks."""
+        self.compose("down", "--volumes", "--timeout", "0", check=False)
 
     @contextmanager
     def running(self) -> Iterator[Self]:
+        """Run it until the block ends. If it does not become ready, the error has the logs."""
         try:
             try:
                 self.up()
@@ -231,13 +251,13 @@ class Compose(ABC):
                 raise AssertionError(f"{error}\n{self.compose('logs', check=False)}") from None
             yield self
         finally:
-            self.compose("down", "--volumes", check=False)
+            self.down()
 
 
 class ProdStack(Compose):
-    """`docker compose -f compose.prod.yml up`, two replicas on free ports, with secrets of its own."""
+    """`docker compose -f compose.prod.yml up`: two replicas on free ports, with new secrets."""
 
-    def __init__(self, name: str, secrets: Path, **environment: str) -> None:
+    def __init__(self, name: str, secrets: Path, *, build: bool = True, **environment: str) -> None:
         ports = free_ports(2)
         self.apis = [f"http://127.0.0.1:{port}" for port in ports]
         exporter, prometheus = free_port(), free_port()
@@ -245,6 +265,7 @@ class ProdStack(Compose):
         super().__init__(
             name,
             "compose.prod.yml",
+            build=build,
             SECRETS_DIR=str(secrets),
             API_PORTS=f"{ports[0]}-{ports[-1]}",
             EXPORTER_PORT=str(exporter),
@@ -254,7 +275,7 @@ class ProdStack(Compose):
         subprocess.run([PROJECT_ROOT / "ops/make-secrets.sh", secrets], check=True, capture_output=True)
 
     def up(self) -> None:
-        self.compose("up", "--build", "--detach")
+        self.compose("up", *self.build, "--detach")
         for api in self.apis:
             eventually(partial(self._ready, api), within=120)
 
@@ -263,19 +284,19 @@ class ProdStack(Compose):
         return httpx.get(f"{api}/readyz").status_code == 200
 
     def sql(self, query: str) -> list[list[str]]:
-        """Rows, as the superuser, from inside: the database is not published."""
+        """Run a query as the superuser, inside the container: the port is not published. Return rows of text."""
         output = self.compose("exec", "-T", "postgres", "psql", "-U", "postgres", "-d", "headroom", "-Atc", query)
         return [line.split("|") for line in output.splitlines()]
 
 
 class ComposeStack(Compose):
-    """`docker compose up`, on free ports; the API has `replicas` of them."""
+    """`docker compose up` on free ports, with this many replicas of the API."""
 
-    def __init__(self, name: str, replicas: int = 1, **environment: str) -> None:
+    def __init__(self, name: str, replicas: int = 1, *, build: bool = True, **environment: str) -> None:
         ports = {f"{service}_PORT": str(free_port()) for service in ("EXPORTER", "POSTGRES", "PROMETHEUS")}
         apis = free_ports(replicas)
         ports["API_PORT"] = str(apis[0]) if replicas == 1 else f"{apis[0]}-{apis[-1]}"
-        super().__init__(name, "docker-compose.yml", API_REPLICAS=str(replicas), **ports, **environment)
+        super().__init__(name, "docker-compose.yml", build=build, API_REPLICAS=str(replicas), **ports, **environment)
         self.ports = ports
         self.apis = [f"http://127.0.0.1:{port}" for port in apis]
         self.api = self.apis[0]
@@ -283,7 +304,7 @@ class ComposeStack(Compose):
         self.prometheus = f"http://127.0.0.1:{ports['PROMETHEUS_PORT']}"
 
     def up(self) -> None:
-        self.compose("up", "--build", "--detach", "--wait", "--wait-timeout", "120")
+        self.compose("up", *self.build, "--detach", "--wait", "--wait-timeout", "120")
 
     def database_url(self) -> URL:
         return make_url(f"postgresql+asyncpg://headroom:headroom@127.0.0.1:{self.ports['POSTGRES_PORT']}/headroom")
@@ -292,7 +313,7 @@ class ComposeStack(Compose):
         self.compose("exec", "-T", "api", "headroom", "seed", "--users", str(users), "--posts", str(posts))
 
     def worker_pids(self) -> list[int]:
-        # By parent: the master is the one gunicorn whose parent is not a gunicorn.
+        # Workers are the gunicorn processes whose parent is a gunicorn process.
         program = (
             "from pathlib import Path\n"
             "stats = [p.read_text() for p in Path('/proc').glob('[0-9]*/stat')]\n"

@@ -16,7 +16,9 @@ class ProcessExited(Exception):
     """Raised instead of waiting any longer for a process that has ended; has its status and its output."""
 
     def __init__(self, process: "subprocess.Popen[Any]", log: Path) -> None:
-        super().__init__(f"{process.args} exited with status {process.returncode}:\n{log.read_text(errors='replace')}")
+        super().__init__(
+            f"{process.args!r} exited with status {process.returncode}:\n{log.read_text(errors='replace')}"
+        )
 
 
 def check_running(process: "subprocess.Popen[Any]", log: Path) -> None:

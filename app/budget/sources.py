@@ -18,7 +18,7 @@ APPLICATION_NAME = "headroom:check"
 _SERVER_LIMITS = ("max_connections", "superuser_reserved_connections", "reserved_connections")
 _POOLER_LIMITS = ("max_client_conn", "default_pool_size", "reserve_pool_size", "max_db_connections")
 
-# Whose CONNECTION LIMIT counts: that of the querying role, or that of the role which the API's connections have.
+# The role whose CONNECTION LIMIT is read: the querying role, or the role of the API's connections.
 OWN_ROLE = "rolname = current_user"
 API_ROLES = "rolname IN (SELECT usename FROM pg_stat_activity WHERE application_name LIKE 'headroom:api:%')"
 
@@ -81,8 +81,8 @@ def from_settings(settings: Settings) -> BudgetReport:
 async def from_server(settings: Settings, *, wait_seconds: float = 0) -> BudgetReport:
     """Return the budget with the limits that the server, and PgBouncer's console, report.
 
-    A lower limit in the settings still counts: it is our share of a server that others use too. Whatever cannot be
-    queried within `wait_seconds` keeps the value of the settings, with a remark.
+    A lower limit in the settings still counts: it is our share of a server that others use too. A limit that
+    cannot be queried within `wait_seconds` keeps the value of the settings, with a remark.
     """
     url = settings.known_database_url()
     if url is None or url.get_backend_name() != "postgresql":

@@ -1,4 +1,4 @@
-"""A database URL as libpq connection parameters, for what bypasses SQLAlchemy: COPY, PgBouncer's console, pings."""
+"""A database URL as libpq connection parameters, for code without SQLAlchemy: COPY, PgBouncer's console, pings."""
 
 from typing import Any
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class PoolOptions:
-    """What `BoundedPool` can be told. Times are seconds, sizes are connections.
+    """The options of `BoundedPool`. Times are seconds, sizes are connections.
 
     A setting whose field in `app/settings.py` is marked `_sets_option("...")` sets the option of that name. So a new
     pool setting is a field here and a field there.

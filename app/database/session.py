@@ -27,7 +27,9 @@ class Row(Protocol):
     """A row of a session without entities: its columns by the name they have in the statement, with every driver."""
 
     def __getitem__(self, column: str, /) -> Any: ...
-    def keys(self) -> Iterable[str]: ...
+
+    def keys(self) -> Iterable[str]:
+        """Return the names of the columns."""
 
 
 class WriteSession(AsyncSession):

@@ -55,7 +55,7 @@ logconfig_dict = logging_config(format=settings.log_format, level=settings.log_l
 
 
 def on_starting(server: Any) -> None:
-    """Check schema and budget in the master, before its first fork. Whatever this opens, it closes."""
+    """Check schema and budget in the master, before its first fork. Close every connection that this opens."""
     try:
         asyncio.run(check_before_start(settings))
     except HeadroomError as error:

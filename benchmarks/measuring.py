@@ -58,6 +58,7 @@ async def measure(served: Served, calls: Sequence[Call], server: Server, clients
     app, postgres = cpu_seconds(served.pid) - app_before, cpu_seconds(server.pid) - postgres_before
     for connection in connections:
         connection.close()
+    assert latencies, f"no request was sent within {seconds} s: use longer measurements"
     latencies.sort()
     requests = len(latencies)
     return Measurement(

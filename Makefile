@@ -61,21 +61,26 @@ current: $(READY) ## show the revision of the database
 history: $(READY) ## list the revisions
 	@$(BIN)/alembic history
 
+# One worker per core, at most 4: each has a PostgreSQL server of its own. Tests marked `alone` still run alone.
+PARALLEL := -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+
 test: $(READY) ## run all tests; without Docker, the tests that need containers are skipped
-	@$(BIN)/pytest
+	@$(BIN)/pytest $(PARALLEL)
 
 test-unit: $(READY) ## run the unit tests (SQLite in memory)
 	@$(BIN)/pytest tests/unit
 
 test-integration: $(READY) ## run the tests against a PostgreSQL server
-	@$(BIN)/pytest tests/integration
+	@$(BIN)/pytest $(PARALLEL) tests/integration
 
 test-stack: $(READY) ## run the tests of the whole stack, in containers and as local processes
-	@$(BIN)/pytest tests/stack tests/fault
+	@$(BIN)/pytest $(PARALLEL) tests/stack tests/fault
 
-coverage: $(READY) ## measure the coverage of app/ by the unit and integration tests
-	@$(BIN)/coverage run --source=app --concurrency=greenlet,thread -m pytest tests/unit tests/integration
-	@$(BIN)/coverage report --skip-covered --sort=cover
+coverage: $(READY) ## run the unit and integration tests; print the lines of app/ that they do not execute
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run -m pytest $(PARALLEL) tests/unit tests/integration
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report
 
 bench: $(READY) ## benchmark the API against other stacks, and against another checkout: make bench baseline=DIR args="--rounds 3"
 	@$(BIN)/python -m benchmarks.bench $(if $(baseline),--baseline $(baseline)) $(args)

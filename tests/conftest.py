@@ -8,17 +8,32 @@ import pytest
 
 from app.observability.logging import configure_logging
 from app.settings import Settings
-from tests.support.docker import require_engine
-from tests.support.machine import locked, run_directory, turn
+from tests.support.docker import check_required_engine, require_engine
+from tests.support.machine import is_worker, locked, run_directory, turn
 from tests.support.stacks import ComposeStack, LocalStack, Stack, build_images
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if not is_worker(session.config):
+        check_required_engine()
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the tests that share a stack or a module's fixtures in one worker of pytest-xdist."""
+    groups: dict[str | None, list[pytest.Item]] = {None: []}
     for item in items:
-        if group := _group(item):
-            item.add_marker(pytest.mark.xdist_group(group))
+        groups.setdefault(_group(item), []).append(item)
+    others = groups.pop(None)
+    for name, group in groups.items():
+        for item in group:
+            item.add_marker(pytest.mark.xdist_group(name))
+    if groups and is_worker(config):
+        # Put equal parts of the other tests between the groups, so that mostly one stack is busy.
+        items.clear()
+        for number, group in enumerate(groups.values()):
+            part = slice(number * len(others) // len(groups), (number + 1) * len(others) // len(groups))
+            items += group + others[part]
 
 
 def _group(item: pytest.Item) -> str | None:
@@ -38,6 +53,20 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     """Run the test next to those of other workers, unless it has the mark `alone`."""
     with turn(run_directory(item.config), alone=item.get_closest_marker("alone") is not None):
         return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport() -> Generator[None, object, object]:
+    """Collect no garbage while a failure is formatted.
+
+    If a finalizer that formats a traceback runs inside ast.parse(), CPython before 3.11.8 raises "AST constructor
+    recursion depth mismatch" (gh-106905), and pytest ends without the failure.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_collection_finish() -> None:

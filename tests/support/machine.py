@@ -8,9 +8,14 @@ from pathlib import Path
 import pytest
 
 
+def is_worker(config: pytest.Config) -> bool:
+    """Return True in a worker, False in the process that reports or if there is one process only."""
+    return hasattr(config, "workerinput")
+
+
 def run_directory(config: pytest.Config) -> Path | None:
     """Return the directory that all workers of this run have in common, or None if there is one process only."""
-    return Path(config.option.basetemp).parent if hasattr(config, "workerinput") else None
+    return Path(config.option.basetemp).parent if is_worker(config) else None
 
 
 @contextmanager

@@ -123,6 +123,7 @@ class LocalStack:
         os.killpg(self.process.pid, signal.SIGINT)
 
     def is_running(self, program: str) -> bool:
+        check_running(self.process, self.log)
         return any(program.encode() in _cmdline(pid) for pid in self.descendants())
 
     def wait_until_ready(self) -> None:

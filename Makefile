@@ -62,7 +62,7 @@ history: $(READY) ## list the revisions
 	@$(BIN)/alembic history
 
 # One worker per core, at most 4: each has a PostgreSQL server of its own. Tests marked `alone` still run alone.
-PARALLEL := -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+PARALLEL := -n logical --maxprocesses 4
 
 test: $(READY) ## run all tests; without Docker, the tests that need containers are skipped
 	@$(BIN)/pytest $(PARALLEL)

@@ -2,15 +2,33 @@ import gc
 import io
 import logging
 import os
+import shutil
 from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
+from typing import Any
 
 import pytest
 
 from app.observability.logging import configure_logging
 from app.settings import Settings
 from tests.support.docker import check_required_engine, require_engine
-from tests.support.machine import is_worker, locked, run_directory, turn
 from tests.support.stacks import ComposeStack, LocalStack, Stack, build_images
+from tests.support.workers import (
+    GroupScheduling,
+    create_run_directory,
+    is_worker,
+    locked,
+    publish_groups,
+    run_directory,
+    turn,
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("numprocesses", None) and not is_worker(config):
+        directory = create_run_directory()
+        config.add_cleanup(lambda: shutil.rmtree(directory))
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -18,22 +36,25 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         check_required_engine()
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling:
+    return GroupScheduling(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests that share a stack or a module's fixtures in one worker of pytest-xdist."""
+    """Keep the tests that share a stack or a module's fixtures in one worker."""
+    if not is_worker(config):
+        return
     groups: dict[str | None, list[pytest.Item]] = {None: []}
     for item in items:
         groups.setdefault(_group(item), []).append(item)
     others = groups.pop(None)
-    for name, group in groups.items():
-        for item in group:
-            item.add_marker(pytest.mark.xdist_group(name))
-    if groups and is_worker(config):
-        # Put equal parts of the other tests between the groups, so that mostly one stack is busy.
-        items.clear()
-        for number, group in enumerate(groups.values()):
-            part = slice(number * len(others) // len(groups), (number + 1) * len(others) // len(groups))
-            items += group + others[part]
+    publish_groups({item.nodeid: str(name) for name, group in groups.items() for item in group})
+    # Put equal parts of the other tests between the groups, so that mostly one stack is busy.
+    parts = max(1, len(groups))
+    items.clear()
+    for number, group in enumerate([*groups.values()] or [[]]):
+        items += group + others[number * len(others) // parts : (number + 1) * len(others) // parts]
 
 
 def _group(item: pytest.Item) -> str | None:
@@ -51,7 +72,7 @@ def _group(item: pytest.Item) -> str | None:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Run the test next to those of other workers, unless it has the mark `alone`."""
-    with turn(run_directory(item.config), alone=item.get_closest_marker("alone") is not None):
+    with turn(alone=item.get_closest_marker("alone") is not None):
         return (yield)
 
 
@@ -108,10 +129,20 @@ def json_log() -> Iterator[Callable[[], str]]:
 
 
 @pytest.fixture(scope="session")
-def images(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> None:
+def new_directory() -> Iterator[Callable[[], Path]]:
+    """Return a function that creates a directory for an embedded PostgreSQL, whose user has to reach it.
+
+    pytest closes the directory of `tmp_path` to other users whenever another pytest process starts.
+    """
+    with TemporaryDirectory(prefix="headroom-", ignore_cleanup_errors=True) as parent:
+        yield lambda: Path(mkdtemp(dir=parent))
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Build the images of both Compose files, once per run."""
     require_engine()
-    directory = run_directory(pytestconfig) or tmp_path_factory.getbasetemp()
+    directory = run_directory() or tmp_path_factory.getbasetemp()
     built = directory / "images-built"
     with locked(directory / "images.lock"):
         if not built.exists():
@@ -120,12 +151,12 @@ def images(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="session", params=["local", "compose"])
-def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(request: pytest.FixtureRequest, new_directory: Callable[[], Path]) -> Iterator[Stack]:
     """Run the whole stack, as local processes and, if there is a Docker engine, in containers."""
     if request.param == "compose":
         request.getfixturevalue("images")
         with ComposeStack(f"headroom-test-{os.getpid()}", build=False).running() as compose:
             yield compose
     else:
-        with LocalStack(tmp_path_factory.mktemp("stack")).running() as local:
+        with LocalStack(new_directory()).running() as local:
             yield local

@@ -4,7 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -16,9 +16,9 @@ from tests.support.waiting import eventually
 
 
 @pytest.fixture
-def local(tmp_path: Path) -> Iterator[LocalStack]:
+def local(new_directory: Callable[[], Path]) -> Iterator[LocalStack]:
     """Return a stack that has not been started. Kill what is left of it after the test."""
-    stack = LocalStack(tmp_path)
+    stack = LocalStack(new_directory())
     yield stack
     for pid in stack.descendants():
         stack.kill_worker(pid)
@@ -99,8 +99,8 @@ def test_unreachable_database_is_reported_in_one_line(tmp_path: Path) -> None:
     assert local.descendants() == []
 
 
-def test_over_budget_is_reported_with_the_table_and_one_line(tmp_path: Path) -> None:
-    local = LocalStack(tmp_path, API_REPLICAS="2")
+def test_over_budget_is_reported_with_the_table_and_one_line(new_directory: Callable[[], Path]) -> None:
+    local = LocalStack(new_directory(), API_REPLICAS="2")
     local.start()
 
     assert local.process.wait(timeout=30) == 1
@@ -132,8 +132,8 @@ def test_second_process_on_the_same_data_is_refused(stack: LocalStack) -> None:
     assert second.log.read_text() == f"headroom up: DATA_DIR: another `headroom up` uses {stack.directory}\n"
 
 
-def test_folders_above_the_data_stay_closed_to_other_users(tmp_path: Path) -> None:
-    private = tmp_path / "private"
+def test_folders_above_the_data_stay_closed_to_other_users(new_directory: Callable[[], Path]) -> None:
+    private = new_directory() / "private"
     private.mkdir(mode=0o700)
     local = LocalStack(private)
     local.start()

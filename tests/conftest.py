@@ -13,7 +13,7 @@ import pytest
 from app.observability.logging import configure_logging
 from app.settings import Settings
 from tests.support.docker import check_required_engine, require_engine
-from tests.support.stacks import ComposeStack, LocalStack, Stack, build_images
+from tests.support.stacks import ComposeStack, LocalStack, ProdStack, Stack, build_images
 from tests.support.workers import (
     GroupScheduling,
     create_run_directory,
@@ -160,3 +160,11 @@ def stack(request: pytest.FixtureRequest, new_directory: Callable[[], Path]) -> 
     else:
         with LocalStack(new_directory()).running() as local:
             yield local
+
+
+@pytest.fixture(scope="session")
+def prod(images: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProdStack]:
+    """Run compose.prod.yml with secrets of its own."""
+    secrets = tmp_path_factory.mktemp("secrets") / "prod"
+    with ProdStack(f"headroom-prod-{os.getpid()}", secrets, build=False).running() as prod:
+        yield prod

@@ -153,7 +153,7 @@ def test_server_and_pools_agree_until_a_connection_leaks(stack: Stack) -> None:
         while not traffic.done():
             seen.append(views(stack))
             pause.wait(2 * HEARTBEAT_SECONDS)  # the age of the gauges
-        assert len(seen) > 5
+        assert len(seen) > 3
         # While a connection is being opened or closed, the two differ until the next scrape, unless the pools open or
         # close another one by then.
         assert all(a == b or c == d or b != d for (a, b), (c, d) in pairwise(seen)), seen

@@ -145,7 +145,8 @@ class LocalStack:
             yield self
         finally:
             if self.process.poll() is None:
-                self.stop()
+                self.process.terminate()
+                self.process.wait(timeout=60)
 
     def database_url(self) -> URL:
         url = make_url(Settings(data_dir=self.directory).local_database_url_file.read_text())

@@ -1,7 +1,7 @@
 """The three kinds of session. The type says which one a piece of code uses.
 
 - `WriteSession`: ORM entities in one transaction with one owner. `Database.write()` begins and commits it; repositories
-  flush. A read that must see its own writes, or one snapshot across statements, belongs here.
+  flush. A read that must see earlier writes of the same transaction belongs here.
 - `ReadSession`: statements without a transaction and without entities. Holds a connection only while one runs.
 - `StatementSession`: a write that is one statement with RETURNING. The server commits it before it answers, so it needs
   neither BEGIN and COMMIT nor entities.

@@ -61,8 +61,8 @@ current: $(READY) ## show the revision of the database
 history: $(READY) ## list the revisions
 	@$(BIN)/alembic history
 
-# One worker per core, at most 4: each has a PostgreSQL server of its own. Tests marked `alone` still run alone.
-PARALLEL := -n logical --maxprocesses 4
+# One worker more than cores, because many tests wait; at most 4, because each has a PostgreSQL server of its own.
+PARALLEL := -n $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --maxprocesses 4
 
 test: $(READY) ## run all tests; without Docker, the tests that need containers are skipped
 	@$(BIN)/pytest $(PARALLEL)

@@ -133,4 +133,4 @@ lock: $(READY) ## regenerate requirements/ from pyproject.toml; upgrade=1 takes 
 	@$(UV_COMPILE) --group build -c requirements/dev.txt -o requirements/build.txt
 
 clean: ## delete .venv, the caches and the data of make run
-	rm -rf $(VENV) .data .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .data .coverage* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -21,7 +21,7 @@ SECONDS = 4
 @pytest.fixture(scope="module", params=["asyncpg", "psycopg"])
 def api(request: pytest.FixtureRequest, database: URL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     url = as_role(database, "headroom_app").set(drivername=f"postgresql+{request.param}")
-    with holding_api(url, tmp_path_factory.mktemp("api")) as api:
+    with holding_api(url, tmp_path_factory.mktemp("api"), DB_POOL_SHRINK_AFTER="2") as api:
         yield api
 
 
@@ -71,6 +71,8 @@ def test_table_lock_stops_neither_livez_nor_readyz(api: str, database: URL) -> N
     assert_recovered(api)
 
 
+# The refusal does not depend on the driver.
+@pytest.mark.parametrize("api", ["asyncpg"], indirect=True)
 def test_refusal_has_retry_after_and_its_own_problem_type(api: str) -> None:
     async def flood() -> list[httpx.Response]:
         async with httpx.AsyncClient(timeout=30, limits=httpx.Limits(max_connections=600)) as client:

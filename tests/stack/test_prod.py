@@ -105,14 +105,14 @@ def test_pgbouncer_pause_and_resume_work_in_its_container(prod: ProdStack) -> No
 @pytest.mark.alone
 async def test_many_simultaneous_sign_ins_get_no_500(prod: ProdStack) -> None:
     """A password is hashed in threads, whose number the container limits."""
-    limits = httpx.Limits(max_connections=700)
+    limits = httpx.Limits(max_connections=400)
     async with httpx.AsyncClient(base_url=prod.apis[0], limits=limits, timeout=60) as client:
 
         async def sign_in(number: int) -> int:
             form = {"username": f"{number}@example.com", "password": "correct horse"}
             return (await client.post("/auth/token", data=form)).status_code
 
-        statuses = set(await asyncio.gather(*(sign_in(number) for number in range(700))))
+        statuses = set(await asyncio.gather(*(sign_in(number) for number in range(400))))
 
     assert statuses <= {401, 429, 503}
 

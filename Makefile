@@ -113,8 +113,9 @@ lint: $(READY) ## check code style, spelling and CI workflows
 	@$(if $(WORKFLOWS),$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows $(WORKFLOWS))
 
 format: $(READY) ## fix code style
-	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
+	@$(BIN)/ruff check .
 
 types: $(READY) ## check types
 	@$(BIN)/mypy

@@ -88,8 +88,9 @@ async def test_token_of_inactive_or_deleted_user_is_refused(
     with connect(database_url) as connection:
         connection.execute(change.encode(), (former.id,))
     method, _, template = operation.partition(" ")
+    path = template.format(user_id=owner.id, post_id=post["id"])
 
-    response = await former(method, template.format(user_id=owner.id, post_id=post["id"]), json=BODIES.get(operation))
+    response = await former(method, path, json=BODIES.get(operation))
 
     assert (response.status_code, response.json()["type"]) == (401, "/problems/not-authenticated")
     assert (await client.get("/posts")).json()["items"] == [post], "a refused request must change nothing"

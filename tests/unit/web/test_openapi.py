@@ -1,5 +1,6 @@
 """The OpenAPI document matches the API."""
 
+import re
 from typing import Any
 
 import pytest
@@ -65,8 +66,9 @@ async def test_query_parameter_sent_twice_is_refused(document: dict[str, Any], c
     ]
     assert ("GET /posts", "sort") in parameters
     for name, parameter in parameters:
-        method, _, path = name.partition(" ")
-        response = await client.request(method, path.format(user_id=1), params=[(parameter, "1"), (parameter, "2")])
+        method, _, template = name.partition(" ")
+        path = re.sub(r"{\w+}", "1", template)
+        response = await client.request(method, path, params=[(parameter, "1"), (parameter, "2")])
         assert response.status_code == 422, name
         assert ["query", parameter] in [error["loc"] for error in response.json()["errors"]], name
 

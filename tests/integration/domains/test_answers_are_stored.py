@@ -1,8 +1,9 @@
-"""Invariant 12: what is answered is what is stored.
+"""Every field of a request is stored, and answered as it is stored.
 
 Every field of every JSON request body in the OpenAPI document is sent. The answer and a following GET must both have
 the value that was sent, so a field that is accepted but not stored is found. A new domain is covered without a change
-here, if its POST answers with `Location` and its items have an `id`.
+here, if its POST answers with `Location` and its items have an `id`. The path of a POST may contain the id of an item
+that another POST creates, as in `/posts/{post_id}/comments`.
 """
 
 import re
@@ -16,10 +17,11 @@ from httpx import AsyncClient
 from sqlalchemy import URL
 
 from app.domains.posts.repository import PostReader
-from app.domains.posts.schemas import PostCreate, PostRead
-from app.domains.posts.service import write_post
-from app.web.auth import Claimed
-from app.web.deps import ReadDb, StatementDb
+from app.domains.posts.schemas import PostCreate, PostPatch, PostRead, post_of_entity
+from app.domains.posts.service import change_post, write_post
+from app.fields import NOT_SENT
+from app.web.auth import Claimed, SignedIn
+from app.web.deps import ReadDb, StatementDb, WriteDb
 from app.web.path_params import Id
 from tests.support.people import Person, person, sign_in
 
@@ -96,6 +98,7 @@ class Checker:
         self.document = app.openapi()
         self.admin = admin
         self.ids: dict[str, str] = {}
+        self.collections: dict[str, str] = {}
         self.not_stored: list[str] = []
 
     async def check_all(self) -> list[str]:
@@ -120,10 +123,14 @@ class Checker:
         body = {
             field: next(examples(f"{creation.schema}.{field}", schema)) for field, schema in creation.fields.items()
         }
-        answer = await self.admin("POST", creation.path.format(**self.ids), json=body)
+        missing = sorted(set(re.findall(r"{(\w+)}", creation.path)) - self.ids.keys())
+        assert not missing, f"{creation.name}: set {missing} in Checker.ids: no Location of another POST has them"
+        collection = creation.path.format(**self.ids)
+        answer = await self.admin("POST", collection, json=body)
         assert answer.is_success, f"{creation.name}: {answer.text}: adapt VALUES"
         assert "location" in answer.headers, f"{creation.name}: the answer has no Location"
         location: str = answer.headers["location"]
+        self.collections[location] = collection
         for path in self.document["paths"]:
             if match := matching(path, location):
                 self.ids |= match.groupdict()
@@ -131,9 +138,10 @@ class Checker:
         return location, answer.json()
 
     def creation_of(self, change: Write, creations: list[Write]) -> Write:
-        parent = change.path.rpartition("/")[0]
-        found = [creation for creation in creations if creation.path == parent]
-        assert found, f"{change.name}: there is no POST {parent} that creates an item to change"
+        """Return the POST to `/comments` or `/posts/{post_id}/comments` for a PATCH of `/comments/{comment_id}`."""
+        collection = change.path.rpartition("/")[0]
+        found = [creation for creation in creations if creation.path.endswith(collection)]
+        assert found, f"{change.name}: no POST has a path that ends in {collection}, to create an item to change"
         return found[0]
 
     async def compare(self, write: Write, location: str, sent: Item, answered: Item) -> None:
@@ -153,7 +161,10 @@ class Checker:
         for path, operations in self.document["paths"].items():
             if matching(path, location) and "get" in operations and answer_schema(operations["get"]) == write.answer:
                 return dict((await self.admin("GET", location)).json())
-        page = await self.admin("GET", location.rpartition("/")[0], params={"limit": 100})
+        page = await self.admin("GET", self.collections[location], params={"limit": 100})
+        assert page.is_success, (
+            f"{write.name}: neither GET {location} nor GET {self.collections[location]} shows the item"
+        )
         [item] = [item for item in page.json()["items"] if item["id"] == id_]
         return dict(item)
 
@@ -168,6 +179,12 @@ class Draft(PostCreate):
     """A request schema with a field that no table has."""
 
     subtitle: str
+
+
+class DraftPatch(PostPatch):
+    """Changes to a post, and a field that no table has."""
+
+    subtitle: str = NOT_SENT
 
 
 class DraftRead(PostRead, total=False):
@@ -197,3 +214,30 @@ async def test_field_without_column_is_found(
 
     assert found
     assert {tuple(line.split(": ")[:2]) for line in found} == {("POST /drafts", "subtitle")}
+
+
+async def test_item_created_under_its_parent_is_checked(app: FastAPI, client: AsyncClient, database_url: URL) -> None:
+    """It is created at `/posts/{post_id}/replies`, but read and changed at `/replies/{reply_id}`."""
+
+    @app.post("/posts/{post_id:id}/replies", status_code=201)
+    async def create_reply(post_id: Id, data: Draft, db: StatementDb, claim: Claimed, response: Response) -> PostRead:
+        post = await write_post(db, data, claim)
+        response.headers["Location"] = f"/replies/{post['id']}"
+        return post
+
+    @app.get("/replies/{reply_id:id}")
+    async def get_reply(reply_id: Id, db: ReadDb) -> PostRead:
+        return await PostReader(db).get(reply_id)
+
+    @app.patch("/replies/{reply_id:id}")
+    async def update_reply(reply_id: Id, patch: DraftPatch, db: WriteDb, principal: SignedIn) -> PostRead:
+        title = PostPatch.model_validate(patch.model_dump(exclude={"subtitle"}, exclude_unset=True))
+        return post_of_entity(await change_post(db, reply_id, title, principal))
+
+    admin = await person(client, "Admin", database_url, is_admin=True)
+    found = await Checker(app, admin).check_all()
+
+    assert {tuple(line.split(": ")[:2]) for line in found} == {
+        ("POST /posts/{post_id}/replies", "subtitle"),
+        ("PATCH /replies/{reply_id}", "subtitle"),
+    }

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from zlib import crc32
 
 import psycopg
 import pytest
@@ -21,7 +22,6 @@ from sqlalchemy.exc import DBAPIError
 from app.observability import logging as logging_module
 from app.paths import PROJECT_ROOT
 from tests.support.postgres import Server, connect
-from tests.support.waiting import eventually
 
 # Subprocesses run in `tmp_path`, where there is no `.env`, so they need the absolute path.
 PYPROJECT = PROJECT_ROOT / "pyproject.toml"
@@ -110,21 +110,14 @@ def test_three_concurrent_jobs_apply_each_revision_once(target: URL, tmp_path: P
 
 
 def test_lock_timeout_is_reported_in_one_line(target: URL, tmp_path: Path) -> None:
-    write_slow_revision(tmp_path, seconds=3)
-    first = start_job(tmp_path, dict(os.environ))
-    with connect(target) as connection:
-        eventually(
-            lambda: connection.execute("SELECT FROM pg_locks WHERE locktype = 'advisory'").fetchone() is not None,
-            within=20,
-        )
-    second = start_job(tmp_path, os.environ | {"MIGRATION_LOCK_TIMEOUT": "0.3"})
+    with connect(target) as connection:  # holds the lock as another migration job does
+        connection.execute("SELECT pg_advisory_lock(%s)", (crc32(b"headroom migrations"),))
+        job = start_job(tmp_path, os.environ | {"MIGRATION_LOCK_TIMEOUT": "0.3"})
+        output = job.communicate(timeout=60)[0]
 
-    output = second.communicate(timeout=20)[0]
-    assert second.returncode != 0
+    assert job.returncode != 0
     assert output.splitlines()[-1].startswith("FAILED: another migration job has held the lock for more than 0.3 s")
     assert "Traceback" not in output
-    first.communicate(timeout=30)
-    assert first.returncode == 0
 
 
 def test_unreachable_database_is_reported_in_one_line(tmp_path: Path) -> None:
@@ -338,7 +331,7 @@ def start_job(scripts: Path, environment: dict[str, str]) -> subprocess.Popen[st
     )
 
 
-def write_slow_revision(directory: Path, *, seconds: float = 1) -> None:
+def write_slow_revision(directory: Path) -> None:
     """Write a revision that sleeps and then builds an index concurrently."""
     (directory / "slow.py").write_text(
         "from alembic import op\n"
@@ -346,7 +339,7 @@ def write_slow_revision(directory: Path, *, seconds: float = 1) -> None:
         f"down_revision = {revisions()[-1]!r}\n"
         "def upgrade():\n"
         "    with op.get_context().autocommit_block():\n"
-        f"        op.execute('SELECT pg_sleep({seconds})')\n"
+        "        op.execute('SELECT pg_sleep(1)')\n"
         "        op.create_index('ix_slow', 'users', ['name'], postgresql_concurrently=True)\n"
         "def downgrade():\n"
         "    op.drop_index('ix_slow')\n"

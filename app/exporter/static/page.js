@@ -86,7 +86,7 @@ function renderHero(data) {
   const over = tightest.headroom < 0;
   const noun = Math.abs(tightest.headroom) === 1 ? "connection" : "connections";
   setText($("headroom"), String(tightest.headroom).replace("-", "−"));
-  setText($("headroom-label"), `${noun} of headroom${over ? " (over budget)" : ""}`);
+  setText($("headroom-label"), `${noun} left${over ? " (over budget)" : ""}`);
   $("headroom").parentElement.dataset.state = over ? "over" : "within";
   const open = tightest.observed == null ? "an unknown number" : tightest.observed;
   const waiting = data.pools.pending

@@ -1,4 +1,4 @@
-"""Invariant 8: bad input gets a 4xx problem, never a 5xx, and changes nothing."""
+"""Bad input gets a 4xx problem, never a 5xx, and changes nothing."""
 
 from collections.abc import AsyncIterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""Invariant 1: a client never reads 2xx for a write that did not commit."""
+"""A client never reads 2xx for a write that did not commit."""
 
 from fastapi import FastAPI
 from httpx import AsyncClient

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from types import FrameType
 from typing import Any, NamedTuple
 
+import psycopg
 import pytest
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
@@ -92,18 +93,20 @@ def fill(url: URL, rows: int) -> dict[str, int]:
             "INSERT INTO users (email, name, password_hash) SELECT 'u' || n, 'User', '' FROM generate_series(1, %s) n",
             (rows,),
         )
-        row = connection.execute("SELECT max(id) FROM users").fetchone()
-        assert row is not None
-        user = row[0]
+        user = last_id(connection, "users")
         connection.execute(
             "INSERT INTO posts (author_id, title, content)"
             " SELECT CASE WHEN mod(n, 2) = 0 THEN %s ELSE id END, 'Post', ''"
             " FROM users, generate_series(1, %s) n LIMIT %s",
             (user, rows, rows),
         )
-        row = connection.execute("SELECT max(id) FROM posts").fetchone()
-        assert row is not None
-        return {"user": user, "post": row[0]}
+        return {"user": user, "post": last_id(connection, "posts")}
+
+
+def last_id(connection: psycopg.Connection, table: str) -> int:
+    row = connection.execute(f"SELECT max(id) FROM {table}".encode()).fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 @pytest.mark.parametrize("rows", [1, 100], ids=["one row", "many rows"])

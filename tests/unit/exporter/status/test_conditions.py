@@ -116,6 +116,10 @@ def test_condition_without_samples_is_unknown(name: str) -> None:
     assert evaluate(name, {}).state == "unknown"
 
 
+def test_headroom_low_says_how_much_is_open() -> None:
+    assert evaluate("HeadroomLow", budget(100, 91)).value == "91% of the limit is open"
+
+
 def test_views_disagree_fires_only_after_two_minutes() -> None:
     assert evaluate("ViewsDisagree", connections(11, 10), seconds=100).state == "ok"
 

@@ -22,13 +22,14 @@ def local(new_directory: Callable[[], Path]) -> Iterator[LocalStack]:
     yield stack
     for pid in stack.descendants():
         stack.kill_worker(pid)
+    stack.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_ends_every_process_within_10_seconds(local: LocalStack, number: signal.Signals) -> None:
     with local.running():
         # PostgreSQL and its own processes, the exporter, Gunicorn and its four workers.
-        eventually(lambda: len(local.descendants()) >= 10 and len(local.worker_pids()) == 4, within=10)
+        eventually(lambda: len(local.descendants()) >= 10 and len(local.worker_pids()) == 4, within=30)
         assert local.stop(number) == 0
 
     assert local.descendants() == []
@@ -51,7 +52,7 @@ def test_repeated_ctrl_c_during_the_start_leaves_no_process(local: LocalStack, p
 
     local.start()
     eventually(lambda: local.is_running(program), within=20, every=0.002)
-    eventually(ended, within=10)
+    eventually(ended, within=30)
 
     assert local.descendants() == []
     assert local.process.returncode == 0, local.log.read_text()

@@ -48,8 +48,8 @@ def test_overload_beyond_the_queue_gets_503_in_time(api: str, clients: int) -> N
 
     assert set(answers.statuses) <= {200, 503}
     assert answers.statuses[200] > 50 * SECONDS, "an overloaded API still serves requests"
-    # 3 s for a connection, and 2 s to write a thousand answers on two cores.
-    assert answers.seconds(200, 503)[-1] < 5
+    # 3 s for a connection, and 3 s to write a thousand answers on two busy cores.
+    assert answers.seconds(200, 503)[-1] < 6
     assert set(livez.statuses) == {200}
     assert livez.seconds(200)[-1] < 1
     assert set(readyz.statuses) == {200}, "an overloaded API is still ready"

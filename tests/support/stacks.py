@@ -137,6 +137,12 @@ class LocalStack:
         self.process.send_signal(number)
         return self.process.wait(timeout=10)
 
+    def kill(self) -> None:
+        """Kill `headroom up` if a failed test has left it, and reap it."""
+        if hasattr(self, "process") and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
     @contextmanager
     def running(self) -> Iterator["LocalStack"]:
         self.start()

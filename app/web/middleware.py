@@ -3,10 +3,9 @@
 import asyncio
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from random import getrandbits
 from time import perf_counter
-from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -14,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.observability.http_metrics import HttpMetrics
 from app.observability.logging import REQUEST_LOGGER, request_id, request_scope
 from app.web.problems import http_problem, internal_error
+from app.web.route_template import remember_outer_application, route_template
 
 logger = logging.getLogger(REQUEST_LOGGER)
 
@@ -31,14 +31,6 @@ _SECURITY_HEADERS: Sequence[tuple[bytes, bytes]] = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 )
 _ADDED_NAMES = frozenset({b"x-request-id", *(name for name, _ in _SECURITY_HEADERS)})
-
-
-def route_of(scope: Mapping[str, Any]) -> str:
-    """Return the path template of the request's route, or "unmatched"."""
-    if (route := scope.get("route")) is not None:  # set by FastAPI
-        return str(route.path_format)
-    # Starlette's plain routes, such as /docs, set only the endpoint. They have no path parameters.
-    return str(scope["path"]) if "endpoint" in scope else "unmatched"
 
 
 def _header(scope: Scope, name: bytes) -> str:
@@ -70,6 +62,7 @@ class RequestMiddleware:
         # A request id is unique, not secret, so it needs no system call for randomness. Python reseeds after a fork.
         own_id = sent_id if _VALID_REQUEST_ID.fullmatch(sent_id) else f"{getrandbits(128):032x}"
         id_token, scope_token = request_id.set(own_id), request_scope.set(scope)
+        remember_outer_application(scope)
         self.metrics.started()
         status = 0
 
@@ -93,13 +86,14 @@ class RequestMiddleware:
             raise
         finally:
             seconds = perf_counter() - started
-            self.metrics.finished(scope["method"], route_of(scope), status, seconds)
-            self._log(scope, status, seconds)
+            route = route_template(scope)
+            self.metrics.finished(scope["method"], route, status, seconds)
+            self._log(scope, route, status, seconds)
             request_scope.reset(scope_token)
             request_id.reset(id_token)
 
     @staticmethod
-    def _log(scope: Scope, status: int, seconds: float) -> None:
+    def _log(scope: Scope, route: str, status: int, seconds: float) -> None:
         level = logging.DEBUG if scope["path"] in _PROBES else logging.INFO
         if logger.isEnabledFor(level):
             # The raw path: a decoded one could contain a line break, and so forge a log line.
@@ -109,7 +103,7 @@ class RequestMiddleware:
             record = logging.LogRecord(
                 logger.name, level, __file__, 0, "%s %s %d %.1f ms", (method, path, status, milliseconds), None
             )
-            record.__dict__.update(method=method, path=path, status=status, duration_ms=milliseconds)
+            record.__dict__.update(method=method, path=path, route=route, status=status, duration_ms=milliseconds)
             logger.handle(record)
 
 

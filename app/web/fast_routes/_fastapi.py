@@ -1,0 +1,167 @@
+"""Every private name of FastAPI and Starlette that fast routes use, under a name that says what it is here.
+
+tests/unit/web/test_fast_routes.py names them, so that an upgrade which removes one fails there.
+"""
+
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from types import CellType, CodeType, FunctionType
+from typing import Any
+
+import fastapi.routing as _routing
+from fastapi._compat import ModelField, Undefined, field_annotation_is_sequence, lenient_issubclass
+from fastapi.dependencies.models import Dependant
+from fastapi.dependencies.models import _get_cache_key as cache_key
+from fastapi.dependencies.models import _get_oauth_scopes as oauth_scopes
+from fastapi.dependencies.models import _is_async_gen_callable as is_async_generator
+from fastapi.dependencies.models import _is_coroutine_callable as is_coroutine
+from fastapi.dependencies.models import _is_gen_callable as is_generator
+from fastapi.dependencies.utils import _get_form_models as form_models
+from fastapi.dependencies.utils import _get_param_aliases as param_aliases
+from fastapi.dependencies.utils import _get_param_model as param_model
+from fastapi.dependencies.utils import _is_json_field as is_json_field
+from fastapi.dependencies.utils import _should_embed_body_fields as should_embed_body_fields
+from fastapi.dependencies.utils import _solve_generator as solve_generator
+from fastapi.dependencies.utils import _validate_value_with_model_field as validate_value
+from fastapi.dependencies.utils import (  # type: ignore[attr-defined]  # what it imports itself
+    get_cached_model_fields,
+    request_body_to_args,
+    request_params_to_args,
+    solve_dependencies,
+)
+from fastapi.routing import _FASTAPI_SCOPE_KEY as FASTAPI_SCOPE_KEY
+from fastapi.routing import _extract_endpoint_context as endpoint_context
+from fastapi.routing import _IncludedRouter as IncludedRouter
+from fastapi.routing import _resolve_form_limits as resolve_form_limits
+from fastapi.routing import get_body_limit_error  # type: ignore[attr-defined]  # not in its __all__
+from fastapi.telemetry._api import _operation as operation_span
+from fastapi.telemetry._api import _route_selected as record_route
+from fastapi.telemetry._api import _run_sync_endpoint as run_sync_endpoint
+from fastapi.telemetry._api import _validation_failed as record_validation_failure
+from fastapi.telemetry._api import get_telemetry_data
+from starlette._exception_handler import _lookup_exception_handler as lookup_exception_handler
+from starlette._utils import get_route_path, is_async_callable
+from starlette.middleware.body_limit import MAX_BODY_SIZE_SCOPE_KEY
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+__all__ = [
+    "FASTAPI_SCOPE_KEY",
+    "MAX_BODY_SIZE_SCOPE_KEY",
+    "Dependant",
+    "Handler",
+    "IncludedRouter",
+    "ModelField",
+    "Undefined",
+    "cache_key",
+    "endpoint_context",
+    "field_annotation_is_sequence",
+    "form_models",
+    "get_body_limit_error",
+    "get_cached_model_fields",
+    "get_route_path",
+    "get_telemetry_data",
+    "handler_of",
+    "is_async_callable",
+    "is_async_generator",
+    "is_coroutine",
+    "is_generator",
+    "is_json_field",
+    "is_used",
+    "lenient_issubclass",
+    "lookup_exception_handler",
+    "oauth_scopes",
+    "operation_span",
+    "param_aliases",
+    "param_model",
+    "read_body",
+    "record_route",
+    "record_validation_failure",
+    "request_body_to_args",
+    "request_params_to_args",
+    "resolve_form_limits",
+    "run_sync_endpoint",
+    "set_json",
+    "should_embed_body_fields",
+    "solve_dependencies",
+    "solve_generator",
+    "validate_value",
+]
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def _inner_code(function: Any, name: str) -> CodeType:
+    """Return the code of a nested function: it identifies the closures that FastAPI makes of it."""
+    for constant in function.__code__.co_consts:
+        if isinstance(constant, CodeType) and constant.co_name == name:
+            return constant
+    raise LookupError(f"{function.__qualname__} has no inner function {name}")
+
+
+# Read at import. An instrumentation that replaces these functions earlier or later makes other closures.
+_HANDLER_CODE = _inner_code(_routing.get_request_handler, "app")
+_APP_CODE = _inner_code(_routing.request_response, "app")
+
+
+def handler_of(app: Any, own: Handler) -> Handler | None:
+    """Return the handler of an operation's ASGI app, with `own` in the place of FastAPI's handler.
+
+    An instrumentation that wraps FastAPI's handler (Sentry does) keeps its wrapper, which then calls `own`. None if
+    `app` or its handler is not FastAPI's own work: a subclass or an instrumentation replaced it.
+    """
+    if getattr(app, "__code__", None) is not _APP_CODE:
+        return None
+    handler = _cells(app)["f"].cell_contents
+    if getattr(handler, "__code__", None) is _HANDLER_CODE:
+        return own
+    if not isinstance(handler, FunctionType) or handler.__closure__ is None:
+        return None
+    cells = [
+        CellType(own) if getattr(cell.cell_contents, "__code__", None) is _HANDLER_CODE else cell
+        for cell in handler.__closure__
+    ]
+    if sum(cell not in handler.__closure__ for cell in cells) != 1:
+        return None
+    wrapper = FunctionType(
+        handler.__code__, handler.__globals__, handler.__name__, handler.__defaults__, closure=tuple(cells)
+    )
+    wrapper.__kwdefaults__ = handler.__kwdefaults__
+    return wrapper
+
+
+def _cells(function: Any) -> dict[str, CellType]:
+    return dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+
+
+async def read_body(request: Request) -> bytes:
+    """Return the body of a request that was not read yet, as `Request.body()` does, without its async generator."""
+    message = await request._receive()
+    if message["type"] == "http.request" and not message.get("more_body", False):
+        body: bytes = message.get("body", b"")
+    else:
+        chunks = []
+        while True:
+            if message["type"] == "http.request":
+                chunks.append(message.get("body", b""))
+                if not message.get("more_body", False):
+                    break
+            elif message["type"] == "http.disconnect":
+                request._is_disconnected = True
+                raise ClientDisconnect
+            message = await request._receive()
+        body = b"".join(chunks)
+    request._stream_consumed = True
+    request._body = body
+    return body
+
+
+def is_used(stack: AsyncExitStack) -> bool:
+    """Return True if something was pushed onto the stack: leaving it without that does nothing."""
+    return bool(stack._exit_callbacks)  # type: ignore[attr-defined]
+
+
+def set_json(request: Request, value: Any) -> None:
+    """Keep the parsed body, as `Request.json()` does."""
+    request._json = value

@@ -1,0 +1,39 @@
+"""The path template of a request's route, for metrics and logs: a series for each path would be unbounded."""
+
+from collections.abc import Iterable, Mapping, MutableMapping
+from typing import Any
+
+from starlette.routing import BaseRoute, Mount
+
+UNMATCHED = "unmatched"
+# Key in the ASGI scope.
+_OUTER = "headroom.outer_application"
+
+
+def remember_outer_application(scope: MutableMapping[str, Any]) -> None:
+    """Note which application received the request, before a mount changes the scope."""
+    scope[_OUTER] = scope.get("app"), scope.get("root_path", "")
+
+
+def route_template(scope: Mapping[str, Any]) -> str:
+    """Return the full template of the request's route, prefixes of routers and mounts included, or "unmatched"."""
+    app, root_path = scope.get(_OUTER, (None, scope.get("root_path", "")))
+    mounted = scope.get("root_path", "") != root_path
+    prefix = _mount_template(getattr(app, "routes", ()), scope["path"].removeprefix(root_path)) if mounted else ""
+    route = scope.get("route")
+    if route is not None:  # set by FastAPI
+        context = scope.get("fastapi", {}).get("effective_route_context")  # of a route in an included router
+        is_included = context is not None and context.original_route is route
+        return prefix + str((context if is_included else route).path_format)
+    if mounted:
+        return f"{prefix}/{{path}}"
+    # Starlette's plain routes, such as /docs, set only the endpoint. They have no path parameters.
+    return str(scope["path"]) if "endpoint" in scope else UNMATCHED
+
+
+def _mount_template(routes: Iterable[BaseRoute], path: str) -> str:
+    for route in routes:
+        if isinstance(route, Mount) and (match := route.path_regex.match(path)):
+            inner = _mount_template(getattr(route.app, "routes", []), "/" + match["path"])
+            return route.path_format.removesuffix("/{path}") + inner
+    return ""

@@ -81,7 +81,6 @@ __all__ = [
     "request_params_to_args",
     "resolve_form_limits",
     "run_sync_endpoint",
-    "set_json",
     "should_embed_body_fields",
     "solve_dependencies",
     "solve_generator",
@@ -135,8 +134,24 @@ def _cells(function: Any) -> dict[str, CellType]:
     return dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
 
 
+_BODY, _JSON = Request.body, Request.json
+
+
+def _is_untouched(request: Request) -> bool:
+    """Return True if the request is Starlette's own, and nothing has read its body: a wrapper may have done so."""
+    return (
+        type(request) is Request
+        and Request.body is _BODY
+        and Request.json is _JSON
+        and not request._stream_consumed
+        and not hasattr(request, "_body")
+    )
+
+
 async def read_body(request: Request) -> bytes:
-    """Return the body of a request that was not read yet, as `Request.body()` does, without its async generator."""
+    """Return `await request.body()`; of an untouched request, without its async generator."""
+    if not _is_untouched(request):
+        return await request.body()
     message = await request._receive()
     if message["type"] == "http.request" and not message.get("more_body", False):
         body: bytes = message.get("body", b"")
@@ -160,8 +175,3 @@ async def read_body(request: Request) -> bytes:
 def is_used(stack: AsyncExitStack) -> bool:
     """Return True if something was pushed onto the stack: leaving it without that does nothing."""
     return bool(stack._exit_callbacks)  # type: ignore[attr-defined]
-
-
-def set_json(request: Request, value: Any) -> None:
-    """Keep the parsed body, as `Request.json()` does."""
-    request._json = value

@@ -92,14 +92,14 @@ class _Model:
     def fits(fields: Sequence[ModelField]) -> bool:
         if len(fields) != 1 or not isinstance(fields[0].field_info, params.Query):
             return False
-        model: Any = param_model(fields[0])
+        model = param_model(fields[0])
         if model is None or fields[0].field_info.annotation is not model:
             return False
         return all(
             not is_json_field(field)
             and not field_annotation_is_sequence(field.field_info.annotation)
             and param_aliases(field) == [(field.name, field.name)]
-            for field in get_cached_model_fields(model)
+            for field in get_cached_model_fields(cast("Any", model))
         )
 
     def __call__(self, request: Request, values: Values, errors: Errors) -> None:

@@ -360,8 +360,7 @@ class OperationPlan:
                 return private.Undefined
             if not self._is_json(request):
                 return sent
-            parsed = json.loads(sent)
-            private.set_json(request, parsed)
+            parsed = await request.json()
         except json.JSONDecodeError as error:
             invalid = RequestValidationError(
                 [

@@ -6,7 +6,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database.pool import leak_suspects
 from app.observability.logging import request_id, request_scope
-from app.web.route_template import route_template
+from app.web.operation import route_template
 
 logger = logging.getLogger("headroom.leaks")
 

@@ -12,8 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.observability.http_metrics import HttpMetrics
 from app.observability.logging import REQUEST_LOGGER, request_id, request_scope
-from app.web.problems import http_problem, internal_error
-from app.web.route_template import remember_outer_application, route_template
+from app.web.operation import remember_outer_application, route_template, selected_operation
+from app.web.problems import internal_error
 
 logger = logging.getLogger(REQUEST_LOGGER)
 
@@ -39,6 +39,15 @@ def _header(scope: Scope, name: bytes) -> str:
         if key == name:
             return str(value, "latin-1")
     return ""
+
+
+# In the OpenAPI document of an operation: the limit of its request body, in bytes.
+BODY_LIMIT = "x-max-body-bytes"
+
+
+def body_limit(max_bytes: int) -> dict[str, Any]:
+    """Return the `openapi_extra` of a route that takes request bodies of up to `max_bytes`."""
+    return {BODY_LIMIT: max_bytes}
 
 
 class RequestMiddleware:
@@ -140,10 +149,10 @@ class ErrorMiddleware:
 
 
 class BodyLimitMiddleware:
-    """Refuses a request body of more than `max_bytes` with 413.
+    """Refuses a request body of more than `max_bytes` with 413, when the route begins to read it.
 
-    A body with a Content-Length is refused at once, a chunked body when it exceeds the limit. Starlette's own limit
-    would respond in plain text, not with a problem.
+    A route has a limit of its own with `openapi_extra=body_limit(bytes)` in its decorator. FastAPI's `max_body_size` is
+    respected too, but its refusal is plain text, not a problem.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
@@ -160,22 +169,29 @@ class BodyLimitMiddleware:
         if not content_length and not _header(scope, b"transfer-encoding"):  # no body (RFC 9112, section 6.3)
             await self.app(scope, receive, send)
             return
-        if content_length.isdecimal() and int(content_length) > self.max_bytes:
-            await http_problem(scope, self._too_large)(scope, receive, send)
-            return
-
+        announced = int(content_length) if content_length.isdecimal() else 0
         received = 0
 
         async def receive_counted() -> Message:
             nonlocal received
+            limit = self._limit(scope)
+            if announced > limit:
+                raise _too_large(limit)  # FastAPI passes it to the problem handler
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self.max_bytes:
-                raise self._too_large  # FastAPI passes it to the problem handler
+            if received > limit:
+                raise _too_large(limit)
             return message
 
         await self.app(scope, receive_counted, send)
 
-    @property
-    def _too_large(self) -> HTTPException:
-        return HTTPException(413, f"The request body exceeds the limit of {self.max_bytes} bytes.")
+    def _limit(self, scope: Scope) -> int:
+        """Return the limit of the request's route, in bytes."""
+        operation = selected_operation(scope)
+        extra = getattr(operation, "openapi_extra", None) or {}
+        limit: int | None = extra.get(BODY_LIMIT, getattr(operation, "max_body_size", None))
+        return self.max_bytes if limit is None else limit
+
+
+def _too_large(limit: int) -> HTTPException:
+    return HTTPException(413, f"The request body exceeds the limit of {limit} bytes.")

@@ -61,7 +61,7 @@ def _suite() -> Path:
     fastapi = f"fastapi-{version('fastapi')}"
     if not (DATA / fastapi).exists():
         # The lock file's entry: the name with its version, and the hashes on the lines after it.
-        entry = re.search(r"^fastapi==.*(?:\\\n.*)+", APP_REQUIREMENTS.read_text(), re.MULTILINE)
+        entry = re.search(r"^fastapi==[^\\\n]*(?:\\\n[^\\\n]*)+", APP_REQUIREMENTS.read_text(), re.MULTILINE)
         assert entry is not None
         (DATA / "fastapi.txt").write_text(entry.group() + "\n")
         command = ["pip", "download", "--quiet", "--no-deps", "--no-binary", "fastapi", "--require-hashes"]

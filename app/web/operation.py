@@ -20,15 +20,23 @@ def route_template(scope: Mapping[str, Any]) -> str:
     app, root_path = scope.get(_OUTER, (None, scope.get("root_path", "")))
     mounted = scope.get("root_path", "") != root_path
     prefix = _mount_template(getattr(app, "routes", ()), scope["path"].removeprefix(root_path)) if mounted else ""
-    route = scope.get("route")
-    if route is not None:  # set by FastAPI
-        context = scope.get("fastapi", {}).get("effective_route_context")  # of a route in an included router
-        is_included = context is not None and context.original_route is route
-        return prefix + str((context if is_included else route).path_format)
+    operation = selected_operation(scope)
+    if operation is not None and not isinstance(operation, Mount):
+        return prefix + str(operation.path_format)
     if mounted:
         return f"{prefix}/{{path}}"
     # Starlette's plain routes, such as /docs, set only the endpoint. They have no path parameters.
     return str(scope["path"]) if "endpoint" in scope else UNMATCHED
+
+
+def selected_operation(scope: Mapping[str, Any]) -> Any:
+    """Return FastAPI's route of a request with its effective options, None if it has none.
+
+    Of a route in an included router, that is FastAPI's context: with the router's prefix and other options.
+    """
+    route = scope.get("route")
+    context = scope.get("fastapi", {}).get("effective_route_context")
+    return context if context is not None and context.original_route is route else route
 
 
 def _mount_template(routes: Iterable[BaseRoute], path: str) -> str:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from random import getrandbits
 from time import perf_counter
+from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send

@@ -77,9 +77,9 @@ def _run(python: Path, suite: Path, plugins: list[str]) -> tuple[dict[str, str],
     """Return the outcome of every test by its id, and what fast routes say about the requests."""
     outcomes = DATA / "outcomes.json"
     outcomes.unlink(missing_ok=True)
-    command: list[str | Path] = [python, "-m", "pytest", "tests", "-q", "--tb=short", "-p=no:cacheprovider"]
+    command: list[str | Path] = [python, "-m", "pytest", "tests", "-q", "--tb=short", "-pno:cacheprovider"]
     command += ["--numprocesses=auto", "--dist=loadfile"]
-    command += [f"-p={plugin}" for plugin in ("outcomes_plugin", *plugins)]
+    command += [f"-p{plugin}" for plugin in ("outcomes_plugin", *plugins)]
     finished = subprocess.run(
         command,
         cwd=suite,

@@ -4,7 +4,7 @@
 observe, except the time. Inside FastAPI's own middleware, exception handling and exit stacks, a dispatcher finds the
 operation by an index, and a plan runs it: the same Request, dependencies, validation, serialisation and exits in the
 same order as FastAPI. Whatever is not FastAPI's own (an overridden class, a wrapped handler, a dependency override) is
-run by FastAPI. docs/decisions/0002-fast-routes.md has the measurements.
+run by FastAPI. docs/decisions/0014-operation-plans.md has the measurements.
 
 `_fastapi.py` holds every private name of FastAPI and Starlette. `VERSIONS` are the versions that the tests have
 compared with FastAPI; on any other version `install()` warns and does nothing.

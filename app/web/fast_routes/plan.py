@@ -149,6 +149,7 @@ class OperationPlan:
         self.context = context
         self.original_app: ASGIApp = context.app
         self._handler = handler
+        self._is_wrapped = handler != self._respond  # the wrapper may change the response that it gets
         self._dependant = dependant
         self._call = dependant.call
         self._is_coroutine = private.is_coroutine(dependant.call)
@@ -313,7 +314,7 @@ class OperationPlan:
     def _make_response(self, content: Any, solved: _Solved) -> Any:
         shared = solved.response
         status = (shared.status_code if shared is not None else None) or self._status_code
-        if self._dumps_json and solved.background is None:
+        if self._dumps_json and solved.background is None and not self._is_wrapped:
             return _JsonResponse(status or 200, content, shared.headers.raw if shared is not None else ())
         arguments: Values = {"background": solved.background}
         if status is not None:

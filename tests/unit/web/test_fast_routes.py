@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Form, Header, HTTPException, Query, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
+from fastapi.routing import APIRoute
 from fastapi.security import OAuth2PasswordBearer
 from httpx import ASGITransport, AsyncClient
 from pydantic import BaseModel, ConfigDict, Field
@@ -262,6 +263,7 @@ FAST: list[tuple[str, str, dict[str, Any]]] = [
     ("GET", "/things/dependency/nested-query", {}),
     ("GET", "/things/dependency/nested-query?limit=7", {}),
     ("GET", "/things/response/invalid", {}),
+    ("POST", "/things", {"json": {"name": "x" * 300_000}}),
     ("GET", "/things/99999999999999999999", {}),
     ("GET", "/things?limit=101", {}),
     ("GET", "/things?limit=x&unknown=1", {}),
@@ -292,11 +294,10 @@ FAST: list[tuple[str, str, dict[str, Any]]] = [
     ("GET", "/things/response/stream", {}),
     ("GET", "/things/response/background", {}),
 ]
-# Requests that FastAPI serves: no operation has this path or method, the body is refused before, or use_cache=False.
+# Requests that FastAPI serves: no operation has this path or method, or a dependency has use_cache=False.
 SLOW: list[tuple[str, str, dict[str, Any]]] = [
     ("GET", "/things/dependency/twice", {}),
     ("GET", "/things/seven", {}),
-    ("POST", "/things", {"json": {"name": "x" * 300_000}}),
     ("GET", "/nowhere", {}),
     ("PUT", "/things/7", {}),
     ("HEAD", "/things/7", {}),
@@ -384,3 +385,27 @@ def _sync(text: str) -> Any:
         return text
 
     return endpoint
+
+
+async def test_wrapped_handler_gets_a_response_that_it_can_change() -> None:
+    class TimedRoute(APIRoute):
+        def get_route_handler(self) -> Any:
+            handler = super().get_route_handler()
+
+            async def timed_handler(request: Request) -> Response:
+                response: Response = await handler(request)
+                response.headers["x-timed"] = "yes"
+                return response
+
+            return timed_handler
+
+    responses = []
+    for fast in (True, False):
+        app = application(fast=fast)
+        app.router.route_class = TimedRoute
+        app.add_api_route("/timed", _async("timed"), response_model=str)
+        responses.append(await send(app, "GET", "/timed"))
+        assert fast_routes.taken(app) == fast
+
+    assert responses[0] == responses[1]
+    assert ("x-timed", "yes") in responses[0][1]  # type: ignore[operator]

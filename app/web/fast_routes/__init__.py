@@ -11,11 +11,15 @@ compared with FastAPI; on any other version `install()` warns and does nothing.
 """
 
 import logging
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
+from weakref import WeakKeyDictionary
 
 import fastapi
 import starlette
 from fastapi import FastAPI
+
+if TYPE_CHECKING:
+    from app.web.fast_routes.dispatcher import Dispatcher
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +27,8 @@ logger = logging.getLogger(__name__)
 VERSIONS = {("0.165", "1.10")}
 
 Mode = Literal["auto", "off"]
+# Of applications with fast routes. The dispatcher's module is imported only on a tested version.
+_dispatchers: "WeakKeyDictionary[FastAPI, Dispatcher]" = WeakKeyDictionary()
 
 
 class RouteReport(NamedTuple):
@@ -48,21 +54,24 @@ def install(app: FastAPI, mode: Mode = "auto") -> bool:
     try:
         from app.web.fast_routes.dispatcher import install_dispatcher
 
-        return install_dispatcher(app)
+        dispatcher = install_dispatcher(app)
     except Exception:
         logger.warning("fast routes are off: they could not be prepared", exc_info=True)
         return False
+    if dispatcher is not None:
+        _dispatchers[app] = dispatcher
+    return dispatcher is not None
 
 
 def taken(app: FastAPI) -> int:
     """Return the number of requests that took the fast path."""
-    dispatcher = _dispatcher(app)
+    dispatcher = _dispatchers.get(app)
     return dispatcher.taken if dispatcher else 0
 
 
 def report(app: FastAPI) -> list[RouteReport]:
     """Return a report of every operation, in the order of FastAPI's routing; empty if fast routes are off."""
-    dispatcher = _dispatcher(app)
+    dispatcher = _dispatchers.get(app)
     return dispatcher.report() if dispatcher else []
 
 
@@ -73,13 +82,6 @@ def log_report(app: FastAPI) -> None:
     logger.info("fast routes: %d of %d", len(operations) - len(slow), len(operations))
     for operation in slow:
         logger.debug("not fast: %s %s: %s", ",".join(operation.methods), operation.path, operation.reason)
-
-
-def _dispatcher(app: FastAPI):  # type: ignore[no-untyped-def]
-    from app.web.fast_routes.dispatcher import Dispatcher
-
-    stack = app.router.middleware_stack
-    return stack if isinstance(stack, Dispatcher) else None
 
 
 def _minor(version: str) -> str:

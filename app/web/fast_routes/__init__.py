@@ -11,8 +11,8 @@ compared with FastAPI; on any other version `install()` warns and does nothing.
 """
 
 import logging
+import sys
 from typing import TYPE_CHECKING, Literal, NamedTuple
-from weakref import WeakKeyDictionary
 
 import fastapi
 import starlette
@@ -27,8 +27,6 @@ logger = logging.getLogger(__name__)
 VERSIONS = {("0.165", "1.10")}
 
 Mode = Literal["auto", "off"]
-# Of applications with fast routes. The dispatcher's module is imported only on a tested version.
-_dispatchers: "WeakKeyDictionary[FastAPI, Dispatcher]" = WeakKeyDictionary()
 
 
 class RouteReport(NamedTuple):
@@ -54,24 +52,21 @@ def install(app: FastAPI, mode: Mode = "auto") -> bool:
     try:
         from app.web.fast_routes.dispatcher import install_dispatcher
 
-        dispatcher = install_dispatcher(app)
+        return install_dispatcher(app)
     except Exception:
         logger.warning("fast routes are off: they could not be prepared", exc_info=True)
         return False
-    if dispatcher is not None:
-        _dispatchers[app] = dispatcher
-    return dispatcher is not None
 
 
 def taken(app: FastAPI) -> int:
     """Return the number of requests that took the fast path."""
-    dispatcher = _dispatchers.get(app)
+    dispatcher = _dispatcher(app)
     return dispatcher.taken if dispatcher else 0
 
 
 def report(app: FastAPI) -> list[RouteReport]:
     """Return a report of every operation, in the order of FastAPI's routing; empty if fast routes are off."""
-    dispatcher = _dispatchers.get(app)
+    dispatcher = _dispatcher(app)
     return dispatcher.report() if dispatcher else []
 
 
@@ -82,6 +77,13 @@ def log_report(app: FastAPI) -> None:
     logger.info("fast routes: %d of %d", len(operations) - len(slow), len(operations))
     for operation in slow:
         logger.debug("not fast: %s %s: %s", ",".join(operation.methods), operation.path, operation.reason)
+
+
+def _dispatcher(app: FastAPI) -> "Dispatcher | None":
+    # On an untested version, the module was not imported and cannot be.
+    module = sys.modules.get("app.web.fast_routes.dispatcher")
+    stack = app.router.middleware_stack
+    return stack if module is not None and isinstance(stack, module.Dispatcher) else None
 
 
 def _minor(version: str) -> str:

@@ -168,17 +168,16 @@ class Dispatcher:
                 self._entries.append(_entry(candidate.original_route, candidate, included, limits))
 
 
-def install_dispatcher(app: FastAPI) -> Dispatcher | None:
-    """Put a dispatcher into the application's router. Return None if the router's class overrides its behaviour."""
+def install_dispatcher(app: FastAPI) -> bool:
+    """Put a dispatcher into the application's router. Return False if the router's class overrides its behaviour."""
     router = app.router
     if isinstance(router.middleware_stack, Dispatcher):
-        return router.middleware_stack
+        return True
     if _overrides(router, _ROUTER_METHODS):
         logger.warning("fast routes are off: %s overrides how FastAPI's router works", type(router).__name__)
-        return None
-    dispatcher = Dispatcher(router, router.middleware_stack)
-    router.middleware_stack = dispatcher
-    return dispatcher
+        return False
+    router.middleware_stack = Dispatcher(router, router.middleware_stack)
+    return True
 
 
 def _entry(route: BaseRoute, context: Any, included_router: Any, form_limits: Any) -> _Entry:

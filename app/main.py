@@ -24,6 +24,7 @@ from app.pagination.cursor import Cursors
 from app.settings import Settings, load_settings
 from app.web import fast_routes, health, leak_detection
 from app.web.middleware import BodyLimitMiddleware, ErrorMiddleware, RequestMiddleware
+from app.web.mounted import install_in_mounted
 from app.web.problems import DATABASE_ERRORS, document_problems, install_problem_handlers, problem_responses
 from app.web.route_checks import check_routes
 
@@ -111,6 +112,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         )
     app.add_middleware(RequestMiddleware, metrics=http_metrics)
     install_problem_handlers(app)
+    install_in_mounted(app)
     app.include_router(health.router)
     every_route = problem_responses(InvalidInput, *DATABASE_ERRORS)
     for router in registry.routers:

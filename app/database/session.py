@@ -13,11 +13,12 @@ from typing import Any, Protocol
 
 from sqlalchemy import Select
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.sql.dml import ReturningDelete, ReturningInsert, ReturningUpdate
 
 from app.database.error_mapping import translate
 from app.database.fast_path import Statement, fast_path
+from app.database.write_session import WriteSession, open_write_session, watch_failed_statements
 
 # With any columns.
 Returning = ReturningInsert[*tuple[Any, ...]] | ReturningUpdate[*tuple[Any, ...]] | ReturningDelete[*tuple[Any, ...]]
@@ -30,10 +31,6 @@ class Row(Protocol):
 
     def keys(self) -> Iterable[str]:
         """Return the names of the columns."""
-
-
-class WriteSession(AsyncSession):
-    """A unit of work. Only its owner, `Database.write()`, commits it."""
 
 
 class _Statements:
@@ -96,19 +93,27 @@ class Database:
         self.engine = engine
         self.read = ReadSession(engine)
         self.statement = StatementSession(engine)
-        # Entities stay readable after the commit: the response is made from them.
-        self._write_sessions = async_sessionmaker(engine, class_=WriteSession, expire_on_commit=False)
+        watch_failed_statements(engine)
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[WriteSession]:
         """Open a transaction. Commit it when the block ends; roll it back when the block or the commit raises.
 
-        The connection is checked out at the first statement.
-        Raise PoolExhausted, DatabaseUnavailable, StatementTimeout, also from inside the block.
+        The connection is checked out at the first statement. After the block, the session is unusable.
+        Raise PoolExhausted, DatabaseUnavailable, StatementTimeout, also from inside the block. Raise RuntimeError if
+        the block caught the error of a failed statement, or began the response: a commit would come too late.
         """
-        async with self._write_sessions() as session:
-            try:
-                yield session
-                await session.commit()
-            except DBAPIError as error:
-                raise translate(error) or error from error
+        session = self._new_write_session()
+        outer = open_write_session.get()
+        open_write_session.set(session)
+        try:
+            yield session
+            await session.commit_as_owner()
+        except DBAPIError as error:
+            raise translate(error) or error from error
+        finally:
+            open_write_session.set(outer)  # without a token: the block may end in another context than it began in
+            await session.close_as_owner()
+
+    def _new_write_session(self) -> WriteSession:
+        return WriteSession(self.engine)

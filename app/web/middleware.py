@@ -4,17 +4,22 @@ import asyncio
 import logging
 import re
 from collections.abc import Sequence
+from inspect import iscoroutinefunction
 from random import getrandbits
 from time import perf_counter
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.database.write_session import WriteSession, open_write_session
 from app.observability.http_metrics import HttpMetrics
 from app.observability.logging import REQUEST_LOGGER, request_id, request_scope
 from app.web.operation import remember_outer_application, route_template, selected_operation
-from app.web.problems import internal_error
+from app.web.problems import WEBSOCKET_STATE, answer_websocket, internal_error
 
 logger = logging.getLogger(REQUEST_LOGGER)
 
@@ -51,6 +56,22 @@ def body_limit(max_bytes: int) -> dict[str, Any]:
     return {BODY_LIMIT: max_bytes}
 
 
+_LATE_COMMIT = (
+    "The response would be sent before its transaction is committed, so the client could read a success that is not"
+    ' stored. A dependency around Database.write() needs scope="function" (app/web/deps.py).'
+)
+
+
+def _refuse_response(session: WriteSession, status: int) -> None:
+    """Refuse to commit a session that is open when a response begins. Raise RuntimeError instead of sending a success.
+
+    `check_routes()` finds most of such routes at startup. An error response is sent: the transaction is rolled back.
+    """
+    session.refuse_commit(_LATE_COMMIT)
+    if status < 400:
+        raise RuntimeError(_LATE_COMMIT)
+
+
 class RequestMiddleware:
     """Assigns the request id, records metrics, logs the request and adds security headers to the response.
 
@@ -64,7 +85,7 @@ class RequestMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI event stream."""
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            await self._pass_on(scope, receive, send)
             return
 
         started = perf_counter()
@@ -73,12 +94,16 @@ class RequestMiddleware:
         own_id = sent_id if _VALID_REQUEST_ID.fullmatch(sent_id) else f"{getrandbits(128):032x}"
         id_token, scope_token = request_id.set(own_id), request_scope.set(scope)
         remember_outer_application(scope)
+        callers_session = open_write_session.get()  # of a test that calls the application inside a transaction
         self.metrics.started()
         status = 0
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
+                session = open_write_session.get()
+                if session is not None and session is not callers_session:
+                    _refuse_response(session, message["status"])
                 status = message["status"]
                 headers = [*message.get("headers", ())]
                 added = _DOCS_SECURITY_HEADERS if scope["path"].startswith("/docs") else _SECURITY_HEADERS
@@ -102,6 +127,20 @@ class RequestMiddleware:
             request_scope.reset(scope_token)
             request_id.reset(id_token)
 
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on a lifespan or a WebSocket. A WebSocket gets a request id too, for its log lines and problems."""
+        if scope["type"] != "websocket":
+            await self.app(scope, receive, send)
+            return
+        sent_id = _header(scope, b"x-request-id")
+        own_id = sent_id if _VALID_REQUEST_ID.fullmatch(sent_id) else f"{getrandbits(128):032x}"
+        id_token = request_id.set(own_id)
+        remember_outer_application(scope)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            request_id.reset(id_token)
+
     @staticmethod
     def _log(scope: Scope, route: str, status: int, seconds: float) -> None:
         level = logging.DEBUG if scope["path"] in _PROBES else logging.INFO
@@ -118,7 +157,7 @@ class RequestMiddleware:
 
 
 class ErrorMiddleware:
-    """Answers an unhandled exception with a problem response.
+    """Answers an unhandled exception with a problem response, or with the application's own handler of Exception.
 
     FastAPI handles such an exception outside every middleware: its response would have no request id and no CORS
     headers, so a browser would hide it from a page of another origin.
@@ -130,23 +169,75 @@ class ErrorMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI event stream."""
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            await self._pass_on(scope, receive, send)
             return
 
         started = False
+        application = scope.get("app")  # a mount replaces it
 
         async def send_and_record(message: Message) -> None:
             nonlocal started
-            started = started or message["type"] == "http.response.start"
             await send(message)
+            started = True  # not before: RequestMiddleware may have refused to begin the response
 
         try:
             await self.app(scope, receive, send_and_record)
-        except Exception:
+        except Exception as error:
             logger.exception("unhandled exception in %s %r", scope["method"], scope["path"])
             if started:  # part of a response was sent: only closing the connection tells the client
                 raise
-            await internal_error(scope)(scope, receive, send)
+            response = await _respond_to(error, application, Request(scope, receive, send))
+            await response(scope, receive, send)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on a lifespan or a WebSocket. Note the state of a WebSocket: it decides how an error is answered."""
+        if scope["type"] != "websocket":
+            await self.app(scope, receive, send)
+            return
+        scope.setdefault(WEBSOCKET_STATE, "connecting")
+
+        async def receive_and_note() -> Message:
+            message = await receive()
+            if message["type"] == "websocket.disconnect":
+                scope[WEBSOCKET_STATE] = "closed"
+            return message
+
+        async def send_and_note(message: Message) -> None:
+            scope[WEBSOCKET_STATE] = _WEBSOCKET_STATES.get(message["type"], scope[WEBSOCKET_STATE])
+            await send(message)
+
+        try:
+            await self.app(scope, receive_and_note, send_and_note)
+        except Exception:
+            logger.exception("unhandled exception in WebSocket %r", scope["path"])
+            await answer_websocket(scope, receive, send_and_note, internal_error(scope))
+
+
+# The state of a WebSocket after a message of the application.
+_WEBSOCKET_STATES = {
+    "websocket.accept": "accepted",
+    "websocket.close": "closed",
+    "websocket.http.response.start": "closed",
+}
+
+
+async def _respond_to(error: Exception, application: Any, request: Request) -> Response:
+    """Return the response of the application's own handler of Exception (or 500), or a problem if it has none."""
+    handlers = getattr(application, "exception_handlers", {})
+    # Starlette uses the one that was registered last.
+    handler = next((handlers[key] for key in reversed(handlers) if key in (500, Exception)), None)
+    if handler is not None:
+        try:
+            if iscoroutinefunction(handler) or iscoroutinefunction(type(handler).__call__):
+                response = await handler(request, error)
+            else:
+                response = await run_in_threadpool(handler, request, error)
+        except Exception:
+            logger.exception("the handler of unhandled exceptions failed in %r", request.scope["path"])
+        else:
+            if isinstance(response, Response):
+                return response
+    return internal_error(request.scope)
 
 
 class BodyLimitMiddleware:

@@ -15,6 +15,11 @@ def remember_outer_application(scope: MutableMapping[str, Any]) -> None:
     scope[_OUTER] = scope.get("app"), scope.get("root_path", "")
 
 
+def outer_application(scope: Mapping[str, Any]) -> Any:
+    """Return the application that received the request: the same for a request to a mounted application."""
+    return scope[_OUTER][0] if _OUTER in scope else scope["app"]
+
+
 def route_template(scope: Mapping[str, Any]) -> str:
     """Return the full template of the request's route, prefixes of routers and mounts included, or "unmatched"."""
     app, root_path = scope.get(_OUTER, (None, scope.get("root_path", "")))

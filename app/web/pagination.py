@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 
 from app.pagination.cursor import Cursors
 from app.pagination.page import ListParams
+from app.web.deps import provided
 
 Params = TypeVar("Params", bound=ListParams)
 
@@ -55,7 +56,7 @@ else:
 
 
 async def _cursors(request: Request) -> Cursors:
-    cursors: Cursors = request.app.state.cursors
+    cursors: Cursors = provided(request, "cursors")
     return cursors
 
 

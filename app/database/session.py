@@ -112,7 +112,8 @@ class Database:
         except DBAPIError as error:
             raise translate(error) or error from error
         finally:
-            open_write_session.set(outer)  # without a token: the block may end in another context than it began in
+            if open_write_session.get() is session:  # no token: the block may end in another context than it began in
+                open_write_session.set(outer)
             await session.close_as_owner()
 
     def _new_write_session(self) -> WriteSession:

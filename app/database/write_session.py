@@ -101,6 +101,11 @@ class WriteSession(AsyncSession):
         self._refusal: str | None = None
         self.sync_session.begin()  # acquires no connection
 
+    @property
+    def is_open(self) -> bool:
+        """Return True until `Database.write()` ends the transaction."""
+        return self.sync_session.is_owned
+
     def refuse_commit(self, reason: str) -> None:
         """Make the commit raise RuntimeError with this reason."""
         self._refusal = reason

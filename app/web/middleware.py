@@ -4,6 +4,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from inspect import iscoroutinefunction
 from random import getrandbits
 from time import perf_counter
@@ -102,7 +103,7 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 session = open_write_session.get()
-                if session is not None and session is not callers_session:
+                if session is not None and session is not callers_session and session.is_open:
                     _refuse_response(session, message["status"])
                 status = message["status"]
                 headers = [*message.get("headers", ())]
@@ -210,7 +211,8 @@ class ErrorMiddleware:
             await self.app(scope, receive_and_note, send_and_note)
         except Exception:
             logger.exception("unhandled exception in WebSocket %r", scope["path"])
-            await answer_websocket(scope, receive, send_and_note, internal_error(scope))
+            with suppress(OSError):  # the client has left
+                await answer_websocket(scope, receive, send_and_note, internal_error(scope))
 
 
 # The state of a WebSocket after a message of the application.

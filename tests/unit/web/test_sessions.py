@@ -105,8 +105,10 @@ async def test_own_transaction_in_stream_is_committed(app: FastAPI, client: Asyn
 async def test_write_session_kept_in_application_state_raises(app: FastAPI, client: AsyncClient) -> None:
     @app.get("/kept")
     async def kept(request: Request, db: WriteDb) -> int | None:
-        session = request.app.state.__dict__.setdefault("session", db)
-        return await session.scalar(COUNT)  # type: ignore[no-any-return]
+        state = request.app.state
+        state.session = getattr(state, "session", db)
+        count: int | None = await state.session.scalar(COUNT)
+        return count
 
     assert (await client.get("/kept")).json() == 0
     response = await client.get("/kept")
@@ -164,6 +166,21 @@ async def test_same_dependency_with_function_scope_is_committed(
         db.add(new_user())
 
     assert (await client.post("/in-time")).status_code == 201
+    assert await count(database) == 1
+
+
+async def test_transactions_that_overlap_are_answered(app: FastAPI, client: AsyncClient, database: Database) -> None:
+    """The first one ends before the second one, which began inside of it."""
+
+    @app.post("/overlap", status_code=201)
+    async def overlap(database: DatabaseDep) -> None:
+        first, second = database.write(), database.write()
+        (await first.__aenter__()).add(new_user())
+        await second.__aenter__()
+        await first.__aexit__(None, None, None)
+        await second.__aexit__(None, None, None)
+
+    assert (await client.post("/overlap")).status_code == 201
     assert await count(database) == 1
 
 

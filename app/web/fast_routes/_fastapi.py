@@ -3,11 +3,12 @@
 tests/unit/web/test_fast_routes.py names them, so that an upgrade which removes one fails there.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from types import CellType, CodeType, FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
+import fastapi.dependencies.utils as _dependencies
 import fastapi.routing as _routing
 from fastapi._compat import ModelField, Undefined, field_annotation_is_sequence, lenient_issubclass
 from fastapi.dependencies.models import Dependant
@@ -47,9 +48,11 @@ from starlette.responses import Response
 
 __all__ = [
     "FASTAPI_SCOPE_KEY",
+    "FILE_STACK_KEY",
     "MAX_BODY_SIZE_SCOPE_KEY",
     "Dependant",
     "Handler",
+    "HandlerOptions",
     "IncludedRouter",
     "ModelField",
     "Undefined",
@@ -77,6 +80,7 @@ __all__ = [
     "read_body",
     "record_route",
     "record_validation_failure",
+    "replaced_function",
     "request_body_to_args",
     "request_params_to_args",
     "resolve_form_limits",
@@ -87,6 +91,8 @@ __all__ = [
     "validate_value",
 ]
 
+FILE_STACK_KEY = "fastapi_middleware_astack"
+"""The scope's key of the stack that closes files. FastAPI's applications put it there; a router alone does not."""
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -103,9 +109,43 @@ def _inner_code(function: Any, name: str) -> CodeType:
 _HANDLER_CODE = _inner_code(_routing.get_request_handler, "app")
 _APP_CODE = _inner_code(_routing.request_response, "app")
 
+# What FastAPI's handler calls through its module. Each is an async function of the module of that name.
+_HANDLER_FUNCTIONS = {
+    "solve_dependencies": _dependencies,
+    "run_endpoint_function": _routing,
+    "serialize_response": _routing,
+}
 
-def handler_of(app: Any, own: Handler) -> Handler | None:
-    """Return the handler of an operation's ASGI app, with `own` in the place of FastAPI's handler.
+
+class HandlerOptions(NamedTuple):
+    """The arguments with which FastAPI made a handler, under their names in `get_request_handler`.
+
+    FastAPI's handler keeps them. Later changes of the route's attributes have no effect on it.
+    """
+
+    dependant: Dependant
+    body_field: ModelField | None
+    embed_body_fields: bool
+    form_limits: Mapping[str, Any] | None
+    actual_strict_content_type: bool
+    status_code: int | None
+    response_class: Any
+    actual_response_class: Any
+    response_field: ModelField | None
+    response_model_include: Any
+    response_model_exclude: Any
+    response_model_by_alias: bool
+    response_model_exclude_unset: bool
+    response_model_exclude_defaults: bool
+    response_model_exclude_none: bool
+    dependency_overrides_provider: Any
+    is_coroutine: bool
+    is_sse_stream: bool
+    is_json_stream: bool
+
+
+def handler_of(app: Any, own: Handler) -> tuple[HandlerOptions, Handler] | None:
+    """Return the options of the FastAPI handler in an operation's ASGI app, and that app's handler around `own`.
 
     An instrumentation that wraps FastAPI's handler (Sentry does) keeps its wrapper, which then calls `own`. None if
     `app` or its handler is not FastAPI's own work: a subclass or an instrumentation replaced it.
@@ -114,20 +154,32 @@ def handler_of(app: Any, own: Handler) -> Handler | None:
         return None
     handler = _cells(app)["f"].cell_contents
     if getattr(handler, "__code__", None) is _HANDLER_CODE:
-        return own
+        return _options(handler), own
     if not isinstance(handler, FunctionType) or handler.__closure__ is None:
         return None
-    cells = [
-        CellType(own) if getattr(cell.cell_contents, "__code__", None) is _HANDLER_CODE else cell
-        for cell in handler.__closure__
-    ]
-    if sum(cell not in handler.__closure__ for cell in cells) != 1:
+    found = [cell for cell in handler.__closure__ if getattr(cell.cell_contents, "__code__", None) is _HANDLER_CODE]
+    if len(found) != 1:
         return None
+    closure = tuple(CellType(own) if cell is found[0] else cell for cell in handler.__closure__)
     wrapper = FunctionType(
-        handler.__code__, handler.__globals__, handler.__name__, handler.__defaults__, closure=tuple(cells)
+        handler.__code__, handler.__globals__, handler.__name__, handler.__defaults__, closure=closure
     )
     wrapper.__kwdefaults__ = handler.__kwdefaults__
-    return wrapper
+    return _options(found[0].cell_contents), wrapper
+
+
+def replaced_function() -> str | None:
+    """Return the name of a function that FastAPI's handler calls and that an instrumentation replaced; None if none."""
+    for name, module in _HANDLER_FUNCTIONS.items():
+        code = getattr(getattr(_routing, name), "__code__", None)
+        if code is None or code.co_filename != module.__file__:
+            return name
+    return None
+
+
+def _options(handler: Any) -> HandlerOptions:
+    cells = _cells(handler)
+    return HandlerOptions(**{name: cells[name].cell_contents for name in HandlerOptions._fields})
 
 
 def _cells(function: Any) -> dict[str, CellType]:

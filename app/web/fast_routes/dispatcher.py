@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.routing import APIRoute, APIRouter
-from starlette.routing import BaseRoute, Mount, Route
+from fastapi.routing import APIRoute, APIRouter, APIWebSocketRoute
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.web.fast_routes import RouteReport
@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 # Methods that decide how a route or a router behaves. A class that overrides one of them is run by FastAPI.
 _ROUTE_METHODS = {name: getattr(APIRoute, name) for name in ("matches", "handle")}
+_WEBSOCKET_ROUTES = (APIWebSocketRoute, WebSocketRoute)  # they match no HTTP request; a subclass might
 _ROUTER_METHODS = {name: getattr(APIRouter, name) for name in ("matches", "handle", "app", "__call__")}
 
 
@@ -26,10 +27,13 @@ class _Entry:
     """A route in FastAPI's order. Without a `regex`, only FastAPI can tell what it matches.
 
     `plan` is None if FastAPI has to run it, for `reason`. `context` and `included_router` are FastAPI's, for a route of
-    an included router.
+    an included router. `listed` is the route, or the included router that it came with, at `position` in the list of
+    the dispatcher's router.
     """
 
     route: BaseRoute
+    listed: Any
+    position: int
     regex: Any = None
     convertors: Mapping[str, Any] | None = None
     methods: frozenset[str] | None = None  # None: any
@@ -38,6 +42,7 @@ class _Entry:
     context: Any = None
     included_router: Any = None
     form_limits: Mapping[str, Any] | None = None
+    has_fastapi_scope: bool = False
     plan: OperationPlan | None = None
     reason: str | None = None
 
@@ -95,6 +100,11 @@ class Dispatcher:
             plan = entry.plan
             if plan is None or plan.context.app is not plan.original_app or plan.is_overridden:
                 return None
+            if self._router.routes[entry.position] is not entry.listed:
+                self._routes = None  # another route that is equal for Starlette: same path, endpoint and methods
+                return self._select(scope)
+            if private.FILE_STACK_KEY not in scope:
+                return None
             assert entry.convertors is not None
             values = match.groupdict()
             for name in values:
@@ -105,17 +115,17 @@ class Dispatcher:
 
     def _update_scope(self, scope: Scope, entry: _Entry, path_params: dict[str, Any]) -> None:
         scope.setdefault("router", self._router)
-        outer = scope.get("path_params")
-        scope["path_params"] = {**outer, **path_params} if outer else path_params
-        scope["endpoint"] = entry.endpoint
-        scope["route"] = entry.route
-        if entry.included_router is not None or entry.form_limits:
+        if entry.has_fastapi_scope:
             fastapi_scope = scope.setdefault(private.FASTAPI_SCOPE_KEY, {})
             if entry.included_router is not None:
                 fastapi_scope["included_router"] = entry.included_router
                 fastapi_scope["effective_route_context"] = entry.context
             if entry.form_limits:
                 fastapi_scope["form_limits"] = entry.form_limits
+        outer = scope.get("path_params")
+        scope["endpoint"] = entry.endpoint
+        scope["path_params"] = {**outer, **path_params} if outer else path_params
+        scope["route"] = entry.route
         if scope.get("fastapi.telemetry") is not None:
             private.record_route(scope=scope, path=entry.path_format)
 
@@ -131,7 +141,7 @@ class Dispatcher:
         self._routes = list(self._router.routes)
         self._versions = []
         self._entries = []
-        self._collect(self._router.routes, None, self._router.form_limits)
+        self._collect()
         # An entry without a pattern could match anything: FastAPI decides about all that follow it.
         known = next((i for i, entry in enumerate(self._entries) if entry.regex is None), len(self._entries))
         entries = self._entries[:known]
@@ -147,25 +157,36 @@ class Dispatcher:
             for segment in segments
         }
 
-    def _collect(self, routes: Sequence[Any], included_router: Any, form_limits: Any) -> None:
-        for route in routes:
+    def _collect(self) -> None:
+        form_limits = self._router.form_limits
+        for position, route in enumerate(self._router.routes):
             if isinstance(route, private.IncludedRouter):
-                self._collect_included(route, form_limits)
+                self._collect_included(route, form_limits, (route, position))
             else:
-                self._entries.append(_entry(route, route, included_router, form_limits))
+                self._add(route, route, None, form_limits, (route, position))
 
-    def _collect_included(self, included: Any, form_limits: Any) -> None:
+    def _collect_included(self, included: Any, form_limits: Any, place: tuple[Any, int]) -> None:
         router = included.original_router
         self._versions.append((router, router._routes_version))
         if _overrides(router, _ROUTER_METHODS):
-            self._entries.append(_Entry(included, reason="its router decides itself what it matches"))
+            self._entries.append(_Entry(included, *place, reason="its router decides itself what it matches"))
             return
         limits = {**(form_limits or {}), **(included.include_context.form_limits or {})}
         for candidate in included.effective_candidates():
             if isinstance(candidate, private.IncludedRouter):
-                self._collect_included(candidate, limits)
+                self._collect_included(candidate, limits, place)
             else:
-                self._entries.append(_entry(candidate.original_route, candidate, included, limits))
+                self._add(candidate.original_route, candidate, included, limits, place)
+
+    def _add(
+        self, route: BaseRoute, context: Any, included_router: Any, form_limits: Any, place: tuple[Any, int]
+    ) -> None:
+        if type(route) in _WEBSOCKET_ROUTES:
+            return
+        entry = _entry(route, context, included_router, form_limits, place)
+        # FastAPI creates the dictionary already when it tries the routes of an included router.
+        entry.has_fastapi_scope = bool(self._versions) or included_router is not None or bool(form_limits)
+        self._entries.append(entry)
 
 
 def install_dispatcher(app: FastAPI) -> bool:
@@ -180,10 +201,11 @@ def install_dispatcher(app: FastAPI) -> bool:
     return True
 
 
-def _entry(route: BaseRoute, context: Any, included_router: Any, form_limits: Any) -> _Entry:
+def _entry(route: BaseRoute, context: Any, included_router: Any, form_limits: Any, place: tuple[Any, int]) -> _Entry:
     pattern = getattr(context, "starlette_route", None) or context
     entry = _Entry(
-        route=route,
+        route,
+        *place,
         regex=getattr(pattern, "path_regex", None),
         convertors=getattr(pattern, "param_convertors", None),
         methods=frozenset(pattern.methods) if getattr(pattern, "methods", None) else None,
@@ -197,24 +219,20 @@ def _entry(route: BaseRoute, context: Any, included_router: Any, form_limits: An
         if isinstance(route, Mount) and isinstance(route.app, FastAPI):
             install_dispatcher(route.app)
         if type(route) not in (Route, Mount):
-            entry.regex = None if _could_match_http(route) else entry.regex
+            entry.regex = None
         return entry
     if _overrides(route, _ROUTE_METHODS):
         entry.regex = None
         entry.reason = "its class decides itself what it matches, or how it is run"
         return entry
     try:
-        entry.plan = OperationPlan(route, context)
+        entry.plan = OperationPlan(context)
     except NotPlannable as error:
         entry.reason = str(error)
     except Exception as error:  # noqa: BLE001 - whatever goes wrong while it is prepared, FastAPI can run it
         entry.reason = f"it could not be prepared: {error!r}"
         logger.warning("not fast: %s: %s", entry.path_format, entry.reason)
     return entry
-
-
-def _could_match_http(route: BaseRoute) -> bool:
-    return not type(route).__name__.endswith("WebSocketRoute")
 
 
 def _overrides(instance: Any, methods: Mapping[str, Any]) -> bool:

@@ -87,6 +87,9 @@ class _Model:
     def __init__(self, field: ModelField, received: Received) -> None:
         self._field = field
         self._general = _General([field], received)
+        model = cast("Any", param_model(field))
+        self._names = [each.name for each in get_cached_model_fields(model)]
+        self._sees_order = bool(field.field_info.metadata) or _sees_order(model)
 
     @staticmethod
     def fits(fields: Sequence[ModelField]) -> bool:
@@ -109,11 +112,29 @@ class _Model:
         if len(given) != len(pairs):  # a repeated parameter
             self._general(request, values, errors)
             return
+        if self._sees_order:
+            given = self._ordered(given)
         found, found_errors = self._field.validate(given, {}, loc=("query",))
         if found_errors:
+            if not self._sees_order:  # an error shows what was given
+                _, found_errors = self._field.validate(self._ordered(given), {}, loc=("query",))
             errors.extend(found_errors)
         else:
             values[self._field.name] = found
+
+    def _ordered(self, given: dict[str, str]) -> dict[str, str]:
+        """Return the parameters in FastAPI's order: those of the model first, in the order of its fields."""
+        return {**{name: given[name] for name in self._names if name in given}, **given}
+
+
+def _sees_order(model: Any) -> bool:
+    """Return True if the model's own code, or the model that it makes, may depend on the order of the parameters."""
+    schema = repr(model.__pydantic_core_schema__)
+    return (
+        not schema.startswith("{")  # not built yet
+        or model.model_config.get("extra") == "allow"
+        or any(sign in schema for sign in ("'function-", "'default_factory'", "'custom_init': True"))
+    )
 
 
 class _General:

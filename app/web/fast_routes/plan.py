@@ -12,9 +12,7 @@ from fastapi import BackgroundTasks, params
 from fastapi.datastructures import DefaultPlaceholder
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import FastAPIError, RequestValidationError, ResponseValidationError
-from fastapi.routing import APIRoute
 from fastapi.security import SecurityScopes
-from fastapi.sse import EventSourceResponse
 from fastapi.utils import is_body_allowed_for_status_code
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -24,6 +22,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.web.fast_routes import _fastapi as private
 from app.web.fast_routes.parameters import Errors, Values, reader
+
+_NO_HANDLERS: tuple[Any, Any] = ({}, {})  # by class and by status, as Starlette keeps them in the scope
+
+
+_NOT_AWAITED = (
+    "Response not awaited. There's a high chance that the "
+    "application code is raising an exception and a dependency with yield "
+    "has a block with a bare except, or a block with except Exception, "
+    "and is not raising the exception again. Read more about it in the "
+    "docs: https://fastapi.tiangolo.com/tutorial/dependencies/dependencies-with-yield/#dependencies-with-yield-and-except"
+)
 
 
 class NotPlannable(Exception):
@@ -77,7 +86,7 @@ class _Node:
         self.response_name = dependant.response_param_name
         self.scopes_name = dependant.security_scopes_param_name
         self.has_other_values = bool(self.background_name or self.response_name or self.scopes_name)
-        self.has_own_values = bool(self.readers or self.body_fields or self.has_other_values)
+        self.has_own_values = bool(self.readers or self.body_fields)
 
     def _single_body_field(self) -> private.ModelField | None:
         """Return the field that takes the whole JSON body; None if FastAPI's function has to read the body's fields."""
@@ -121,30 +130,29 @@ class _JsonResponse(NamedTuple):
 class OperationPlan:
     """Answers the requests of one operation. Takes the place of `APIRoute.app`."""
 
-    def __init__(self, route: APIRoute, context: Any) -> None:
+    def __init__(self, context: Any) -> None:
         """Prepare the plan. `context` is the route, or FastAPI's context of the route in an included router.
 
         Raise NotPlannable.
         """
-        dependant: private.Dependant | None = context.dependant
-        if dependant is None or dependant.call is None:
-            raise NotPlannable("it has no endpoint")
         if context.max_body_size is not None:
             raise NotPlannable("it has a body size limit of its own")
-        response_class = context.response_class
-        is_default = isinstance(response_class, DefaultPlaceholder)
-        self._response_class: Any = response_class.value if is_default else response_class
+        if (replaced := private.replaced_function()) is not None:
+            raise NotPlannable(f"an instrumentation replaced FastAPI's {replaced}()")
+        found = private.handler_of(context.app, self._respond)
+        if found is None:
+            raise NotPlannable("its handler was replaced by a subclass or an instrumentation")
+        options, handler = found
+        dependant = options.dependant
+        if dependant.call is None:
+            raise NotPlannable("it has no endpoint")
         if (
-            context.is_sse_stream
-            or context.is_json_stream
-            or private.lenient_issubclass(self._response_class, EventSourceResponse)
+            options.is_sse_stream
+            or options.is_json_stream
             or private.is_generator(dependant.call)
             or private.is_async_generator(dependant.call)
         ):
             raise NotPlannable("it streams its response")
-        handler = private.handler_of(context.app, self._respond)
-        if handler is None:
-            raise NotPlannable("its handler was replaced by a subclass or an instrumentation")
 
         self.context = context
         self.original_app: ASGIApp = context.app
@@ -152,27 +160,27 @@ class OperationPlan:
         self._is_wrapped = handler != self._respond  # the wrapper may change the response that it gets
         self._dependant = dependant
         self._call = dependant.call
-        self._is_coroutine = private.is_coroutine(dependant.call)
-        self._overrides_provider = context.dependency_overrides_provider
-        self._body_field = context.body_field
+        self._is_coroutine = options.is_coroutine
+        self._overrides_provider = options.dependency_overrides_provider
+        self._body_field = options.body_field
         self._is_form = bool(self._body_field and isinstance(self._body_field.field_info, params.Form))
-        self._form_limits = route.form_limits
-        strict = context.strict_content_type
-        self._strict_content_type = strict.value if isinstance(strict, DefaultPlaceholder) else strict
-        self._status_code: int | None = context.status_code
-        self._response_field: private.ModelField | None = context.response_field
+        self._form_limits: Any = options.form_limits
+        self._strict_content_type = options.actual_strict_content_type
+        self._status_code = options.status_code
+        self._response_class = options.actual_response_class
+        self._response_field = options.response_field
         self._dump_options = {
-            "include": context.response_model_include,
-            "exclude": context.response_model_exclude,
-            "by_alias": context.response_model_by_alias,
-            "exclude_unset": context.response_model_exclude_unset,
-            "exclude_defaults": context.response_model_exclude_defaults,
-            "exclude_none": context.response_model_exclude_none,
+            "include": options.response_model_include,
+            "exclude": options.response_model_exclude,
+            "by_alias": options.response_model_by_alias,
+            "exclude_unset": options.response_model_exclude_unset,
+            "exclude_defaults": options.response_model_exclude_defaults,
+            "exclude_none": options.response_model_exclude_none,
         }
-        self._dumps_json = self._response_field is not None and is_default
+        self._dumps_json = self._response_field is not None and isinstance(options.response_class, DefaultPlaceholder)
 
         nodes: list[_Node] = []
-        self._add_node(dependant, context._embed_body_fields, nodes)
+        self._add_node(dependant, options.embed_body_fields, nodes)
         self._endpoint = nodes.pop()
         self._nodes = nodes
         self._nodes_and_endpoint = (*nodes, self._endpoint)
@@ -201,6 +209,7 @@ class OperationPlan:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, as FastAPI's `request_response` with Starlette's `wrap_app_handling_exceptions`."""
         request = Request(scope, receive, send)
+        handlers = scope.get("starlette.exception_handlers", _NO_HANDLERS)
         started = False
 
         async def send_and_note(message: Message) -> None:
@@ -215,7 +224,7 @@ class OperationPlan:
             else:
                 await self._answer(request, scope, receive, send_and_note)
         except Exception as error:
-            handler = _exception_handler(scope, error)
+            handler = _exception_handler(handlers, error)
             if handler is None:
                 raise
             if started:
@@ -233,7 +242,7 @@ class OperationPlan:
         """Answer a request of an operation without exits. The stacks are there for code that uses them itself."""
         request_stack = scope["fastapi_inner_astack"] = AsyncExitStack()
         function_stack = scope["fastapi_function_astack"] = AsyncExitStack()
-        response: Any = None
+        awaited = False
         try:
             try:
                 response = await self._handler(request)
@@ -243,13 +252,17 @@ class OperationPlan:
             else:
                 if private.is_used(function_stack):
                     await function_stack.aclose()
+            # Unbound if a callback of the function stack swallowed the exception: the same error as in FastAPI.
             await response(scope, receive, send)
+            awaited = True
         except BaseException:
             if not (private.is_used(request_stack) and await request_stack.__aexit__(*sys.exc_info())):
                 raise
         else:
             if private.is_used(request_stack):
                 await request_stack.aclose()
+        if not awaited:
+            raise FastAPIError(_NOT_AWAITED)
 
     async def _answer_with_exits(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
         awaited = False
@@ -261,13 +274,7 @@ class OperationPlan:
             await response(scope, receive, send)
             awaited = True
         if not awaited:
-            raise FastAPIError(
-                "Response not awaited. There's a high chance that the "
-                "application code is raising an exception and a dependency with yield "
-                "has a block with a bare except, or a block with except Exception, "
-                "and is not raising the exception again. Read more about it in the "
-                "docs: https://fastapi.tiangolo.com/tutorial/dependencies/dependencies-with-yield/#dependencies-with-yield-and-except"
-            )
+            raise FastAPIError(_NOT_AWAITED)
 
     async def _respond(self, request: Request) -> Any:
         """Return the response, as the handler that FastAPI's `get_request_handler` makes."""
@@ -315,7 +322,8 @@ class OperationPlan:
         shared = solved.response
         status = (shared.status_code if shared is not None else None) or self._status_code
         if self._dumps_json and solved.background is None and not self._is_wrapped:
-            return _JsonResponse(status or 200, content, shared.headers.raw if shared is not None else ())
+            # A copy: exits of dependencies that run before the response is sent no longer change it.
+            return _JsonResponse(status or 200, content, tuple(shared.headers.raw) if shared is not None else ())
         arguments: Values = {"background": solved.background}
         if status is not None:
             arguments["status_code"] = status
@@ -354,7 +362,7 @@ class OperationPlan:
             if self._is_form:
                 limits = private.resolve_form_limits(scope.get(private.FASTAPI_SCOPE_KEY, {}), self._form_limits)
                 form = await request.form(**limits)
-                scope["fastapi_middleware_astack"].push_async_callback(form.close)
+                scope[private.FILE_STACK_KEY].push_async_callback(form.close)
                 return form
             sent = await private.read_body(request)
             if not sent:
@@ -411,8 +419,6 @@ class OperationPlan:
         provider = self._overrides_provider
         for node in self._nodes_and_endpoint:
             values: Values = {}
-            for name in node.request_names:
-                values[name] = request
             errors_before = len(errors)
             is_callable = True
             for argument, place in node.children:
@@ -425,15 +431,17 @@ class OperationPlan:
                     read(request, values, errors)
                 if node.body_fields:
                     await self._read_body_fields(node, body, values, errors)
-                if node.has_other_values:
-                    if node.background_name is not None:
-                        background = background if background is not None else BackgroundTasks()
-                        values[node.background_name] = background
-                    if node.response_name:
-                        values[node.response_name] = response
-                    if node.scopes_name:
-                        scopes = private.oauth_scopes(dependant=node.dependant)
-                        values[node.scopes_name] = SecurityScopes(scopes=scopes)
+            for name in node.request_names:
+                values[name] = request
+            if node.has_other_values:
+                if node.background_name is not None:
+                    background = background if background is not None else BackgroundTasks()
+                    values[node.background_name] = background
+                if node.response_name:
+                    values[node.response_name] = response
+                if node.scopes_name:
+                    scopes = private.oauth_scopes(dependant=node.dependant)
+                    values[node.scopes_name] = SecurityScopes(scopes=scopes)
             if node is self._endpoint:
                 return _Solved(values, errors, background, response)
             if len(errors) > errors_before or not is_callable:
@@ -512,8 +520,8 @@ def _response_parameter() -> Response:
     return response
 
 
-def _exception_handler(scope: Scope, error: Exception) -> Any:
+def _exception_handler(handlers: tuple[Any, Any], error: Exception) -> Any:
     """Return the handler of an exception, as Starlette looks it up; None if there is none."""
-    exception_handlers, status_handlers = scope.get("starlette.exception_handlers", ({}, {}))
+    exception_handlers, status_handlers = handlers
     handler = status_handlers.get(error.status_code) if isinstance(error, HTTPException) else None
     return handler if handler is not None else private.lookup_exception_handler(exception_handlers, error)

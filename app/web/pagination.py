@@ -17,7 +17,12 @@ Params = TypeVar("Params", bound=ListParams)
 
 async def _refuse_repeated(request: Request) -> None:
     """Raise RequestValidationError for a repeated parameter. FastAPI alone would silently use the last value."""
-    if b"&" not in request.scope["query_string"]:  # most requests have at most one parameter
+    query: bytes = request.scope["query_string"]
+    if b"&" not in query:  # most requests have at most one parameter
+        return
+    # Names without escapes need no decoding. QueryParams parses the whole query again.
+    names = [parameter.partition(b"=")[0] for parameter in query.split(b"&")]
+    if len(set(names)) == len(names) and b"%" not in b"".join(names):
         return
     given = Counter(name for name, _ in request.query_params.multi_items())
     if repeated := [name for name, times in given.items() if times > 1]:

@@ -6,7 +6,8 @@ import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from typing import Annotated, Any, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
@@ -64,14 +65,23 @@ def _check_stream(path: str | None, endpoint: Dependant) -> None:
 
 
 def _check_list(path: str | None, dependant: Dependant) -> None:
-    if not refuses_repeated(dependant.call):
-        for field in dependant.query_params:
-            annotation = field.field_info.annotation
-            if isinstance(annotation, type) and issubclass(annotation, ListParams):
-                raise RuntimeError(  # noqa: TRY004 - nothing here has a wrong type
-                    f"{path} takes {annotation.__name__} as a plain Query(): repeated parameters would be ignored. "
-                    f"Annotate it as ListQuery[{annotation.__name__}]."
-                )
+    if refuses_repeated(dependant.call):
+        return
+    # As a query parameter, alone or in a union, and as `Depends()` of the class itself.
+    annotations = [
+        annotation for field in dependant.query_params for annotation in _members(field.field_info.annotation)
+    ]
+    for annotation in (*annotations, dependant.call):
+        if isinstance(annotation, type) and issubclass(annotation, ListParams):
+            raise RuntimeError(
+                f"{path} takes {annotation.__name__} without ListQuery: repeated parameters would be ignored. "
+                f"Annotate it as ListQuery[{annotation.__name__}]."
+            )
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    """Return the members of a union, or the annotation itself."""
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
 def _dependencies(dependant: Dependant) -> Iterator[Dependant]:

@@ -31,6 +31,8 @@ async def service(db: WriteSession = Depends(get_db)) -> WriteSession:  # noqa: 
 
 
 async def list_with_plain_query(params: Annotated[ThingListParams, Query()]) -> None: ...
+async def list_with_optional_plain_query(params: Annotated[ThingListParams | None, Query()]) -> None: ...
+async def list_with_class_dependency(params: Annotated[ThingListParams, Depends()]) -> None: ...
 async def list_with_nested_plain_query(params: Annotated[ThingListParams, Depends(plain_query_params)]) -> None: ...
 async def write_with_default_scope(db: Annotated[WriteSession, Depends(get_db)]) -> None: ...
 async def write_with_request_scope(db: Annotated[WriteSession, Depends(get_db, scope="request")]) -> None: ...
@@ -99,7 +101,7 @@ def nested(dependency: Any, **options: Any) -> Any:
     return service
 
 
-PLAIN_QUERY = r"^/things takes ThingListParams as a plain Query\(\)"
+PLAIN_QUERY = r"^/things takes ThingListParams without ListQuery"
 LATE_COMMIT = r'^/things depends on get_db without scope="function"'
 OWN_LATE_COMMIT = r'^/things depends on .*, which yields and can write: .*scope="function"'
 OWN_TRANSACTIONS = {
@@ -123,6 +125,8 @@ HARMLESS = {
     ("endpoint", "message"),
     [
         (list_with_plain_query, PLAIN_QUERY),
+        (list_with_optional_plain_query, PLAIN_QUERY),
+        (list_with_class_dependency, PLAIN_QUERY),
         (list_with_nested_plain_query, PLAIN_QUERY),
         (write_with_default_scope, LATE_COMMIT),
         (write_with_request_scope, LATE_COMMIT),

@@ -61,24 +61,29 @@ current: $(READY) ## show the revision of the database
 history: $(READY) ## list the revisions
 	@$(BIN)/alembic history
 
+# One worker more than cores, because many tests wait; at most 4, because each has a PostgreSQL server of its own.
+PARALLEL := -n $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --maxprocesses 4
+
 test: $(READY) ## run all tests; without Docker, the tests that need containers are skipped
-	@$(BIN)/pytest
+	@$(BIN)/pytest $(PARALLEL)
 
 test-unit: $(READY) ## run the unit tests (SQLite in memory)
 	@$(BIN)/pytest tests/unit
 
 test-integration: $(READY) ## run the tests against a PostgreSQL server
-	@$(BIN)/pytest tests/integration
+	@$(BIN)/pytest $(PARALLEL) tests/integration
 
 test-stack: $(READY) ## run the tests of the whole stack, in containers and as local processes
-	@$(BIN)/pytest tests/stack tests/fault
+	@$(BIN)/pytest $(PARALLEL) tests/stack tests/fault
 
 test-fastapi: $(READY) ## run FastAPI's own test suite with and without fast routes, and compare
 	@$(BIN)/python -m tests.fastapi_suite.run
 
-coverage: $(READY) ## measure the coverage of app/ by the unit and integration tests
-	@$(BIN)/coverage run --source=app --concurrency=greenlet,thread -m pytest tests/unit tests/integration
-	@$(BIN)/coverage report --skip-covered --sort=cover
+coverage: $(READY) ## run the unit and integration tests; print the lines of app/ that they do not execute
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run -m pytest $(PARALLEL) tests/unit tests/integration
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report
 
 bench: $(READY) ## benchmark the API against other stacks, and against another checkout: make bench baseline=DIR args="--rounds 3"
 	@$(BIN)/python -m benchmarks.bench $(if $(baseline),--baseline $(baseline)) $(args)
@@ -132,4 +137,4 @@ lock: $(READY) ## regenerate requirements/ from pyproject.toml; upgrade=1 takes 
 	@$(UV_COMPILE) --group build -c requirements/dev.txt -o requirements/build.txt
 
 clean: ## delete .venv, the caches and the data of make run
-	rm -rf $(VENV) .data .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .data .coverage* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

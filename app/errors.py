@@ -12,7 +12,7 @@ HeadroomError
 │   ├── TooManyAttempts       the caller reached the limit of failed attempts
 │   ├── NotFound              the requested resource does not exist
 │   ├── Conflict              the request contradicts existing data
-│   └── InvalidInput          the request is well-formed, but the database cannot store a value
+│   └── InvalidInput          a value of the request is not valid
 └── TemporaryError            the request failed, and the same request may succeed later
     ├── ServerBusy            the queue for password hashing is full
     └── TransientDatabaseError    the cause is the database or the network
@@ -101,7 +101,7 @@ class Conflict(DomainError):
 
 
 class InvalidInput(DomainError):
-    """The request is well-formed, but the database cannot store a value."""
+    """A value of the request is not valid, or the database cannot store it."""
 
     slug = "validation-error"
     title = "Invalid input"
@@ -150,3 +150,8 @@ class StatementTimeout(TransientDatabaseError):
     slug = "statement-timeout"
     title = "The database statement timed out"
     detail = "The database did not complete this request in time. Try again shortly."
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -16,9 +16,9 @@ from app.budget.check import check_budget
 from app.budget.model import MIGRATE
 from app.database import Base, PoolOptions, make_engine
 from app.database.admin_connection import wait_until_available
-from app.database.deadline import poll
 from app.errors import HeadroomError, MigrationLockTimeout
 from app.observability.logging import configure_logging
+from app.polling import poll
 from app.settings import Settings, load_settings
 
 logger = logging.getLogger("headroom.migrations")
@@ -100,10 +100,11 @@ async def run(settings: Settings, url: URL) -> None:
     """Check what a migration needs, take the lock, and run Alembic's command. Raise HeadroomError."""
     changes_schema = command() not in READ_ONLY_COMMANDS
     is_postgresql = url.get_backend_name() == "postgresql"
-    if changes_schema and is_postgresql:
-        await wait_until_available(url, seconds=settings.startup_timeout, application_name=APPLICATION_NAME)
     if changes_schema:
-        await check_budget(settings)
+        deadline = monotonic() + settings.startup_timeout
+        if is_postgresql:
+            await wait_until_available(url, deadline=deadline, application_name=APPLICATION_NAME)
+        await check_budget(settings, deadline=deadline)
     # One connection for the lock and one for the migration.
     engine = make_engine(
         url=url, application_name=APPLICATION_NAME, pool=PoolOptions(size=MIGRATE.direct, max_overflow=0)

@@ -2,23 +2,59 @@ import gc
 import io
 import logging
 import os
+import shutil
 from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
+from typing import Any
 
 import pytest
 
 from app.observability.logging import configure_logging
 from app.settings import Settings
-from tests.support.docker import require_engine
-from tests.support.machine import locked, run_directory, turn
-from tests.support.stacks import ComposeStack, LocalStack, Stack, build_images
+from tests.support.docker import check_required_engine, require_engine
+from tests.support.stacks import ComposeStack, LocalStack, ProdStack, Stack, build_images
+from tests.support.workers import (
+    GroupScheduling,
+    create_run_directory,
+    is_worker,
+    locked,
+    publish_groups,
+    run_directory,
+    turn,
+)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests that share a stack or a module's fixtures in one worker of pytest-xdist."""
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("numprocesses", None) and not is_worker(config):
+        directory = create_run_directory()
+        config.add_cleanup(lambda: shutil.rmtree(directory))
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if not is_worker(session.config):
+        check_required_engine()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling:
+    return GroupScheduling(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests that share a stack or a module's fixtures in one worker."""
+    if not is_worker(config):
+        return
+    groups: dict[str | None, list[pytest.Item]] = {None: []}
     for item in items:
-        if group := _group(item):
-            item.add_marker(pytest.mark.xdist_group(group))
+        groups.setdefault(_group(item), []).append(item)
+    others = groups.pop(None)
+    publish_groups({item.nodeid: str(name) for name, group in groups.items() for item in group})
+    # Put equal parts of the other tests between the groups, so that mostly one stack is busy.
+    parts = max(1, len(groups))
+    items.clear()
+    for number, group in enumerate([*groups.values()] or [[]]):
+        items += group + others[number * len(others) // parts : (number + 1) * len(others) // parts]
 
 
 def _group(item: pytest.Item) -> str | None:
@@ -36,8 +72,22 @@ def _group(item: pytest.Item) -> str | None:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Run the test next to those of other workers, unless it has the mark `alone`."""
-    with turn(run_directory(item.config), alone=item.get_closest_marker("alone") is not None):
+    with turn(alone=item.get_closest_marker("alone") is not None):
         return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport() -> Generator[None, object, object]:
+    """Collect no garbage while a failure is formatted.
+
+    If a finalizer that formats a traceback runs inside ast.parse(), CPython before 3.11.8 raises "AST constructor
+    recursion depth mismatch" (gh-106905), and pytest ends without the failure.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_collection_finish() -> None:
@@ -79,10 +129,20 @@ def json_log() -> Iterator[Callable[[], str]]:
 
 
 @pytest.fixture(scope="session")
-def images(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> None:
+def new_directory() -> Iterator[Callable[[], Path]]:
+    """Return a function that creates a directory for an embedded PostgreSQL, whose user has to reach it.
+
+    pytest closes the directory of `tmp_path` to other users whenever another pytest process starts.
+    """
+    with TemporaryDirectory(prefix="headroom-", ignore_cleanup_errors=True) as parent:
+        yield lambda: Path(mkdtemp(dir=parent))
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Build the images of both Compose files, once per run."""
     require_engine()
-    directory = run_directory(pytestconfig) or tmp_path_factory.getbasetemp()
+    directory = run_directory() or tmp_path_factory.getbasetemp()
     built = directory / "images-built"
     with locked(directory / "images.lock"):
         if not built.exists():
@@ -91,12 +151,20 @@ def images(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="session", params=["local", "compose"])
-def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(request: pytest.FixtureRequest, new_directory: Callable[[], Path]) -> Iterator[Stack]:
     """Run the whole stack, as local processes and, if there is a Docker engine, in containers."""
     if request.param == "compose":
         request.getfixturevalue("images")
         with ComposeStack(f"headroom-test-{os.getpid()}", build=False).running() as compose:
             yield compose
     else:
-        with LocalStack(tmp_path_factory.mktemp("stack")).running() as local:
+        with LocalStack(new_directory()).running() as local:
             yield local
+
+
+@pytest.fixture(scope="session")
+def prod(images: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProdStack]:
+    """Run compose.prod.yml with secrets of its own."""
+    secrets = tmp_path_factory.mktemp("secrets") / "prod"
+    with ProdStack(f"headroom-prod-{os.getpid()}", secrets, build=False).running() as prod:
+        yield prod

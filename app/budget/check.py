@@ -10,15 +10,15 @@ from app.settings import Settings
 logger = logging.getLogger("headroom.check")
 
 
-async def check_budget(settings: Settings) -> None:
+async def check_budget(settings: Settings, *, deadline: float) -> None:
     """Print the budget's table and raise BudgetExceeded if the connections do not fit.
 
-    With DB_BUDGET=warn, log it instead; with DB_BUDGET=off, check nothing. Waits up to STARTUP_TIMEOUT seconds for the
-    server, and the pooler, to report their limits.
+    With DB_BUDGET=warn, log it instead; with DB_BUDGET=off, check nothing. Waits for the server, and the pooler, to
+    report their limits until `deadline` (on the clock of time.monotonic()).
     """
     if settings.db_budget == "off":
         return
-    report = await from_server(settings, wait_seconds=settings.startup_timeout)
+    report = await from_server(settings, deadline=deadline)
     budget = report.budget
     for line in (*report.remarks, *budget.warnings):
         logger.warning("connection budget: %s", line)

@@ -18,7 +18,7 @@ A CONNECTION LIMIT of the database or of the API's role adds an inequality of it
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from app.errors import ConfigurationError
@@ -289,12 +289,6 @@ class Budget:
             return None
         pool_size = -(-largest // 3)
         return Suggestion(pool_size, largest - pool_size, max_db_connections)
-
-    def with_suggestion(self, suggestion: Suggestion) -> "Budget":
-        """Return this budget with the suggested values."""
-        api = replace(self.api, pool_size=suggestion.pool_size, max_overflow=suggestion.max_overflow)
-        pooler = self.pooler and replace(self.pooler, max_db_connections=suggestion.max_db_connections or 0)
-        return replace(self, api=api, pooler=pooler)
 
     @property
     def complaints(self) -> Sequence[str]:

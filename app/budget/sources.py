@@ -8,9 +8,9 @@ from typing import NamedTuple
 from sqlalchemy import URL
 
 from app.budget.model import ApiPools, Budget, Pooler, Server
-from app.database.admin_connection import POLL_SECONDS, AdminConnection, Row
-from app.database.deadline import poll
+from app.database.admin_connection import AdminConnection, Row
 from app.errors import DatabaseUnavailable
+from app.polling import poll
 from app.settings import Settings
 
 APPLICATION_NAME = "headroom:check"
@@ -78,11 +78,12 @@ def from_settings(settings: Settings) -> BudgetReport:
     )
 
 
-async def from_server(settings: Settings, *, wait_seconds: float = 0) -> BudgetReport:
+async def from_server(settings: Settings, *, deadline: float | None = None) -> BudgetReport:
     """Return the budget with the limits that the server, and PgBouncer's console, report.
 
     A lower limit in the settings still counts: it is our share of a server that others use too. A limit that
-    cannot be queried within `wait_seconds` keeps the value of the settings, with a remark.
+    cannot be queried until `deadline` (on the clock of time.monotonic(); None: one attempt) keeps the value of the
+    settings, with a remark.
     """
     url = settings.known_database_url()
     if url is None or url.get_backend_name() != "postgresql":
@@ -96,8 +97,7 @@ async def from_server(settings: Settings, *, wait_seconds: float = 0) -> BudgetR
     return await poll(
         attempt,
         until=lambda report: not report.remarks,
-        deadline=monotonic() + wait_seconds,
-        every=POLL_SECONDS,
+        deadline=monotonic() if deadline is None else deadline,
     )
 
 

@@ -5,7 +5,6 @@ Uses psycopg whatever the URL's driver: PgBouncer's console speaks the simple qu
 
 import asyncio
 from collections.abc import Mapping
-from time import monotonic
 from typing import Any, Self
 
 import psycopg
@@ -13,15 +12,14 @@ from psycopg.rows import DictRow, dict_row
 from sqlalchemy import URL
 
 from app.database.conninfo import parameters
-from app.database.deadline import poll
 from app.database.liveness import shut_down
-from app.errors import DatabaseUnavailable
+from app.errors import DatabaseUnavailable, first_line
+from app.polling import poll
 
 Row = Mapping[str, Any]
 
 CONNECT_SECONDS = 3
 QUERY_SECONDS = 2.0
-POLL_SECONDS = 0.5
 
 
 class AdminConnection:
@@ -65,7 +63,7 @@ class AdminConnection:
             try:
                 return await self._rows(self._connection, statement)
             except psycopg.OperationalError:
-                if self._expired or not self._connection.closed:
+                if not self._connection.closed:
                     raise
                 # The server closed an idle connection, as it does when it restarts: try a new one.
             finally:
@@ -86,6 +84,10 @@ class AdminConnection:
         try:
             cursor = await connection.execute(statement.encode())
             return await cursor.fetchall()
+        except psycopg.OperationalError as error:
+            if self._expired:
+                raise DatabaseUnavailable(f"no answer within {QUERY_SECONDS:g} s") from error
+            raise
         finally:
             expiry.cancel()
 
@@ -103,8 +105,11 @@ class AdminConnection:
             raise DatabaseUnavailable(f"cannot connect: {first_line(error)}") from error
 
 
-async def wait_until_available(url: URL, *, seconds: float, application_name: str) -> None:
-    """Wait until the server answers a query, for at most `seconds`. Raise DatabaseUnavailable with the last reason."""
+async def wait_until_available(url: URL, *, deadline: float, application_name: str) -> None:
+    """Wait until the server answers a query. At `deadline`, raise DatabaseUnavailable with the last reason.
+
+    The deadline is on the clock of time.monotonic().
+    """
 
     async def attempt() -> DatabaseUnavailable | None:
         async with AdminConnection(url, application_name=application_name) as connection:
@@ -114,11 +119,6 @@ async def wait_until_available(url: URL, *, seconds: float, application_name: st
                 return error
         return None
 
-    error = await poll(attempt, until=lambda error: error is None, deadline=monotonic() + seconds, every=POLL_SECONDS)
+    error = await poll(attempt, until=lambda error: error is None, deadline=deadline)
     if error is not None:
         raise error
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the name of its type."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

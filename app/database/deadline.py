@@ -1,8 +1,8 @@
-"""Deadlines: one for each checkout, passed down to its ping and connect, and one loop that polls until a deadline."""
+"""The deadline of a checkout, passed down to its ping and its connect."""
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -47,18 +47,3 @@ def call_within(seconds: float, call: Callable[[], Result]) -> Result:
 
     run: Coroutine[Any, Any, Result] = bounded()
     return await_only(run)
-
-
-async def poll(
-    attempt: Callable[[], Awaitable[Result]], *, until: Callable[[Result], bool], deadline: float, every: float
-) -> Result:
-    """Await `attempt()` every `every` seconds until `until(result)` is true, and return the last result.
-
-    Makes at least one attempt. The last one starts at `deadline` (on the clock of time.monotonic()), not later.
-    """
-    while True:
-        result = await attempt()
-        seconds = deadline - time.monotonic()
-        if until(result) or seconds <= 0:
-            return result
-        await asyncio.sleep(min(every, seconds))

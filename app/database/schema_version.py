@@ -2,17 +2,16 @@
 
 import logging
 from functools import cache
-from time import monotonic
 
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.script.revision import RevisionError
 from sqlalchemy import URL
 
-from app.database.admin_connection import POLL_SECONDS, AdminConnection, wait_until_available
-from app.database.deadline import poll
+from app.database.admin_connection import AdminConnection, wait_until_available
 from app.errors import DatabaseUnavailable, SchemaMismatch
 from app.paths import PYPROJECT
+from app.polling import poll
 
 logger = logging.getLogger("headroom.check")
 
@@ -37,24 +36,20 @@ def pending_revisions(applied: set[str]) -> int:
     return len(missing)
 
 
-async def check_schema(url: URL, *, seconds: float, application_name: str) -> None:
-    """Wait up to `seconds` until the database is at this release's revision, and raise SchemaMismatch if it is not.
+async def check_schema(url: URL, *, deadline: float, application_name: str) -> None:
+    """Wait until the database is at this release's revision, and raise SchemaMismatch if it is not by `deadline`.
 
-    If the database does not answer, log a warning and return: `/readyz` reports that, and the API may start first.
+    The deadline is on the clock of time.monotonic(). If the database does not answer, log a warning and return:
+    `/readyz` reports that, and the API may start first.
     """
-    if url.get_backend_name() != "postgresql":
-        logger.warning("schema not checked: %s has no migrations", url.get_backend_name())
-        return
     needed = set(_scripts().get_heads())
-    deadline = monotonic() + seconds
     try:
-        await wait_until_available(url, seconds=seconds, application_name=application_name)
+        await wait_until_available(url, deadline=deadline, application_name=application_name)
         async with AdminConnection(url, application_name=application_name) as connection:
             applied = await poll(
                 lambda: applied_revisions(connection),
                 until=lambda applied: applied == needed,
                 deadline=deadline,
-                every=POLL_SECONDS,
             )
     except DatabaseUnavailable as error:
         logger.warning("schema not checked: %s", error)

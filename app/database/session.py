@@ -1,7 +1,7 @@
 """The three kinds of session. The type says which one a piece of code uses.
 
 - `WriteSession`: ORM entities in one transaction with one owner. `Database.write()` begins and commits it; repositories
-  flush. A read that must see its own writes, or one snapshot across statements, belongs here.
+  flush. A read that must see earlier writes of the same transaction belongs here.
 - `ReadSession`: SELECT statements without a transaction: rows of columns, or detached entities with relationships. It
   holds a connection only during a call.
 - `StatementSession`: a write that is one statement with RETURNING. The server commits it before it answers, so it needs

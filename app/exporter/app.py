@@ -26,7 +26,7 @@ from app.exporter.status.live_status import LiveStatus
 from app.settings import Settings
 
 STATIC = Path(__file__).parent / "static"
-# The page loads only the exporter's own files, cannot be framed, and sends no referrer.
+# Of the page itself: it loads only the exporter's own files, cannot be framed, and sends no referrer.
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'self'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from prometheus_client import Metric
 
-from app.errors import DatabaseUnavailable
+from app.errors import DatabaseUnavailable, first_line
 from app.observability.catalogue import COLLECTOR_DURATION, COLLECTOR_SUCCESS, MetricSpec
 
 logger = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ async def _run(collector: Collector) -> CollectorResult:
     except PartialFailure as error:
         metrics, failure = error.metrics, str(error)
     except (DatabaseUnavailable, OSError) as error:
-        metrics, failure = collector.fallback(), str(error).strip().partition("\n")[0] or type(error).__name__
+        metrics, failure = collector.fallback(), first_line(error)
     return CollectorResult(collector.name, metrics, perf_counter() - started, failure)
 
 

@@ -8,13 +8,33 @@ from gunicorn.arbiter import Arbiter
 from uvicorn_worker import UvicornWorker
 
 from app.server.fair_listener import ConnectionCounts, FairServer, WorkerCount
-from app.settings import load_settings
+from app.settings import Settings
 
 # Created when Gunicorn's master reads its configuration, so every forked worker shares the memory.
 connection_counts = ConnectionCounts()
 
 # Seconds between uvicorn's deadline for a graceful stop and Gunicorn's SIGKILL: time to close connections.
 KILL_MARGIN_SECONDS = 2
+
+
+def worker_class(settings: Settings) -> type["Worker"]:
+    """Return the worker's class for these settings.
+
+    Gunicorn's master creates workers for as long as it runs: it must not read the settings again each time.
+    """
+
+    class ConfiguredWorker(Worker):
+        # UvicornWorker's name for the options of uvicorn.Config.
+        CONFIG_KWARGS = {  # noqa: RUF012
+            **UvicornWorker.CONFIG_KWARGS,
+            "timeout_graceful_shutdown": max(1, settings.graceful_timeout - KILL_MARGIN_SECONDS),
+            "server_header": False,
+            # A trusted proxy can claim any client address, and failed sign-ins are counted by address.
+            "proxy_headers": bool(settings.forwarded_allow_ips),
+            "forwarded_allow_ips": list(settings.forwarded_allow_ips),
+        }
+
+    return ConfiguredWorker
 
 
 class Worker(UvicornWorker):  # type: ignore[misc]  # Gunicorn has no types
@@ -25,16 +45,6 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # Gunicorn has no types
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        settings = load_settings()
-        # UvicornWorker's name for the options of uvicorn.Config.
-        self.CONFIG_KWARGS = {
-            **UvicornWorker.CONFIG_KWARGS,
-            "timeout_graceful_shutdown": max(1, settings.graceful_timeout - KILL_MARGIN_SECONDS),
-            "server_header": False,
-            # A trusted proxy can claim any client address, and failed sign-ins are counted by address.
-            "proxy_headers": bool(settings.forwarded_allow_ips),
-            "forwarded_allow_ips": list(settings.forwarded_allow_ips),
-        }
         super().__init__(*args, **kwargs)
         # UvicornWorker copies the handlers of gunicorn.error and disables propagation; ours are on the root logger.
         logging.getLogger("uvicorn.error").propagate = True

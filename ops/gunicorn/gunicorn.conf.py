@@ -27,10 +27,10 @@ if "--check-config" not in sys.argv:
     except OSError as error:
         sys.exit(f"headroom: METRICS_DIR: {error}")
 
-from app.server.worker import Worker, connection_counts
+from app.server import worker as api_worker
 
 wsgi_app = "app.main:create_app()"
-worker_class = Worker
+worker_class = api_worker.worker_class(settings)
 workers = settings.web_concurrency
 bind = f"{settings.api_host}:{settings.api_port}"
 
@@ -73,7 +73,7 @@ def pre_fork(server: Any, worker: Any) -> None:
     """Assign the lowest free slot: the worker's name in metrics, in pg_stat_activity and in the connection counts."""
     taken = {sibling.slot for sibling in server.WORKERS.values()}
     worker.slot = next(slot for slot in count(1) if slot not in taken)
-    connection_counts.add_slot(worker.slot)
+    api_worker.connection_counts.add_slot(worker.slot)
 
 
 def post_fork(server: Any, worker: Any) -> None:
@@ -84,4 +84,4 @@ def post_fork(server: Any, worker: Any) -> None:
 def child_exit(server: Any, worker: Any) -> None:
     """Free the slot. Runs in the master, also for a killed worker."""
     multiprocess.release_slot(worker.slot)
-    connection_counts.clear_slot(worker.slot)
+    api_worker.connection_counts.clear_slot(worker.slot)

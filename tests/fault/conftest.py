@@ -1,5 +1,6 @@
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from sqlalchemy import URL
@@ -9,9 +10,9 @@ from tests.support.stacks import ComposeStack
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
+def database(new_directory: Callable[[], Path]) -> Iterator[URL]:
     """Create a migrated database on a server of this module. Return the superuser's URL."""
-    with run_postgres(tmp_path_factory.mktemp("postgres")) as server, server.migrated() as url:
+    with run_postgres(new_directory()) as server, server.migrated() as url:
         yield url
 
 

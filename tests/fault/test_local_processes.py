@@ -4,22 +4,21 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
 from app.paths import PROJECT_ROOT
-from tests.support.postgres import connect
 from tests.support.stacks import LocalStack
 from tests.support.waiting import eventually
 
 
 @pytest.fixture
-def local(tmp_path: Path) -> Iterator[LocalStack]:
+def local(new_directory: Callable[[], Path]) -> Iterator[LocalStack]:
     """Return a stack that has not been started. Kill what is left of it after the test."""
-    stack = LocalStack(tmp_path)
+    stack = LocalStack(new_directory())
     yield stack
     for pid in stack.descendants():
         stack.kill_worker(pid)
@@ -71,7 +70,7 @@ def test_second_start_finds_the_data_of_the_first(local: LocalStack) -> None:
 def test_end_of_the_api_ends_every_process_and_is_logged(local: LocalStack) -> None:
     with local.running():
         local.kill_worker(local.master_pid())
-        assert local.process.wait(timeout=10) == 1
+        assert local.process.wait(timeout=20) == 1
 
     assert local.descendants() == []
     assert "headroom up: the api exited unexpectedly with status -9" in local.log.read_text().splitlines()
@@ -81,7 +80,7 @@ def test_busy_port_is_reported_in_one_line_before_the_start(local: LocalStack) -
     port = int(local.environment["EXPORTER_PORT"])
     with socket.create_server(("127.0.0.1", port)):
         local.start()
-        assert local.process.wait(timeout=20) == 1
+        assert local.process.wait(timeout=30) == 1
 
     complaint = f"headroom up: EXPORTER_PORT: cannot listen on 127.0.0.1:{port}: Address already in use\n"
     assert local.log.read_text() == complaint
@@ -92,7 +91,7 @@ def test_unreachable_database_is_reported_in_one_line(tmp_path: Path) -> None:
     local = LocalStack(tmp_path, DATABASE_URL="postgresql+asyncpg://someone:secret@127.0.0.1:1/none")
     local.start()
 
-    assert local.process.wait(timeout=20) == 1
+    assert local.process.wait(timeout=30) == 1
     *_, last = local.log.read_text().splitlines()
     assert last.startswith("headroom up: the migration failed: cannot connect: ")
     assert "Traceback" not in local.log.read_text()
@@ -100,8 +99,8 @@ def test_unreachable_database_is_reported_in_one_line(tmp_path: Path) -> None:
     assert local.descendants() == []
 
 
-def test_over_budget_is_reported_with_the_table_and_one_line(tmp_path: Path) -> None:
-    local = LocalStack(tmp_path, API_REPLICAS="2")
+def test_over_budget_is_reported_with_the_table_and_one_line(new_directory: Callable[[], Path]) -> None:
+    local = LocalStack(new_directory(), API_REPLICAS="2")
     local.start()
 
     assert local.process.wait(timeout=30) == 1
@@ -122,22 +121,24 @@ def test_broken_data_directory_is_reported_in_one_line(local: LocalStack) -> Non
     assert local.descendants() == []
 
 
-def test_second_process_on_the_same_data_is_refused(local: LocalStack) -> None:
-    second = LocalStack(local.directory)
-    second.log = local.directory / "second.log"
-    with local.running():
-        second.start()
-        assert second.process.wait(timeout=20) == 1
-        assert httpx.get(f"{local.api}/readyz").status_code == 200
+@pytest.mark.parametrize("stack", ["local"], indirect=True)
+def test_second_process_on_the_same_data_is_refused(stack: LocalStack) -> None:
+    second = LocalStack(stack.directory)
+    second.log = stack.directory / "second.log"
+    second.start()
 
-    assert second.log.read_text() == f"headroom up: DATA_DIR: another `headroom up` uses {local.directory}\n"
+    assert second.process.wait(timeout=30) == 1
+    assert httpx.get(f"{stack.api}/readyz").status_code == 200
+    assert second.log.read_text() == f"headroom up: DATA_DIR: another `headroom up` uses {stack.directory}\n"
 
 
-def test_folders_above_the_data_stay_closed_to_other_users(tmp_path: Path) -> None:
-    private = tmp_path / "private"
+def test_folders_above_the_data_stay_closed_to_other_users(new_directory: Callable[[], Path]) -> None:
+    private = new_directory() / "private"
     private.mkdir(mode=0o700)
-    with LocalStack(private).running():
-        pass
+    local = LocalStack(private)
+    local.start()
+    eventually(lambda: local.is_running("initdb"), within=20, every=0.002)
+    assert local.stop() == 0
 
     assert private.stat().st_mode & 0o066 == 0, "the user of PostgreSQL only needs to pass through it"
 
@@ -148,18 +149,8 @@ def test_folder_with_a_space_is_reported_in_one_line(tmp_path: Path) -> None:
     stack = LocalStack(spacious)
     stack.start()
 
-    assert stack.process.wait(timeout=20) == 1
+    assert stack.process.wait(timeout=30) == 1
     assert stack.log.read_text().startswith("headroom up: DATA_DIR: must not contain a space")
-
-
-def test_seed_next_to_a_running_stack_needs_no_setting(local: LocalStack) -> None:
-    with local.running():
-        local.seed(users=3, posts=7)
-        with connect(local.database_url()) as connection:
-            assert connection.execute("SELECT count(DISTINCT author_id) <= 3, count(*) FROM posts").fetchone() == (
-                True,
-                7,
-            )
 
 
 @pytest.mark.parametrize(

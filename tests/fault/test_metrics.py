@@ -60,8 +60,11 @@ def simultaneously(number: int, call: Callable[[], httpx.Response]) -> list[http
 
 @pytest.mark.alone
 def test_known_traffic_is_counted_exactly_and_timed_within_5_percent(watched: Watched) -> None:
+    # One client, because 24 would spend more than HOLD_SECONDS on loading the certificate authorities.
+    client = httpx.Client(timeout=60, limits=httpx.Limits(max_connections=None, max_keepalive_connections=0))
+
     def hold() -> httpx.Response:
-        return httpx.get(f"{watched.api}/hold", params={"ms": HOLD_SECONDS * 1000}, timeout=60).raise_for_status()
+        return client.get(f"{watched.api}/hold", params={"ms": HOLD_SECONDS * 1000}).raise_for_status()
 
     simultaneously(8, hold)  # let the workers open their connections
     names = ("checkouts_total", "waits_total", "wait_blocked_seconds_total", "use_seconds_sum", "use_seconds_count")
@@ -153,7 +156,7 @@ def test_server_and_pools_agree_until_a_connection_leaks(stack: Stack) -> None:
         while not traffic.done():
             seen.append(views(stack))
             pause.wait(2 * HEARTBEAT_SECONDS)  # the age of the gauges
-        assert len(seen) > 5
+        assert len(seen) > 3
         # While a connection is being opened or closed, the two differ until the next scrape, unless the pools open or
         # close another one by then.
         assert all(a == b or c == d or b != d for (a, b), (c, d) in pairwise(seen)), seen

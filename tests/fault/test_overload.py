@@ -47,7 +47,7 @@ def test_overload_beyond_the_queue_gets_503_in_time(api: str, clients: int) -> N
     answers, livez, readyz = uvloop.run(attack(api, "/hold?ms=50", clients))
 
     assert set(answers.statuses) <= {200, 503}
-    assert answers.statuses[200] > 100 * SECONDS, "most requests must be served"
+    assert answers.statuses[200] > 50 * SECONDS, "an overloaded API still serves requests"
     # 3 s for a connection, and 2 s to write a thousand answers on two cores.
     assert answers.seconds(200, 503)[-1] < 5
     assert set(livez.statuses) == {200}

@@ -1,6 +1,7 @@
 """Integration tests run on a real PostgreSQL server, each test in a database of its own."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import pytest
 from alembic.config import Config
@@ -45,9 +46,9 @@ def real_hashes(deployed_hashing: dict[str, object], monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def postgres(new_directory: Callable[[], Path]) -> Iterator[Server]:
     """Run a PostgreSQL server for this test process."""
-    with run_postgres(tmp_path_factory.mktemp("postgres")) as server:
+    with run_postgres(new_directory()) as server:
         yield server
 
 

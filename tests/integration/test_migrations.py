@@ -290,17 +290,17 @@ from sqlalchemy import BigInteger, Identity, Integer, String
 from sqlalchemy.orm import Mapped, mapped_column
 from app.database import Base, TimestampMixin
 
-class Tag(TimestampMixin, Base):
-    __tablename__ = "tags"
+class Sample(TimestampMixin, Base):
+    __tablename__ = "samples"
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), Identity(), primary_key=True)
     name: Mapped[str] = mapped_column(String(50), unique=True)
 
 config = Config(toml_file={str(PYPROJECT)!r})
 config.set_main_option("script_location", {str(scripts)!r})
 command.upgrade(config, "head")
-command.revision(config, "it's a tag", autogenerate=True)
+command.revision(config, "it's a sample", autogenerate=True)
 command.upgrade(config, "head")
-command.revision(config, "it's a tag", autogenerate=True)
+command.revision(config, "it's a sample", autogenerate=True)
 command.upgrade(config, "head")
 command.check(config)
 command.downgrade(config, "-2")
@@ -310,11 +310,11 @@ command.downgrade(config, "-2")
     )
 
     assert finished.returncode == 0, finished.stderr
-    written = [path for path in (scripts / "versions").glob("*.py") if "it_s_a_tag" in path.name]
+    written = [path for path in (scripts / "versions").glob("*.py") if "it_s_a_sample" in path.name]
     assert len(written) == 2
     checked = [sys.executable, "-m", "ruff", "check", "--isolated", "--line-length=120", "--select=E,F,I,W"]
     assert subprocess.run([*checked, *written], check=False).returncode == 0
-    assert "uq_tags_name" in "".join(path.read_text() for path in written)
+    assert "uq_samples_name" in "".join(path.read_text() for path in written)
 
 
 def start_job(scripts: Path, environment: dict[str, str]) -> subprocess.Popen[str]:

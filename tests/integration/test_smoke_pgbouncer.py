@@ -5,10 +5,13 @@ import re
 
 import pytest
 from fastapi import FastAPI
-from httpx import AsyncClient, Response
+from httpx import ASGITransport, AsyncClient, Response
 from sqlalchemy import URL
 
 from app.database.pool import pool_state
+from app.main import create_app
+from app.settings import Settings
+from tests.integration.conftest import SECRET_KEY
 from tests.support.people import Person, person
 from tests.support.postgres import connect
 from tests.support.waiting import eventually_async
@@ -118,28 +121,32 @@ async def test_bad_input_returns_422(client: AsyncClient, path: str) -> None:
     assert (response.status_code, response.json()["type"]) == (422, "/problems/validation-error")
 
 
-async def test_exhausted_pool_returns_503_with_retry_after(app: FastAPI, client: AsyncClient) -> None:
-    engine = app.state.database.engine
-    engine.pool._timeout = 0.2
+async def test_exhausted_pool_returns_503_with_retry_after(database_url: URL) -> None:
+    pool = {"db_pool_size": 3, "db_max_overflow": 0, "db_pool_timeout": 1}
+    app = create_app(Settings.model_validate({"database_url": database_url, "secret_key": SECRET_KEY, **pool}))
     refused = asyncio.Event()
 
     async def hold() -> None:
-        async with engine.connect():
+        async with app.state.database.engine.connect():
             await refused.wait()
 
     async def exhausted() -> bool:
-        state = pool_state(engine)
+        state = pool_state(app.state.database.engine)
         return state is not None and state.used == 3
 
-    holders = [asyncio.create_task(hold()) for _ in range(3)]  # the pool allows one connection per task
-    try:
-        await eventually_async(exhausted, within=10, jobs=holders)
-        responses = await asyncio.gather(*(client.get("/posts/1") for _ in range(5)))
-    finally:
-        refused.set()
-        await asyncio.gather(*holders)
+    async with (
+        app.router.lifespan_context(app),
+        AsyncClient(transport=ASGITransport(app), base_url="http://test") as client,
+    ):
+        holders = [asyncio.create_task(hold()) for _ in range(3)]  # the pool allows one connection per task
+        try:
+            await eventually_async(exhausted, within=10, jobs=holders)
+            responses = await asyncio.gather(*(client.get("/posts/1") for _ in range(5)))
+        finally:
+            refused.set()
+            await asyncio.gather(*holders)
+        assert (await client.get("/posts/1")).status_code == 404
 
     assert {response.status_code for response in responses} == {503}
     assert {response.json()["type"] for response in responses} == {"/problems/pool-exhausted"}
     assert {response.headers["retry-after"] for response in responses} == {"1"}
-    assert (await client.get("/posts/1")).status_code == 404

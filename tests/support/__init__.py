@@ -1,1 +1,1 @@
-"""What the tests share: servers to run against, and ways to look at them."""
+"""Servers, clients and helpers that several test layers use."""

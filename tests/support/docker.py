@@ -13,16 +13,19 @@ os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
 
 @cache
 def engine_answers() -> bool:
-    """Return True if a Docker engine responds. With REQUIRE_DOCKER=1, end the test run if none does."""
-    answers = (
+    """Return True if a Docker engine responds."""
+    return (
         shutil.which("docker") is not None
         and subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0
     )
-    if not answers and os.environ.get("REQUIRE_DOCKER") == "1":
+
+
+def check_required_engine() -> None:
+    """With REQUIRE_DOCKER=1, end the test run if there is no Docker engine."""
+    if os.environ.get("REQUIRE_DOCKER") == "1" and not engine_answers():
         pytest.exit(
             "REQUIRE_DOCKER=1 is set, but no Docker engine responds: start one, or unset the variable", returncode=1
         )
-    return answers
 
 
 def require_engine() -> None:

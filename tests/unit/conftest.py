@@ -1,4 +1,4 @@
-"""Unit tests run on SQLite in memory, each in a transaction that is rolled back: one schema for all of them."""
+"""Unit tests share one SQLite database in memory. Each runs in a transaction that is rolled back."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,7 +18,7 @@ SQLITE = make_url("sqlite+aiosqlite://")
 
 
 class RolledBackDatabase(Database):
-    """Every road on one connection whose transaction never commits; a commit of the code under test is a savepoint."""
+    """All sessions use one connection, whose transaction never commits. A commit of the code ends a savepoint."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         super().__init__(connection.engine)
@@ -30,7 +30,7 @@ class RolledBackDatabase(Database):
 
 
 class _AlreadyConnected:
-    """As much of an engine, and of its connections, as the roads without a transaction use."""
+    """The part of an engine and its connections that the read and statement sessions use."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
@@ -42,7 +42,7 @@ class _AlreadyConnected:
         yield self
 
     async def execution_options(self, **options: object) -> None:
-        """Nothing: there is a transaction already, which is the point."""
+        """Do nothing: the transaction of the test has begun."""
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +69,7 @@ async def database(engine: AsyncEngine) -> AsyncIterator[Database]:
 
 @pytest.fixture
 def app(database: Database) -> FastAPI:
-    """The application on the test's transaction. Its lifespan, which would open a database, does not run."""
+    """Return the application on the test's transaction. Its lifespan, which opens a database, does not run."""
     settings = Settings(database_url=SQLITE, secret_key="for tests only, for tests only, for tests only")
     app = create_app(settings)
     provide_state(app, database, settings)

@@ -81,7 +81,8 @@ def anchors(markdown: str) -> set[str]:
 
 @each_document
 def test_relative_links_and_anchors_resolve(document: str) -> None:
-    for target in re.findall(r"\]\(([^)\s]+)\)", read(document)):
+    text = read(document)
+    for target in (*re.findall(r"\]\(([^)\s]+)\)", text), *re.findall(r'src="([^"]+)"', text)):
         if target.startswith(("http:", "https:")):
             continue
         path, _, anchor = target.partition("#")

@@ -29,7 +29,7 @@ def anchors(markdown: str) -> set[str]:
 
 
 def test_metrics_page_has_the_generated_table() -> None:
-    assert metrics_table() in read("metrics.md"), "docs/metrics.md: paste the output of `headroom metrics`"
+    assert metrics_table() in read("metrics.md"), "docs/metrics.md: run `make docs`"
 
 
 @pytest.mark.parametrize("page", PAGES)

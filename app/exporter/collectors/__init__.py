@@ -2,7 +2,7 @@
 
 To add a collector:
 
-1. Describe its metrics in `app/observability/catalogue.py`, and paste the output of `headroom metrics` into
+1. Describe its metrics in `app/observability/catalogue.py`, and run `make docs`: it writes the table of
    `docs/metrics.md`.
 2. Write the class in a module here, as `app.exporter.scraper.Collector` describes.
 3. Add it to the list in `create_exporter()` (`app/exporter/app.py`).

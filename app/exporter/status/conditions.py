@@ -86,7 +86,7 @@ def _firing_if(condition: bool, value: str) -> Evaluation:
 
 def _headroom_low(snapshots: Sequence[Snapshot]) -> Evaluation:
     share = free_share(snapshots[-1])
-    return UNKNOWN if share is None else _firing_if(share < LOW_HEADROOM, f"{share:.0%} free")
+    return UNKNOWN if share is None else _firing_if(share < LOW_HEADROOM, f"{share:.0%} of the limit is not open")
 
 
 def _over_budget(snapshots: Sequence[Snapshot]) -> Evaluation:

@@ -141,7 +141,9 @@ def test_suggestion_fits_and_one_more_connection_does_not(budget: Budget) -> Non
         assert replace(budget, api=smallest, pooler=pooler).exceeded
         return
 
-    changed = budget.with_suggestion(suggestion)
+    pools = replace(budget.api, pool_size=suggestion.pool_size, max_overflow=suggestion.max_overflow)
+    pooler = budget.pooler and replace(budget.pooler, max_db_connections=suggestion.max_db_connections or 0)
+    changed = replace(budget, api=pools, pooler=pooler)
     assert not changed.exceeded
     larger = replace(changed.api, max_overflow=changed.api.max_overflow + 1)
     assert replace(changed, api=larger).exceeded

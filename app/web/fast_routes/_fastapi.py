@@ -5,11 +5,12 @@ tests/unit/web/test_fast_routes.py names them, so that an upgrade which removes 
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from types import CellType, CodeType, FunctionType
+from types import CellType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 import fastapi.dependencies.utils as _dependencies
 import fastapi.routing as _routing
+import starlette.routing as _starlette_routing
 from fastapi._compat import ModelField, Undefined, field_annotation_is_sequence, lenient_issubclass
 from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.models import _get_cache_key as cache_key
@@ -97,24 +98,33 @@ FILE_STACK_KEY = "fastapi_middleware_astack"
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def _inner_code(function: Any, name: str) -> CodeType:
-    """Return the code of a nested function: it identifies the closures that FastAPI makes of it."""
-    for constant in function.__code__.co_consts:
-        if isinstance(constant, CodeType) and constant.co_name == name:
-            return constant
-    raise LookupError(f"{function.__qualname__} has no inner function {name}")
+def _is_made_by(maker: str, function: Any) -> bool:
+    """Return True if `function` is the inner function `app` that a function of fastapi.routing has made.
+
+    Its code tells. An instrumentation may have replaced the maker in the module before this module was imported.
+    """
+    return _is_defined_in(_routing, function) and function.__code__.co_qualname == f"{maker}.<locals>.app"
 
 
-# Read at import. An instrumentation that replaces these functions earlier or later makes other closures.
-_HANDLER_CODE = _inner_code(_routing.get_request_handler, "app")
-_APP_CODE = _inner_code(_routing.request_response, "app")
+def _is_defined_in(module: ModuleType, function: Any) -> bool:
+    # type(), as wrapt's proxies claim to be functions and lend the code of what they wrap.
+    return type(function) is FunctionType and function.__code__.co_filename == module.__file__
 
-# What FastAPI's handler calls through its module. Each is an async function of the module of that name.
-_HANDLER_FUNCTIONS = {
-    "solve_dependencies": _dependencies,
-    "run_endpoint_function": _routing,
-    "serialize_response": _routing,
-}
+
+def _is_handler(function: Any) -> bool:
+    return _is_made_by("get_request_handler", function)
+
+
+# What FastAPI runs for each request and a plan does not: owner, name, and the module that defines it.
+_FUNCTIONS: tuple[tuple[Any, str, ModuleType], ...] = (
+    (_routing, "solve_dependencies", _dependencies),
+    (_routing, "run_endpoint_function", _routing),
+    (_routing, "serialize_response", _routing),
+    *((_routing.APIRoute, name, _routing) for name in ("matches", "handle")),
+    *((_routing.APIRouter, name, _routing) for name in ("matches", "handle", "app")),
+    *((IncludedRouter, name, _routing) for name in ("matches", "handle", "_match", "_handle_selected")),
+    *((_starlette_routing.Route, name, _starlette_routing) for name in ("matches", "handle")),
+)
 
 
 class HandlerOptions(NamedTuple):
@@ -150,14 +160,14 @@ def handler_of(app: Any, own: Handler) -> tuple[HandlerOptions, Handler] | None:
     An instrumentation that wraps FastAPI's handler (Sentry does) keeps its wrapper, which then calls `own`. None if
     `app` or its handler is not FastAPI's own work: a subclass or an instrumentation replaced it.
     """
-    if getattr(app, "__code__", None) is not _APP_CODE:
+    if not _is_made_by("request_response", app):
         return None
     handler = _cells(app)["f"].cell_contents
-    if getattr(handler, "__code__", None) is _HANDLER_CODE:
+    if _is_handler(handler):
         return _options(handler), own
     if not isinstance(handler, FunctionType) or handler.__closure__ is None:
         return None
-    found = [cell for cell in handler.__closure__ if getattr(cell.cell_contents, "__code__", None) is _HANDLER_CODE]
+    found = [cell for cell in handler.__closure__ if _is_handler(cell.cell_contents)]
     if len(found) != 1:
         return None
     closure = tuple(CellType(own) if cell is found[0] else cell for cell in handler.__closure__)
@@ -169,11 +179,10 @@ def handler_of(app: Any, own: Handler) -> tuple[HandlerOptions, Handler] | None:
 
 
 def replaced_function() -> str | None:
-    """Return the name of a function that FastAPI's handler calls and that an instrumentation replaced; None if none."""
-    for name, module in _HANDLER_FUNCTIONS.items():
-        code = getattr(getattr(_routing, name), "__code__", None)
-        if code is None or code.co_filename != module.__file__:
-            return name
+    """Return the name of a function that an instrumentation has replaced and that a plan would not call."""
+    for owner, name, module in _FUNCTIONS:
+        if not _is_defined_in(module, getattr(owner, name)):
+            return f"{owner.__name__}.{name}"
     return None
 
 

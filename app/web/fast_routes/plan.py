@@ -138,7 +138,7 @@ class OperationPlan:
         if context.max_body_size is not None:
             raise NotPlannable("it has a body size limit of its own")
         if (replaced := private.replaced_function()) is not None:
-            raise NotPlannable(f"an instrumentation replaced FastAPI's {replaced}()")
+            raise NotPlannable(f"an instrumentation replaced {replaced}()")
         found = private.handler_of(context.app, self._respond)
         if found is None:
             raise NotPlannable("its handler was replaced by a subclass or an instrumentation")

@@ -2,13 +2,14 @@
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
 
 import fastapi.routing
 import pytest
-from fastapi import Body, Depends, FastAPI, HTTPException, Query, Request, Response
+import starlette.routing
+from fastapi import APIRouter, BackgroundTasks, Body, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.telemetry import get_telemetry_data
 from opentelemetry import trace
 from pydantic import BaseModel
@@ -153,30 +154,54 @@ def _many_times(new: New, log: Journal) -> FastAPI:
     return app
 
 
-def _patched(names: Sequence[str], *, after: int) -> Drive:
-    """Wrap functions of `fastapi.routing` after some requests, as profilers and instrumentations do."""
+class Proxy:
+    """A function wrapper that claims to be the function, as those of wrapt do."""
 
-    async def drive(app: ASGIApp, journal: Journal) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            for n in range(3):
-                if n == after:
-                    for name in names:
-                        patch.setattr(fastapi.routing, name, _noting(name, getattr(fastapi.routing, name), journal))
-                await exchange(app, get("/?n=1"), journal)
+    def __init__(self, wrapped: Any, note: Callable[[], None]) -> None:
+        self.__dict__.update(wrapped=wrapped, note=note)
 
-    return drive
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        return type(self.wrapped)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["wrapped"], name)
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        return self if instance is None else functools.partial(self, instance)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        self.__dict__["note"]()
+        return self.__dict__["wrapped"](*args, **options)
 
 
-def _noting(name: str, function: Any, log: Journal) -> Any:
-    @functools.wraps(function)
-    async def wrapper(*args: Any, **options: Any) -> Any:
-        log("patched", name)
-        return await function(*args, **options)
+def _wraps(wrapped: Any, note: Callable[[], None]) -> Any:
+    @functools.wraps(wrapped)
+    def wrapper(*args: Any, **options: Any) -> Any:
+        note()
+        return wrapped(*args, **options)
 
     return wrapper
 
 
-PATCHED = ("solve_dependencies", "run_endpoint_function", "serialize_response")
+def _patched(owner: Any, name: str, wrap: Callable[..., Any]) -> Drive:
+    """Wrap a function of FastAPI before the first request, as profilers and instrumentations do."""
+
+    async def drive(app: ASGIApp, journal: Journal) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(owner, name, wrap(getattr(owner, name), lambda: journal("patched", name)))
+            for target in ("/?n=1", "/included?n=1"):
+                await exchange(app, get(target), journal)
+
+    return drive
+
+
+PATCHED: tuple[tuple[Any, str], ...] = (
+    *((fastapi.routing, name) for name in ("solve_dependencies", "run_endpoint_function", "serialize_response")),
+    *((fastapi.routing.APIRoute, name) for name in ("matches", "handle")),
+    *((starlette.routing.Route, name) for name in ("matches", "handle")),
+    *((fastapi.routing.APIRouter, name) for name in ("matches", "handle")),
+)
 
 
 def _patchable(new: New, log: Journal) -> FastAPI:
@@ -185,19 +210,23 @@ def _patchable(new: New, log: Journal) -> FastAPI:
     async def dependency(n: int) -> int:
         return n
 
-    @app.get("/")
     async def handler(n: Annotated[int, Depends(dependency)]) -> int:
         return n
 
+    router = APIRouter()
+    app.get("/")(handler)
+    router.get("/included")(handler)
+    app.include_router(router)
     return app
 
 
-for _function in PATCHED:
-    CASES.one(
-        f"patched-{_function}",
-        drive=_patched([_function], after=0),
-        slow="FastAPI's function was replaced",
-    )(_patchable)
+for _owner, _name in PATCHED:
+    for _wrap in (_wraps, Proxy):
+        CASES.one(
+            f"patched-{_owner.__name__}-{_name}-{_wrap.__name__}",
+            drive=_patched(_owner, _name, _wrap),
+            slow="a function of FastAPI was replaced",
+        )(_patchable)
 
 
 class RecordedSpan(trace.NonRecordingSpan):
@@ -285,8 +314,6 @@ TELEMETRY: dict[str, Call] = {
 
 
 def _telemetry(new: New, log: Journal) -> FastAPI:
-    from fastapi import APIRouter, BackgroundTasks
-
     app = new(telemetry={"tracer_provider": RecordingProvider(log), "metrics": False, "logs": False})
     sub, router = new(), APIRouter()
 

@@ -242,10 +242,15 @@ Builder = Callable[[New, Journal], ASGIApp]
 When = Literal["never", "first", "last"]
 
 
+_KEPT: list["Subject"] = []
+"""FastAPI caches an endpoint's file and line under its id, which a later function gets when an application is freed."""
+
+
 class Subject:
     """An application of a factory, plain or with fast routes, and its journal."""
 
     def __init__(self, build: Builder, when: When) -> None:
+        _KEPT.append(self)
         self.journal = Journal()
         self._created: list[FastAPI] = []
         self._when = when

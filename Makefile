@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help run up down docker secrets budget seed migrate migration downgrade current history \
-        test test-unit test-integration test-stack coverage bench bench-capacity bench-pages bench-overload \
+        test test-unit test-integration test-stack test-fastapi coverage bench bench-capacity bench-pages bench-overload \
         bench-metrics pictures dashboard docs lint format types contracts check lock clean
 
 help: ## list the targets
@@ -76,6 +76,9 @@ test-integration: $(READY) ## run the tests against a PostgreSQL server
 test-stack: $(READY) ## run the tests of the whole stack, in containers and as local processes
 	@$(BIN)/pytest $(PARALLEL) tests/stack tests/fault
 
+test-fastapi: $(READY) ## run FastAPI's own test suite with and without fast routes, and compare
+	@$(BIN)/python -m tests.fastapi_suite.run
+
 coverage: $(READY) ## run the unit and integration tests; print the lines of app/ that they do not execute
 	@$(BIN)/coverage erase
 	@$(BIN)/coverage run -m pytest $(PARALLEL) tests/unit tests/integration
@@ -131,6 +134,7 @@ UV_COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --g
 lock: $(READY) ## regenerate requirements/ from pyproject.toml; upgrade=1 takes the newest versions
 	@$(UV_COMPILE) pyproject.toml -o requirements/app.txt
 	@$(UV_COMPILE) pyproject.toml --group dev -c requirements/app.txt -o requirements/dev.txt
+	@$(UV_COMPILE) --group fastapi-suite -c requirements/app.txt -o requirements/fastapi-suite.txt
 	@$(UV_COMPILE) --group build -c requirements/dev.txt -o requirements/build.txt
 
 clean: ## delete .venv, the caches and the data of make run

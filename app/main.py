@@ -22,9 +22,9 @@ from app.observability.pool_metrics import PoolMetrics
 from app.observability.process_metrics import ProcessMetrics
 from app.pagination.cursor import Cursors
 from app.settings import Settings, load_settings
-from app.web import health, leak_detection
-from app.web.fast_routes import FastRoutes
+from app.web import fast_routes, health, leak_detection
 from app.web.middleware import BodyLimitMiddleware, ErrorMiddleware, RequestMiddleware
+from app.web.mounted import install_in_mounted
 from app.web.problems import DATABASE_ERRORS, document_problems, install_problem_handlers, problem_responses
 from app.web.route_checks import check_routes
 
@@ -64,6 +64,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         check_routes(app)
+        fast_routes.log_report(app)
         pool_metrics = PoolMetrics("api")
         process_metrics = ProcessMetrics(app.version)
         engine = make_engine(
@@ -99,22 +100,23 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,  # the redirect would go to the host that the client sent
     )
     # Each middleware wraps the ones added before it: a request passes through them from last to first.
-    app.add_middleware(FastRoutes, application=app)
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
     app.add_middleware(ErrorMiddleware)
     if settings.cors_allow_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_allow_origins,
-            allow_methods=["GET", "POST", "PATCH", "DELETE"],
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
             expose_headers=["Location", "Retry-After", "X-Request-ID"],
         )
     app.add_middleware(RequestMiddleware, metrics=http_metrics)
     install_problem_handlers(app)
+    install_in_mounted(app)
     app.include_router(health.router)
     every_route = problem_responses(InvalidInput, *DATABASE_ERRORS)
     for router in registry.routers:
         app.include_router(router, responses=every_route)
     document_problems(app)
+    fast_routes.install(app, settings.fast_routes)
     return app

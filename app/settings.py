@@ -141,6 +141,11 @@ class Settings(BaseSettings):
         description="Proxies whose `X-Forwarded-*` headers are trusted, separated by commas. Default: none.",
     )
     max_body_bytes: int = Field(default=1_048_576, ge=1, description="Maximum size of a request body, in bytes.")
+    fast_routes: Literal["auto", "off"] = Field(
+        default="auto",
+        description="Prepare FastAPI's operations once instead of for each request (`auto`), or leave them to FastAPI "
+        "(`off`).",
+    )
 
     # Connection budget.
     db_budget: Literal["enforce", "warn", "off"] = Field(

@@ -53,6 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     admin.add_argument("--name", default="Administrator", help="(default: %(default)s)")
     admin.set_defaults(run=_create_admin)
 
+    routes = commands.add_parser("routes", help="list the API's operations: fast or why not, sessions, commits")
+    routes.set_defaults(run=_routes)
+
     settings = commands.add_parser("settings", help="print the table of settings")
     settings.set_defaults(run=_settings)
 
@@ -114,6 +117,12 @@ def _create_admin(options: argparse.Namespace) -> None:
     from app.cli.create_admin import create_administrator
 
     create_administrator(email=options.email, name=options.name)
+
+
+def _routes(options: argparse.Namespace) -> None:
+    from app.cli.routes import show_routes
+
+    show_routes()
 
 
 def _settings(options: argparse.Namespace) -> None:

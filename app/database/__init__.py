@@ -3,7 +3,8 @@
 from app.database.base import Base, TimestampMixin
 from app.database.engine import make_engine, warm_up
 from app.database.pool_options import PoolOptions
-from app.database.session import Database, ReadSession, StatementSession, WriteSession
+from app.database.session import Database, ReadSession, StatementSession
+from app.database.write_session import WriteSession
 
 __all__ = [
     "Base",

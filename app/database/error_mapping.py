@@ -1,11 +1,14 @@
 """Maps driver errors to the error tree. The only module that reads SQLSTATEs and constraint names."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+from sqlalchemy import Index, MetaData, PrimaryKeyConstraint, UniqueConstraint
 from sqlalchemy.exc import DBAPIError
 
+from app.database.base import Base
 from app.errors import DatabaseUnavailable, DomainError, HeadroomError, InvalidInput, PoolExhausted, StatementTimeout
 
 _STATEMENT_TIMEOUT = {
@@ -29,18 +32,19 @@ _NOT_STORABLE = {
 
 
 @contextmanager
-def violations(meaning: Mapping[str, DomainError]) -> Iterator[None]:
+def violations(meaning: Mapping[str, DomainError], metadata: MetaData = Base.metadata) -> Iterator[None]:
     """Raise `meaning[NAME]` if the block violates the constraint or unique index NAME.
 
-    The constraint decides, not a query before the write: two concurrent requests would both find nothing.
+    A NOT NULL column has no constraint name: it is "TABLE.COLUMN". `metadata` names the constraints for SQLite. The
+    constraint decides, not a query before the write: two concurrent requests would both find nothing.
     """
     try:
         yield
     except Exception as error:  # SQLAlchemy's IntegrityError, or the driver's own
-        domain_error = meaning.get(_constraint_name(error) or "")
-        if domain_error is None:
+        names = [name for name in _violated(error, metadata) if name in meaning]
+        if len(names) != 1:
             raise
-        raise domain_error from error
+        raise meaning[names[0]] from error
 
 
 def translate(error: Exception) -> HeadroomError | None:
@@ -67,14 +71,62 @@ def _driver_error(error: Exception) -> BaseException | None:
     """Return the driver's own exception. SQLAlchemy wraps it once, its asyncpg dialect twice."""
     if not isinstance(error, DBAPIError):
         return error
-    return getattr(error, "driver_exception", None) or error.orig
+    try:
+        return error.driver_exception
+    except ValueError:  # raised by SQLAlchemy's dialect itself, without an error of the driver
+        return error.orig
 
 
-def _constraint_name(error: Exception) -> str | None:
+def _violated(error: Exception, metadata: MetaData) -> Iterable[str]:
+    """Return the names of the constraints that the error can mean. With PostgreSQL there is at most one."""
     driver_error = _driver_error(error)
-    diagnostics = getattr(driver_error, "diag", driver_error)  # psycopg: .diag; asyncpg: the exception itself
-    name = getattr(diagnostics, "constraint_name", None)
-    if name is None:  # SQLite names only indexes on expressions
-        match = re.search(r"constraint failed: index '(\w+)'", str(driver_error))
-        name = match.group(1) if match else None
-    return name
+    diagnostics: Any = getattr(driver_error, "diag", driver_error)  # psycopg: .diag; asyncpg: the exception itself
+    if name := getattr(diagnostics, "constraint_name", None):
+        return [name]
+    if column := getattr(diagnostics, "column_name", None):
+        return [f"{diagnostics.table_name}.{column}"]
+    return _violated_on_sqlite(str(driver_error), getattr(error, "statement", None), metadata)
+
+
+def _violated_on_sqlite(message: str, statement: str | None, metadata: MetaData) -> Iterable[str]:
+    """Return the names that SQLite's message can mean. It names an index on an expression and a check constraint."""
+    kind, _, subject = message.partition(" constraint failed")
+    subject = subject.removeprefix(": ")
+    if kind == "UNIQUE":
+        if match := re.fullmatch(r"index '(\w+)'", subject):
+            return [match[1]]
+        return _unique_names(subject.split(", "), metadata)
+    if kind == "FOREIGN KEY":
+        return _foreign_key_names(statement, metadata)
+    return [subject] if kind in ("NOT NULL", "CHECK") else []
+
+
+def _unique_names(columns: Sequence[str], metadata: MetaData) -> Iterable[str]:
+    """Return the names of the primary key, unique constraint or unique index on the columns, each "TABLE.COLUMN"."""
+    table = metadata.tables.get(columns[0].partition(".")[0])
+    if table is None:
+        return []
+    unique: list[PrimaryKeyConstraint | UniqueConstraint | Index] = [
+        each for each in table.constraints if isinstance(each, PrimaryKeyConstraint | UniqueConstraint)
+    ]
+    unique += [index for index in table.indexes if index.unique]
+    return {str(each.name) for each in unique if {str(column) for column in each.columns} == set(columns)}
+
+
+def _foreign_key_names(statement: str | None, metadata: MetaData) -> Iterable[str]:
+    """Return the names of the foreign keys that the statement can violate: SQLite does not say which one it did.
+
+    Those of the table that it writes, if their columns occur in it, and those that refer to the table. Without a
+    statement, at COMMIT, all.
+    """
+    match = re.match(r"\s*(?:INSERT INTO|UPDATE|DELETE FROM)\s+\W?(\w+)", statement or "", re.IGNORECASE)
+    written = metadata.tables.get(match[1]) if match else None
+    words = set(re.findall(r"\w+", statement or ""))
+    names = set()
+    for table in metadata.tables.values():
+        for key in table.foreign_key_constraints:
+            columns = set(key.column_keys) if words & set(table.columns.keys()) else words
+            refers_to_written = key.referred_table is written and not (statement or "").lstrip().startswith("INSERT")
+            if written is None or refers_to_written or (table is written and words & columns):
+                names.add(str(key.name))
+    return names

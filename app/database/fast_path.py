@@ -12,19 +12,19 @@ from weakref import WeakKeyDictionary
 
 from psycopg import AsyncConnection, AsyncRawCursor
 from psycopg.rows import tuple_row
-from sqlalchemy import Float, Numeric, Select
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.sql.dml import UpdateBase
 
 from app.database.checkout import Checkout, check_out
 from app.database.error_mapping import translate
 from app.database.liveness import is_closed
 from app.database.pool import BoundedPool
+from app.database.result_types import Convert, TypeNotSupported, result_converter
+from app.database.statement_checks import Statement, is_plain
 from app.errors import DatabaseUnavailable
 
-# A statement that returns rows.
-Statement = Select[*tuple[Any, ...]] | UpdateBase
+# PostgreSQL cuts longer names.
+MAX_NAME_BYTES = 63
 
 
 class CompiledStatement(NamedTuple):
@@ -39,7 +39,7 @@ class CompiledStatement(NamedTuple):
     columns: tuple[str, ...]
     defaults: Mapping[str, Any]
     bind: Mapping[str, Any]
-    results: Sequence[tuple[str, Any]]
+    results: Sequence[tuple[str, Convert]]
 
     def arguments(self, parameters: Mapping[str, Any]) -> list[Any]:
         """Return the driver's positional arguments. Raise KeyError for a missing parameter."""
@@ -56,26 +56,40 @@ class CompiledStatement(NamedTuple):
 def compile_statement(statement: Statement, dialect: Dialect) -> CompiledStatement | None:
     """Compile for a dialect with numbered parameters; None if the statement must take the ordinary path.
 
-    That is a statement whose text depends on its values (`IN` with a list), one with a column of type NUMERIC or FLOAT,
-    and one with values that SQLAlchemy computes at execution (a column's Python-side `default=` or `onupdate=`).
+    The ordinary path takes each statement whose result this path might return differently:
+
+    - the text depends on the parameters (`IN` with a list) or on execution options
+    - SQLAlchemy computes a value at execution (a column's Python-side `default=` or `onupdate=`)
+    - the names of the columns are known only to the server, or are too long for it
+    - a column's type converts values in a way that this path does not know (`result_types.py`)
+
+    Raise TypeError if two columns have the same name.
     """
     compiled: Any = statement.compile(dialect=dialect)
-    if compiled.post_compile_params or compiled.literal_execute_params:
+    columns = compiled._result_columns
+    names = tuple(column.keyname for column in columns)
+    if len(set(names)) < len(names):
+        raise TypeError(f"two columns of a row have the same name: give each its own label() (columns: {names})")
+    if (
+        not is_plain(statement)
+        or not columns
+        or compiled.post_compile_params
+        or compiled.literal_execute_params
+        or any(parameter.callable for parameter in compiled.binds.values())
+        or (compiled.isinsert and compiled.insert_prefetch)
+        or (compiled.isupdate and compiled.update_prefetch)
+        or not compiled._ordered_columns
+        or not all(map(_has_its_name_in_the_result, columns))
+    ):
         return None
-    if any(parameter.callable for parameter in compiled.binds.values()):
+    try:
+        converters = [(column.keyname, result_converter(column.type, dialect)) for column in columns]
+    except TypeNotSupported:
         return None
-    if (compiled.isinsert and compiled.insert_prefetch) or (compiled.isupdate and compiled.update_prefetch):
-        return None
-    # Their conversion depends on the type that the server sends, which only SQLAlchemy's own cursor looks at.
-    if any(isinstance(column.type, (Numeric, Float)) for column in compiled._result_columns):
-        return None
-    converters = (
-        (column.keyname, column.type._cached_result_processor(dialect, None)) for column in compiled._result_columns
-    )
     return CompiledStatement(
         sql=compiled.string,
         names=tuple(compiled.positiontup or ()),
-        columns=tuple(column.keyname for column in compiled._result_columns),
+        columns=names,
         # A required parameter has no default: omitting it is a KeyError.
         defaults={
             name: parameter.effective_value for name, parameter in compiled.binds.items() if not parameter.required
@@ -83,6 +97,12 @@ def compile_statement(statement: Statement, dialect: Dialect) -> CompiledStateme
         bind=compiled._bind_processors,
         results=[(name, convert) for name, convert in converters if convert is not None],
     )
+
+
+def _has_its_name_in_the_result(column: Any) -> bool:
+    """Return False for literal SQL without a label, which the server names, and for a name that the server cuts."""
+    is_literal = getattr(column.objects[0], "is_literal", False)
+    return not is_literal and len(column.keyname.encode()) <= MAX_NAME_BYTES
 
 
 Fetch = Callable[[Any, CompiledStatement, Sequence[Any]], Awaitable[list[Any]]]
@@ -105,35 +125,46 @@ async def _fetch_psycopg(
     return [dict(zip(statement.columns, row, strict=True)) for row in await cursor.fetchall()]
 
 
-def fast_path(engine: AsyncEngine) -> "FastPath | None":
-    """Return the fast path of the engine's driver; None if it has none (SQLite)."""
+Check = Callable[[Statement], None]
+
+
+def fast_path(engine: AsyncEngine, check: Check) -> "FastPath | None":
+    """Return the fast path of the engine's driver; None if it has none (SQLite).
+
+    `check` raises TypeError for a statement that the session refuses.
+    """
     if not isinstance(engine.pool, BoundedPool):
         return None
     if engine.dialect.driver == "asyncpg":
-        return FastPath(engine, engine.dialect, _fetch_asyncpg)
+        return FastPath(engine, engine.dialect, _fetch_asyncpg, check)
     if engine.dialect.driver == "psycopg":
         # Numbered parameters: psycopg would have to search the text for named ones at each execution.
         dialect: Callable[..., Dialect] = type(engine.dialect)
-        return FastPath(engine, dialect(paramstyle="numeric_dollar"), _fetch_psycopg)
+        return FastPath(engine, dialect(paramstyle="numeric_dollar"), _fetch_psycopg, check)
     return None
 
 
 class FastPath:
     """Runs statements outside a transaction. Each takes one round trip, and holds a connection only that long."""
 
-    def __init__(self, engine: AsyncEngine, dialect: Dialect, fetch: Fetch) -> None:
+    def __init__(self, engine: AsyncEngine, dialect: Dialect, fetch: Fetch, check: Check) -> None:
         self._engine = engine
         self._dialect = dialect
         self._fetch = fetch
+        self._check = check
         self._aborting: set[asyncio.Task[None]] = set()
         # Weak: a statement that a request builds for itself is freed with the request.
         self._compiled: WeakKeyDictionary[Statement, CompiledStatement | None] = WeakKeyDictionary()
 
     def compiled(self, statement: Statement) -> CompiledStatement | None:
-        """Return the compiled statement, from the cache if possible; None if it must take the ordinary path."""
+        """Return the compiled statement, from the cache if possible; None if it must take the ordinary path.
+
+        Raise TypeError for a statement that the session refuses.
+        """
         try:
             return self._compiled[statement]
         except KeyError:
+            self._check(statement)
             self._compiled[statement] = compiled = compile_statement(statement, self._dialect)
             return compiled
 

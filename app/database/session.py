@@ -2,25 +2,31 @@
 
 - `WriteSession`: ORM entities in one transaction with one owner. `Database.write()` begins and commits it; repositories
   flush. A read that must see earlier writes of the same transaction belongs here.
-- `ReadSession`: statements without a transaction and without entities. Holds a connection only while one runs.
+- `ReadSession`: SELECT statements without a transaction: rows of columns, or detached entities with relationships. It
+  holds a connection only during a call.
 - `StatementSession`: a write that is one statement with RETURNING. The server commits it before it answers, so it needs
   neither BEGIN and COMMIT nor entities.
 """
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from sqlalchemy import Select
+from sqlalchemy import Connection, Select
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.sql.dml import ReturningDelete, ReturningInsert, ReturningUpdate
 
 from app.database.error_mapping import translate
-from app.database.fast_path import Statement, fast_path
+from app.database.fast_path import fast_path
+from app.database.statement_checks import Statement, require_entity, require_returning, require_select
+from app.database.write_session import WriteSession, open_write_session, watch_failed_statements
 
 # With any columns.
 Returning = ReturningInsert[*tuple[Any, ...]] | ReturningUpdate[*tuple[Any, ...]] | ReturningDelete[*tuple[Any, ...]]
+
+Entity = TypeVar("Entity", bound=DeclarativeBase)
 
 
 class Row(Protocol):
@@ -32,30 +38,36 @@ class Row(Protocol):
         """Return the names of the columns."""
 
 
-class WriteSession(AsyncSession):
-    """A unit of work. Only its owner, `Database.write()`, commits it."""
-
-
 class _Statements:
     """Runs each statement on a connection of its own, outside a transaction. Holds nothing between two statements."""
 
+    _check = staticmethod(require_select)
+
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self._fast_path = fast_path(engine)
+        self._fast_path = fast_path(engine, self._check)
 
     async def _run(self, statement: Statement, parameters: dict[str, Any]) -> Sequence[Row]:
-        if self._fast_path and (compiled := self._fast_path.compiled(statement)):
+        if self._fast_path is None:
+            self._check(statement)
+        elif (compiled := self._fast_path.compiled(statement)) is not None:
             return await self._fast_path.fetch(compiled, parameters)
         return await self._execute(statement, parameters)
 
     async def _execute(self, statement: Statement, parameters: dict[str, Any]) -> Sequence[Row]:
+        """Run the statement on the ordinary path: through SQLAlchemy's connection and cursor."""
+        async with self._connect() as connection:
+            result = await connection.execute(statement, parameters)
+            return result.mappings().all()
+
+    @asynccontextmanager
+    async def _connect(self) -> AsyncIterator[AsyncConnection]:
         try:
             async with self._engine.connect() as connection:
                 # One round trip; BEGIN and ROLLBACK would make three. Set on the connection, not on the engine: a
                 # request that is cancelled while SQLAlchemy prepares the engine's option would leak its connection.
                 await connection.execution_options(isolation_level="AUTOCOMMIT")
-                result = await connection.execute(statement, parameters)
-                return result.mappings().all()
+                yield connection
         except DBAPIError as error:
             raise translate(error) or error from error
 
@@ -64,10 +76,11 @@ class ReadSession(_Statements):
     """Runs SELECT statements without a transaction."""
 
     async def all(self, statement: Select[*tuple[Any, ...]], **parameters: Any) -> Sequence[Row]:
-        """Run a SELECT and return its rows. `parameters` are the values of its `bindparam`s.
+        """Run a SELECT of columns and return its rows. `parameters` are the values of its `bindparam`s.
 
         A statement that is a module-level constant is compiled once.
-        Raise PoolExhausted, DatabaseUnavailable, StatementTimeout.
+        Raise PoolExhausted, DatabaseUnavailable, StatementTimeout. Raise TypeError for a statement that needs entities
+        or a transaction.
         """
         return await self._run(statement, parameters)
 
@@ -76,9 +89,43 @@ class ReadSession(_Statements):
         rows = await self._run(statement, parameters)
         return rows[0] if rows else None
 
+    async def entities(self, statement: Select[Entity], **parameters: Any) -> Sequence[Entity]:
+        """Run a SELECT of one kind of entity, with loader options, and return its entities, each of them once.
+
+        `selectinload()` runs further statements, on the same connection. There is no transaction around them, so they
+        may see later changes. The entities are detached: what the options did not load cannot be loaded later.
+        Raise as `all()`.
+        """
+        require_entity(statement)
+        async with self._connect() as connection:
+            return await connection.run_sync(_load_entities, statement, parameters)
+
+    async def entity(self, statement: Select[Entity], **parameters: Any) -> Entity | None:
+        """Return the first of `entities()`, or None. Use LIMIT 1 if there can be more rows."""
+        found = await self.entities(statement, **parameters)
+        return found[0] if found else None
+
+
+class _ReadOnlySession(Session):
+    """Loads entities for a read session."""
+
+    def flush(self, objects: Sequence[Any] | None = None) -> None:
+        """Raise RuntimeError: an event handler of the entities has changed something."""
+        raise RuntimeError("a read session does not write: change entities in a write session")
+
+
+def _load_entities(connection: Connection, statement: Select[Entity], parameters: dict[str, Any]) -> Sequence[Entity]:
+    with _ReadOnlySession(connection, autoflush=False) as session:
+        # unique(): a joinedload() of a collection repeats its entity in each row.
+        entities = session.scalars(statement, parameters).unique().all()
+        session.expunge_all()
+        return entities
+
 
 class StatementSession(_Statements):
     """Runs writes of one statement each, without a transaction around them."""
+
+    _check = staticmethod(require_returning)
 
     async def returned(self, statement: Returning, **parameters: Any) -> Row | None:
         """Run an INSERT, UPDATE or DELETE with RETURNING and return its first row, or None. It is committed then.
@@ -96,19 +143,28 @@ class Database:
         self.engine = engine
         self.read = ReadSession(engine)
         self.statement = StatementSession(engine)
-        # Entities stay readable after the commit: the response is made from them.
-        self._write_sessions = async_sessionmaker(engine, class_=WriteSession, expire_on_commit=False)
+        watch_failed_statements(engine)
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[WriteSession]:
         """Open a transaction. Commit it when the block ends; roll it back when the block or the commit raises.
 
-        The connection is checked out at the first statement.
-        Raise PoolExhausted, DatabaseUnavailable, StatementTimeout, also from inside the block.
+        The connection is checked out at the first statement. After the block, the session is unusable.
+        Raise PoolExhausted, DatabaseUnavailable, StatementTimeout, also from inside the block. Raise RuntimeError if
+        the block caught the error of a failed statement, or began the response: a commit would come too late.
         """
-        async with self._write_sessions() as session:
-            try:
-                yield session
-                await session.commit()
-            except DBAPIError as error:
-                raise translate(error) or error from error
+        session = self._new_write_session()
+        outer = open_write_session.get()
+        open_write_session.set(session)
+        try:
+            yield session
+            await session.commit_as_owner()
+        except DBAPIError as error:
+            raise translate(error) or error from error
+        finally:
+            if open_write_session.get() is session:  # no token: the block may end in another context than it began in
+                open_write_session.set(outer)
+            await session.close_as_owner()
+
+    def _new_write_session(self) -> WriteSession:
+        return WriteSession(self.engine)

@@ -7,6 +7,7 @@ from fastapi.security import OAuth2PasswordBearer
 
 from app.errors import NotAuthenticated
 from app.identity import Claim, Principal
+from app.web.deps import provided
 
 
 class Authenticator(Protocol):
@@ -25,7 +26,7 @@ _bearer = OAuth2PasswordBearer(tokenUrl="/auth/token", auto_error=False)
 async def _get_claim(request: Request, token: Annotated[str | None, Depends(_bearer)]) -> Claim:
     if token is None:
         raise NotAuthenticated
-    authenticator: Authenticator = request.app.state.authenticator
+    authenticator: Authenticator = provided(request, "authenticator")
     return authenticator.claim(token)
 
 
@@ -33,7 +34,7 @@ Claimed = Annotated[Claim, Depends(_get_claim)]
 
 
 async def _get_principal(request: Request, claim: Claimed) -> Principal:
-    authenticator: Authenticator = request.app.state.authenticator
+    authenticator: Authenticator = provided(request, "authenticator")
     return await authenticator.principal(claim)
 
 

@@ -1,35 +1,61 @@
-"""FastAPI dependencies for database sessions. The parameter's annotation chooses the kind of session."""
+"""FastAPI dependencies for database sessions. The parameter's annotation chooses the kind of session.
+
+They work in routes, in WebSocket routes and in mounted FastAPI applications.
+
+A dependency of your own around a transaction must end before the response is sent, so it needs `scope="function"`:
+
+    async def get_invoices(database: DatabaseDep) -> AsyncIterator[Invoices]:
+        async with database.write() as session:
+            yield Invoices(session)
+
+    InvoicesDep = Annotated[Invoices, Depends(get_invoices, scope="function")]
+
+With FastAPI's default scope the application refuses to start (`route_checks.py`). What that check cannot see fails at
+its first request: `RequestMiddleware` does not send a response while its transaction is open.
+"""
 
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import Depends, Request
+from fastapi import Depends
+from starlette.requests import HTTPConnection
 
 from app.database import Database, ReadSession, StatementSession, WriteSession
+from app.web.operation import outer_application
 
 
-async def get_db(request: Request) -> AsyncIterator[WriteSession]:
-    """Yield a write session, and commit it before the response is sent. Use it as `WriteDb`."""
-    database: Database = request.app.state.database
+def provided(connection: HTTPConnection, name: str) -> Any:
+    """Return the object `name` of `app.state`. A mounted application without its own gets the outermost one's."""
+    value = getattr(connection.scope["app"].state, name, None)
+    return getattr(outer_application(connection.scope).state, name) if value is None else value
+
+
+async def get_db(connection: HTTPConnection) -> AsyncIterator[WriteSession]:
+    """Yield a write session, and commit it before the response is sent. Use it as `WriteDb`.
+
+    The session is unusable afterwards: a background task or a stream opens its own with `Database.write()`. In a
+    WebSocket route it is committed when the handler returns, so a handler with a loop opens one for each message.
+    """
+    database: Database = provided(connection, "database")
     async with database.write() as session:
         yield session
 
 
-async def get_read_db(request: Request) -> ReadSession:
+async def get_read_db(connection: HTTPConnection) -> ReadSession:
     """Return the read session. It holds no connection between statements, so the route need not close it."""
-    database: Database = request.app.state.database
+    database: Database = provided(connection, "database")
     return database.read
 
 
-async def get_statement_db(request: Request) -> StatementSession:
+async def get_statement_db(connection: HTTPConnection) -> StatementSession:
     """Return the session for a write that is one statement. It has no transaction, so the route need not commit."""
-    database: Database = request.app.state.database
+    database: Database = provided(connection, "database")
     return database.statement
 
 
-async def get_database(request: Request) -> Database:
+async def get_database(connection: HTTPConnection) -> Database:
     """Return every kind of session, for a route that begins and ends its transactions itself."""
-    database: Database = request.app.state.database
+    database: Database = provided(connection, "database")
     return database
 
 

@@ -3,17 +3,24 @@
 import asyncio
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
+from inspect import iscoroutinefunction
 from random import getrandbits
 from time import perf_counter
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.database.write_session import WriteSession, open_write_session
 from app.observability.http_metrics import HttpMetrics
 from app.observability.logging import REQUEST_LOGGER, request_id, request_scope
-from app.web.problems import http_problem, internal_error
+from app.web.operation import remember_outer_application, route_template, selected_operation
+from app.web.problems import WEBSOCKET_STATE, answer_websocket, internal_error
 
 logger = logging.getLogger(REQUEST_LOGGER)
 
@@ -33,20 +40,37 @@ _SECURITY_HEADERS: Sequence[tuple[bytes, bytes]] = (
 _ADDED_NAMES = frozenset({b"x-request-id", *(name for name, _ in _SECURITY_HEADERS)})
 
 
-def route_of(scope: Mapping[str, Any]) -> str:
-    """Return the path template of the request's route, or "unmatched"."""
-    if (route := scope.get("route")) is not None:  # set by FastAPI
-        return str(route.path_format)
-    # Starlette's plain routes, such as /docs, set only the endpoint. They have no path parameters.
-    return str(scope["path"]) if "endpoint" in scope else "unmatched"
-
-
 def _header(scope: Scope, name: bytes) -> str:
     """Return the value of the first header with this name (in lower case), or an empty string."""
     for key, value in scope["headers"]:
         if key == name:
             return str(value, "latin-1")
     return ""
+
+
+# In the OpenAPI document of an operation: the limit of its request body, in bytes.
+BODY_LIMIT = "x-max-body-bytes"
+
+
+def body_limit(max_bytes: int) -> dict[str, Any]:
+    """Return the `openapi_extra` of a route that takes request bodies of up to `max_bytes`."""
+    return {BODY_LIMIT: max_bytes}
+
+
+_LATE_COMMIT = (
+    "The response would be sent before its transaction is committed, so the client could read a success that is not"
+    ' stored. A dependency around Database.write() needs scope="function" (app/web/deps.py).'
+)
+
+
+def _refuse_response(session: WriteSession, status: int) -> None:
+    """Refuse to commit a session that is open when a response begins. Raise RuntimeError instead of sending a success.
+
+    `check_routes()` finds most of such routes at startup. An error response is sent: the transaction is rolled back.
+    """
+    session.refuse_commit(_LATE_COMMIT)
+    if status < 400:
+        raise RuntimeError(_LATE_COMMIT)
 
 
 class RequestMiddleware:
@@ -62,7 +86,7 @@ class RequestMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI event stream."""
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            await self._pass_on(scope, receive, send)
             return
 
         started = perf_counter()
@@ -70,12 +94,17 @@ class RequestMiddleware:
         # A request id is unique, not secret, so it needs no system call for randomness. Python reseeds after a fork.
         own_id = sent_id if _VALID_REQUEST_ID.fullmatch(sent_id) else f"{getrandbits(128):032x}"
         id_token, scope_token = request_id.set(own_id), request_scope.set(scope)
+        remember_outer_application(scope)
+        callers_session = open_write_session.get()  # of a test that calls the application inside a transaction
         self.metrics.started()
         status = 0
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
+                session = open_write_session.get()
+                if session is not None and session is not callers_session and session.is_open:
+                    _refuse_response(session, message["status"])
                 status = message["status"]
                 headers = [*message.get("headers", ())]
                 added = _DOCS_SECURITY_HEADERS if scope["path"].startswith("/docs") else _SECURITY_HEADERS
@@ -93,13 +122,28 @@ class RequestMiddleware:
             raise
         finally:
             seconds = perf_counter() - started
-            self.metrics.finished(scope["method"], route_of(scope), status, seconds)
-            self._log(scope, status, seconds)
+            route = route_template(scope)
+            self.metrics.finished(scope["method"], route, status, seconds)
+            self._log(scope, route, status, seconds)
             request_scope.reset(scope_token)
             request_id.reset(id_token)
 
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on a lifespan or a WebSocket. A WebSocket gets a request id too, for its log lines and problems."""
+        if scope["type"] != "websocket":
+            await self.app(scope, receive, send)
+            return
+        sent_id = _header(scope, b"x-request-id")
+        own_id = sent_id if _VALID_REQUEST_ID.fullmatch(sent_id) else f"{getrandbits(128):032x}"
+        id_token = request_id.set(own_id)
+        remember_outer_application(scope)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            request_id.reset(id_token)
+
     @staticmethod
-    def _log(scope: Scope, status: int, seconds: float) -> None:
+    def _log(scope: Scope, route: str, status: int, seconds: float) -> None:
         level = logging.DEBUG if scope["path"] in _PROBES else logging.INFO
         if logger.isEnabledFor(level):
             # The raw path: a decoded one could contain a line break, and so forge a log line.
@@ -109,12 +153,12 @@ class RequestMiddleware:
             record = logging.LogRecord(
                 logger.name, level, __file__, 0, "%s %s %d %.1f ms", (method, path, status, milliseconds), None
             )
-            record.__dict__.update(method=method, path=path, status=status, duration_ms=milliseconds)
+            record.__dict__.update(method=method, path=path, route=route, status=status, duration_ms=milliseconds)
             logger.handle(record)
 
 
 class ErrorMiddleware:
-    """Answers an unhandled exception with a problem response.
+    """Answers an unhandled exception with a problem response, or with the application's own handler of Exception.
 
     FastAPI handles such an exception outside every middleware: its response would have no request id and no CORS
     headers, so a browser would hide it from a page of another origin.
@@ -126,30 +170,83 @@ class ErrorMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI event stream."""
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            await self._pass_on(scope, receive, send)
             return
 
         started = False
+        application = scope.get("app")  # a mount replaces it
 
         async def send_and_record(message: Message) -> None:
             nonlocal started
-            started = started or message["type"] == "http.response.start"
             await send(message)
+            started = True  # not before: RequestMiddleware may have refused to begin the response
 
         try:
             await self.app(scope, receive, send_and_record)
-        except Exception:
+        except Exception as error:
             logger.exception("unhandled exception in %s %r", scope["method"], scope["path"])
             if started:  # part of a response was sent: only closing the connection tells the client
                 raise
-            await internal_error(scope)(scope, receive, send)
+            response = await _respond_to(error, application, Request(scope, receive, send))
+            await response(scope, receive, send)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on a lifespan or a WebSocket. Note the state of a WebSocket: it decides how an error is answered."""
+        if scope["type"] != "websocket":
+            await self.app(scope, receive, send)
+            return
+        scope.setdefault(WEBSOCKET_STATE, "connecting")
+
+        async def receive_and_note() -> Message:
+            message = await receive()
+            if message["type"] == "websocket.disconnect":
+                scope[WEBSOCKET_STATE] = "closed"
+            return message
+
+        async def send_and_note(message: Message) -> None:
+            scope[WEBSOCKET_STATE] = _WEBSOCKET_STATES.get(message["type"], scope[WEBSOCKET_STATE])
+            await send(message)
+
+        try:
+            await self.app(scope, receive_and_note, send_and_note)
+        except Exception:
+            logger.exception("unhandled exception in WebSocket %r", scope["path"])
+            with suppress(OSError):  # the client has left
+                await answer_websocket(scope, receive, send_and_note, internal_error(scope))
+
+
+# The state of a WebSocket after a message of the application.
+_WEBSOCKET_STATES = {
+    "websocket.accept": "accepted",
+    "websocket.close": "closed",
+    "websocket.http.response.start": "closed",
+}
+
+
+async def _respond_to(error: Exception, application: Any, request: Request) -> Response:
+    """Return the response of the application's own handler of Exception (or 500), or a problem if it has none."""
+    handlers = getattr(application, "exception_handlers", {})
+    # Starlette uses the one that was registered last.
+    handler = next((handlers[key] for key in reversed(handlers) if key in (500, Exception)), None)
+    if handler is not None:
+        try:
+            if iscoroutinefunction(handler) or iscoroutinefunction(type(handler).__call__):
+                response = await handler(request, error)
+            else:
+                response = await run_in_threadpool(handler, request, error)
+        except Exception:
+            logger.exception("the handler of unhandled exceptions failed in %r", request.scope["path"])
+        else:
+            if isinstance(response, Response):
+                return response
+    return internal_error(request.scope)
 
 
 class BodyLimitMiddleware:
-    """Refuses a request body of more than `max_bytes` with 413.
+    """Refuses a request body of more than `max_bytes` with 413, when the route begins to read it.
 
-    A body with a Content-Length is refused at once, a chunked body when it exceeds the limit. Starlette's own limit
-    would respond in plain text, not with a problem.
+    A route has a limit of its own with `openapi_extra=body_limit(bytes)` in its decorator. FastAPI's `max_body_size` is
+    respected too, but its refusal is plain text, not a problem.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
@@ -166,22 +263,29 @@ class BodyLimitMiddleware:
         if not content_length and not _header(scope, b"transfer-encoding"):  # no body (RFC 9112, section 6.3)
             await self.app(scope, receive, send)
             return
-        if content_length.isdecimal() and int(content_length) > self.max_bytes:
-            await http_problem(scope, self._too_large)(scope, receive, send)
-            return
-
+        announced = int(content_length) if content_length.isdecimal() else 0
         received = 0
 
         async def receive_counted() -> Message:
             nonlocal received
+            limit = self._limit(scope)
+            if announced > limit:
+                raise _too_large(limit)  # FastAPI passes it to the problem handler
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self.max_bytes:
-                raise self._too_large  # FastAPI passes it to the problem handler
+            if received > limit:
+                raise _too_large(limit)
             return message
 
         await self.app(scope, receive_counted, send)
 
-    @property
-    def _too_large(self) -> HTTPException:
-        return HTTPException(413, f"The request body exceeds the limit of {self.max_bytes} bytes.")
+    def _limit(self, scope: Scope) -> int:
+        """Return the limit of the request's route, in bytes."""
+        operation = selected_operation(scope)
+        extra = getattr(operation, "openapi_extra", None) or {}
+        limit: int | None = extra.get(BODY_LIMIT, getattr(operation, "max_body_size", None))
+        return self.max_bytes if limit is None else limit
+
+
+def _too_large(limit: int) -> HTTPException:
+    return HTTPException(413, f"The request body exceeds the limit of {limit} bytes.")

@@ -10,13 +10,19 @@ from fastapi.exceptions import RequestValidationError
 
 from app.pagination.cursor import Cursors
 from app.pagination.page import ListParams
+from app.web.deps import provided
 
 Params = TypeVar("Params", bound=ListParams)
 
 
 async def _refuse_repeated(request: Request) -> None:
     """Raise RequestValidationError for a repeated parameter. FastAPI alone would silently use the last value."""
-    if b"&" not in request.scope["query_string"]:  # most requests have at most one parameter
+    query: bytes = request.scope["query_string"]
+    if b"&" not in query:  # most requests have at most one parameter
+        return
+    # Names without escapes need no decoding. QueryParams parses the whole query again.
+    names = [parameter.partition(b"=")[0] for parameter in query.split(b"&")]
+    if len(set(names)) == len(names) and b"%" not in b"".join(names):
         return
     given = Counter(name for name, _ in request.query_params.multi_items())
     if repeated := [name for name, times in given.items() if times > 1]:
@@ -55,7 +61,7 @@ else:
 
 
 async def _cursors(request: Request) -> Cursors:
-    cursors: Cursors = request.app.state.cursors
+    cursors: Cursors = provided(request, "cursors")
     return cursors
 
 

@@ -7,7 +7,7 @@ import pytest
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
 from sqlalchemy import Connection, make_url
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app import registry
 from app.database import Base, Database, WriteSession, make_engine
@@ -23,9 +23,10 @@ class RolledBackDatabase(Database):
     def __init__(self, connection: AsyncConnection) -> None:
         super().__init__(connection.engine)
         self.read._engine = self.statement._engine = _AlreadyConnected(connection)  # type: ignore[assignment]
-        self._write_sessions = async_sessionmaker(
-            connection, class_=WriteSession, expire_on_commit=False, join_transaction_mode="create_savepoint"
-        )
+        self._connection = connection
+
+    def _new_write_session(self) -> WriteSession:
+        return WriteSession(self._connection, join_transaction_mode="create_savepoint")
 
 
 class _AlreadyConnected:
@@ -34,6 +35,7 @@ class _AlreadyConnected:
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
         self.execute = connection.execute
+        self.run_sync = connection.run_sync
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator["_AlreadyConnected"]:

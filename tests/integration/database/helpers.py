@@ -6,12 +6,13 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Float, bindparam, func, select
+from sqlalchemy import URL, Float, MetaData, bindparam, create_mock_engine, func, select
 from sqlalchemy.util import greenlet_spawn
 
 from app.database import Database
 from app.database.pool import BoundedPool
 from app.database.pool_events import PoolState
+from tests.support.postgres import connect
 from tests.support.waiting import eventually_async
 
 PID = select(func.pg_backend_pid().label("pid"))
@@ -32,6 +33,19 @@ def change_options(database: Database, **changes: Any) -> None:
     """Change options of the pool, for example its timeout after connections were opened with a longer one."""
     pool = pool_of(database)
     pool._options = replace(pool._options, **changes)
+
+
+def create_tables(url: URL, metadata: MetaData) -> None:
+    """Create the tables and types as the superuser. The API's role may use them."""
+    with connect(url) as admin:
+
+        def execute(ddl: Any, *_: object) -> None:
+            admin.execute(str(ddl.compile(dialect=engine.dialect)).encode())
+
+        engine = create_mock_engine("postgresql+psycopg://", execute, paramstyle="numeric_dollar")
+        metadata.create_all(engine, checkfirst=False)
+        admin.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO headroom_app")
+        admin.execute("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO headroom_app")
 
 
 @asynccontextmanager

@@ -1,10 +1,18 @@
 """A client never reads 2xx for a write that did not commit."""
 
-from fastapi import FastAPI
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Annotated
+
+from fastapi import BackgroundTasks, Depends, FastAPI
 from httpx import AsyncClient
 from sqlalchemy import URL, text
+from sqlalchemy.exc import DBAPIError
 
-from app.web.deps import WriteDb
+from app.database import Database, WriteSession
+from app.database.pool import pool_state
+from app.domains.users.errors import UserNotFound
+from app.web.deps import DatabaseDep, WriteDb
 from tests.support.postgres import connect
 
 INSERT = text("INSERT INTO users (email, name, password_hash) VALUES ('ann@example.com', 'Ann', 'x') RETURNING id")
@@ -77,4 +85,76 @@ async def test_write_whose_route_raises_is_rolled_back(app: FastAPI, client: Asy
     assert response.status_code == 500
     assert "secret" not in response.text
     assert response.headers["x-request-id"] == response.json()["request_id"]
+    assert count_users(database_url) == 0
+
+
+async def test_own_dependency_that_would_commit_late_returns_500(
+    app: FastAPI, client: AsyncClient, database_url: URL
+) -> None:
+    """It was added after the check at startup. The client would read 201 before a unique violation at the commit."""
+
+    async def transaction(database: DatabaseDep) -> AsyncIterator[WriteSession]:
+        async with database.write() as session:
+            yield session
+
+    @app.post("/write", status_code=201)
+    async def write(db: Annotated[WriteSession, Depends(transaction)]) -> None:
+        await db.execute(INSERT)
+
+    assert (await client.post("/write")).status_code == 500
+    assert count_users(database_url) == 0
+
+
+async def test_error_of_a_route_whose_connection_was_killed_is_kept(
+    app: FastAPI, client: AsyncClient, database_url: URL
+) -> None:
+    @app.post("/write", status_code=201)
+    async def write(db: WriteDb) -> None:
+        await db.execute(INSERT)
+        pid = await db.scalar(text("SELECT pg_backend_pid()"))
+        with connect(database_url) as connection:
+            connection.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+        raise UserNotFound(7)
+
+    assert (await client.post("/write")).status_code == 404
+    assert count_users(database_url) == 0
+
+
+async def test_write_session_in_background_task_takes_no_connection(
+    app: FastAPI, client: AsyncClient, database_url: URL
+) -> None:
+    errors: list[Exception] = []
+
+    async def write_later(db: WriteSession) -> None:
+        try:
+            await db.execute(INSERT)
+        except RuntimeError as error:
+            errors.append(error)
+
+    @app.post("/write", status_code=202)
+    async def write(db: WriteDb, tasks: BackgroundTasks) -> None:
+        await db.scalar(text("SELECT 1"))
+        tasks.add_task(write_later, db)
+
+    assert (await client.post("/write")).status_code == 202
+    assert "write session has ended" in str(errors)
+    database: Database = app.state.database
+    state = pool_state(database.engine)
+    assert state is not None
+    assert (state.used, state.waiting) == (0, 0)
+    assert count_users(database_url) == 0
+
+
+async def test_write_that_failed_and_was_caught_returns_500(
+    app: FastAPI, client: AsyncClient, database_url: URL
+) -> None:
+    """PostgreSQL would answer COMMIT with ROLLBACK, without an error, and the client would read 201."""
+
+    @app.post("/write", status_code=201)
+    async def write(db: WriteDb) -> None:
+        await db.execute(INSERT)
+        with suppress(DBAPIError):
+            await db.execute(text("SELECT 1 / 0"))
+
+    assert (await client.post("/write")).status_code == 500
     assert count_users(database_url) == 0

@@ -1,10 +1,16 @@
-import pytest
-from sqlalchemy.exc import IntegrityError, OperationalError
+from collections.abc import AsyncIterator
 
-from app.database import Database
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.database import Database, make_engine
 from app.database.error_mapping import translate, violations
 from app.domains.users.models import User
 from app.errors import Conflict, DatabaseUnavailable, HeadroomError, InvalidInput, StatementTimeout
+from tests.support.constraints import METADATA, VIOLATIONS, create_tables
+from tests.unit.conftest import SQLITE
 
 
 class DriverError(Exception):
@@ -59,3 +65,51 @@ async def test_violation_without_a_mapped_error_is_unchanged(database: Database)
             session.add(User(email="ann@example.com", name=None, password_hash="x"))
             with violations({"uq_users_email": Taken()}):
                 await session.flush()
+
+
+# Constraints on every driver. The same rows violate them on PostgreSQL: tests/integration/database/test_violations.py
+
+
+@pytest.fixture
+async def connection() -> AsyncIterator[AsyncConnection]:
+    engine = make_engine(url=SQLITE, application_name="test")
+    async with engine.connect() as connection:
+        await create_tables(connection)
+        yield connection
+    await engine.dispose()
+
+
+@pytest.mark.parametrize(("statement", "name"), VIOLATIONS)
+async def test_violated_constraint_is_found_on_sqlite(connection: AsyncConnection, statement: str, name: str) -> None:
+    with pytest.raises(Taken), violations({"other": Conflict(), name: Taken()}, METADATA):
+        await connection.execute(text(statement))
+
+
+@pytest.mark.parametrize(("statement", "name"), VIOLATIONS)
+async def test_other_constraint_on_sqlite_is_unchanged(connection: AsyncConnection, statement: str, name: str) -> None:
+    others = {each: Taken() for _, each in VIOLATIONS if each != name}
+    with pytest.raises(IntegrityError), violations(others, METADATA):
+        await connection.execute(text(statement))
+
+
+async def test_ambiguous_foreign_key_on_sqlite_is_unchanged(connection: AsyncConnection) -> None:
+    """SQLite does not say which foreign key failed, and the statement has values for both."""
+    two = {"fk_item_owner_id_owner": Taken(), "fk_item_parent_id_item": Taken()}
+    with pytest.raises(IntegrityError), violations(two, METADATA):
+        await connection.execute(text("INSERT INTO item (id, code, owner_id, parent_id) VALUES (9, 'c9', 99, 1)"))
+
+
+async def test_deferred_foreign_key_at_commit_on_sqlite_is_found(connection: AsyncConnection) -> None:
+    await connection.execute(text("PRAGMA defer_foreign_keys=ON"))
+    await connection.execute(text("INSERT INTO item (id, code, owner_id) VALUES (9, 'c9', 99)"))
+    with pytest.raises(Taken), violations({"fk_item_owner_id_owner": Taken()}, METADATA):
+        await connection.commit()
+
+
+def test_error_without_a_driver_error_is_translated_to_none() -> None:
+    """SQLAlchemy's asyncpg dialect raises some errors itself: asking for the driver's then raises ValueError."""
+    dialect = make_engine(url=SQLITE.set(drivername="postgresql+asyncpg"), application_name="test").dialect
+    own = dialect.loaded_dbapi.InvalidCachedStatementError("cached plan must not change result type")
+
+    assert translate(ProgrammingError("SELECT 1", {}, own)) is None
+    assert translate(own) is None

@@ -2,6 +2,7 @@
 
 from datetime import UTC
 
+import pytest
 from sqlalchemy import bindparam, select
 
 from app.database import Database
@@ -43,3 +44,20 @@ def test_statement_whose_text_depends_on_values_is_not_compiled() -> None:
     dialect = make_engine(url=SQLITE.set(drivername="postgresql+asyncpg"), application_name="test").dialect
 
     assert compile_statement(select(User.id).where(User.id.in_([1, 2])), dialect) is None
+
+
+def test_two_columns_with_the_same_name_are_refused() -> None:
+    dialect = make_engine(url=SQLITE.set(drivername="postgresql+asyncpg"), application_name="test").dialect
+
+    with pytest.raises(TypeError, match="the same name"):
+        compile_statement(select(User.id.label("x"), User.name.label("x")), dialect)
+
+
+async def test_entities_of_a_write_session_are_read(database: Database) -> None:
+    async with database.write() as session:
+        session.add(User(email="ann@example.com", name="Ann", password_hash="x"))
+
+    [user] = await database.read.entities(select(User).where(User.name == bindparam("name")), name="Ann")
+
+    assert user.email == "ann@example.com"
+    assert await database.read.entity(select(User).where(User.name == "Bob")) is None

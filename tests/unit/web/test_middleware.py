@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from httpx import ASGITransport, AsyncClient
 
 from app.errors import DatabaseUnavailable, PoolExhausted, StatementTimeout, TransientDatabaseError
+from app.web.middleware import body_limit
 
 
 async def test_request_id_of_each_response_is_unique(client: AsyncClient) -> None:
@@ -125,3 +126,19 @@ async def test_body_above_the_limit_is_refused(app: FastAPI, client: AsyncClient
     assert (await client.post("/size", content=b"x" * 1_048_577)).status_code == 413
     assert (await client.post("/size", content=two_chunks(1_048_576))).json() == 1_048_576
     assert (await client.post("/size", content=two_chunks(1_048_577))).status_code == 413
+
+
+async def test_body_limit_of_a_route_replaces_the_default(app: FastAPI, client: AsyncClient) -> None:
+    async def size(request: Request) -> int:
+        return len(await request.body())
+
+    app.post("/upload", openapi_extra=body_limit(3_000_000))(size)
+    app.post("/small", openapi_extra=body_limit(10))(size)
+    app.post("/fastapis-own", max_body_size=2_000_000)(size)
+
+    assert (await client.post("/upload", content=b"x" * 3_000_000)).json() == 3_000_000
+    refused = await client.post("/upload", content=b"x" * 3_000_001)
+    assert (refused.status_code, refused.json()["type"]) == (413, "/problems/content-too-large")
+    assert (await client.post("/small", content=b"x" * 11)).status_code == 413
+    assert (await client.post("/fastapis-own", content=b"x" * 2_000_000)).json() == 2_000_000
+    assert (await client.post("/fastapis-own", content=b"x" * 2_000_001)).status_code == 413

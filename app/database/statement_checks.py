@@ -1,0 +1,107 @@
+"""Which statements a session accepts. A statement that it would answer wrongly is refused, with the remedy.
+
+The only module that reads how SQLAlchemy stores the columns and the options of a statement.
+"""
+
+from typing import Any
+
+from sqlalchemy import CompoundSelect, FromClause, Select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import LoaderCriteriaOption
+from sqlalchemy.sql.dml import UpdateBase
+
+# A statement that returns rows.
+Statement = Select[*tuple[Any, ...]] | UpdateBase
+
+_MAX_QUOTED = 200
+
+
+def require_select(statement: Statement) -> None:
+    """Raise TypeError unless the statement reads columns, without a lock."""
+    if isinstance(statement, UpdateBase):
+        raise _refusal(statement, "a read session does not write: use StatementSession.returned() or a write session")
+    for part in _parts(statement):
+        _require_columns(part, "select its columns, or read entities with ReadSession.entities()")
+        _refuse_lock(part)
+
+
+def require_returning(statement: Statement) -> None:
+    """Raise TypeError unless the statement is an INSERT, UPDATE or DELETE that returns columns."""
+    if not isinstance(statement, UpdateBase):
+        raise _refusal(statement, "a statement session only writes: use ReadSession.all() or ReadSession.first()")
+    if not _elements(statement):
+        raise _refusal(statement, "the statement returns no row: add returning()")
+    _require_columns(statement, "return its columns, or use a write session")
+
+
+def require_entity(statement: Select[Any]) -> None:
+    """Raise TypeError unless the statement selects one entity, without a lock."""
+    elements = _elements(statement)
+    if not isinstance(statement, Select) or len(elements) != 1 or not _is_entity(elements[0]):
+        raise _refusal(
+            statement, "entities() reads one kind of entity, as in select(Post): read columns with ReadSession.all()"
+        )
+    _refuse_lock(statement)
+
+
+def is_plain(statement: Statement) -> bool:
+    """Return False if options of the statement, or of a part of it, change what its execution returns."""
+    return not any(_options(part) or part.get_execution_options() for part in _parts(statement))
+
+
+def _require_columns(statement: Any, remedy: str) -> None:
+    for element in _elements(statement):
+        if (found := _entity(element)) is not None:
+            raise _refusal(statement, f"a row of this session has columns, and the statement names {found}: {remedy}")
+    if any(not isinstance(option, LoaderCriteriaOption) for option in _options(statement)):
+        raise _refusal(statement, f"options() loads relationships, which a row of this session does not have: {remedy}")
+
+
+def _refuse_lock(statement: Any) -> None:
+    if getattr(statement, "_for_update_arg", None) is not None:
+        raise _refusal(
+            statement, "a lock ends with its transaction, which this session does not have: use a write session"
+        )
+
+
+def _parts(statement: Any) -> list[Any]:
+    """Return the statement and, if it is a UNION or the like, the SELECTs in it."""
+    selects = statement.selects if isinstance(statement, CompoundSelect) else ()
+    return [statement, *(part for select in selects for part in _parts(select))]
+
+
+def _elements(statement: Any) -> tuple[Any, ...]:
+    """Return what the statement selects or returns, with each entity as one element."""
+    name = "_returning" if isinstance(statement, UpdateBase) else "_raw_columns"
+    return tuple(getattr(statement, name, ()))
+
+
+def _options(statement: Any) -> tuple[Any, ...]:
+    return tuple(getattr(statement, "_with_options", ()))
+
+
+def _entity(element: Any) -> str | None:
+    """Return the name of the entity, bundle or relationship that the element is; None for a column."""
+    annotations = element._annotations
+    if _is_entity(element):
+        return f"the entity {annotations['parententity'].mapper.class_.__name__}"
+    if "bundle" in annotations:
+        return f"the bundle {annotations['bundle'].name}"
+    owner, name = annotations.get("proxy_owner"), annotations.get("proxy_key")
+    if owner is not None and name in owner.mapper.relationships:
+        return f"the relationship {owner.mapper.class_.__name__}.{name}"
+    return None
+
+
+def _is_entity(element: Any) -> bool:
+    annotations = element._annotations
+    # A column_property() of a function is a FROM clause too, but it has a name in its entity.
+    return isinstance(element, FromClause) and "parententity" in annotations and "proxy_key" not in annotations
+
+
+def _refusal(statement: Any, reason: str) -> TypeError:
+    try:
+        sql = " ".join(str(statement).split())
+    except SQLAlchemyError:  # an option that does not fit the statement
+        sql = repr(statement)
+    return TypeError(f"{reason} (statement: {sql if len(sql) <= _MAX_QUOTED else sql[:_MAX_QUOTED] + ' ...'})")

@@ -1,0 +1,527 @@
+"""The plan of one operation: an ASGI application that does what FastAPI's own does, prepared once."""
+
+import email.message
+import json
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack
+from enum import Enum
+from typing import Any, NamedTuple, cast
+
+from fastapi import BackgroundTasks, params
+from fastapi.datastructures import DefaultPlaceholder
+from fastapi.encoders import jsonable_encoder
+from fastapi.exceptions import FastAPIError, RequestValidationError, ResponseValidationError
+from fastapi.security import SecurityScopes
+from fastapi.utils import is_body_allowed_for_status_code
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.web.fast_routes import _fastapi as private
+from app.web.fast_routes.parameters import Errors, Values, reader
+
+_NO_HANDLERS: tuple[Any, Any] = ({}, {})  # by class and by status, as Starlette keeps them in the scope
+
+
+_NOT_AWAITED = (
+    "Response not awaited. There's a high chance that the "
+    "application code is raising an exception and a dependency with yield "
+    "has a block with a bare except, or a block with except Exception, "
+    "and is not raising the exception again. Read more about it in the "
+    "docs: https://fastapi.tiangolo.com/tutorial/dependencies/dependencies-with-yield/#dependencies-with-yield-and-except"
+)
+
+
+class NotPlannable(Exception):
+    """FastAPI has to run this operation. The message says why."""
+
+
+class _Kind(Enum):
+    COROUTINE = "coroutine"
+    THREAD = "thread"
+    GENERATOR = "generator"
+
+
+class _Node:
+    """A dependency, or the endpoint: one `Dependant` of FastAPI's, with everything decided that can be.
+
+    `children` are the dependencies whose results it gets: argument name (None: the result is not used) and place.
+    """
+
+    def __init__(
+        self, dependant: private.Dependant, *, embed: bool, place: int, children: list[tuple[str | None, int]]
+    ) -> None:
+        self.dependant = dependant
+        self.place = place
+        self.children = children
+        self.call = cast("Callable[..., Any]", dependant.call)
+        if private.is_generator(dependant.call) or private.is_async_generator(dependant.call):
+            self.kind = _Kind.GENERATOR
+        else:
+            self.kind = _Kind.COROUTINE if private.is_coroutine(dependant.call) else _Kind.THREAD
+        self.use_cache = dependant.use_cache
+        self.key = private.cache_key(dependant=dependant)
+        self.concurrency = dependant.concurrency
+        self.is_shared = False
+        # It can then be awaited without a look at the cache or a semaphore.
+        self.is_plain_coroutine = self.kind is _Kind.COROUTINE and self.concurrency is None
+        self.stack = "fastapi_function_astack" if dependant.scope == "function" else "fastapi_inner_astack"
+        readers = (
+            reader(dependant.path_params, lambda request: request.path_params),
+            reader(dependant.query_params, lambda request: request.query_params),
+            reader(dependant.header_params, lambda request: request.headers),
+            reader(dependant.cookie_params, lambda request: request.cookies),
+        )
+        self.readers = [each for each in readers if each is not None]
+        self.embed = embed
+        self.body_fields = dependant.body_params
+        self.body_field = self._single_body_field()
+        self.request_names = [
+            name for name in (dependant.http_connection_param_name, dependant.request_param_name) if name
+        ]
+        self.background_name = dependant.background_tasks_param_name
+        self.response_name = dependant.response_param_name
+        self.scopes_name = dependant.security_scopes_param_name
+        self.has_other_values = bool(self.background_name or self.response_name or self.scopes_name)
+        self.has_own_values = bool(self.readers or self.body_fields)
+
+    def _single_body_field(self) -> private.ModelField | None:
+        """Return the field that takes the whole JSON body; None if FastAPI's function has to read the body's fields."""
+        fields = self.body_fields
+        if len(fields) != 1 or self.embed or private.should_embed_body_fields(fields) or private.form_models(fields[0]):
+            return None
+        return fields[0] if type(fields[0].field_info) is params.Body else None
+
+    def share(self) -> None:
+        """Note that another node has the same cache key: this one may have to take its result."""
+        self.is_shared = True
+        self.is_plain_coroutine = False
+
+
+class _Solved(NamedTuple):
+    """As FastAPI's SolvedDependency: the endpoint's arguments, and what dependencies share."""
+
+    values: Values
+    errors: Errors
+    background: Any
+    response: Response | None
+
+
+class _JsonResponse(NamedTuple):
+    """A JSON response as Starlette's Response sends it, without building an object for its headers."""
+
+    status: int
+    body: bytes
+    headers: Iterable[tuple[bytes, bytes]]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = self.body
+        if is_body_allowed_for_status_code(self.status):
+            headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json"), *self.headers]
+        else:
+            headers, body = [(b"content-type", b"application/json"), *self.headers], b""
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+class OperationPlan:
+    """Answers the requests of one operation. Takes the place of `APIRoute.app`."""
+
+    def __init__(self, context: Any) -> None:
+        """Prepare the plan. `context` is the route, or FastAPI's context of the route in an included router.
+
+        Raise NotPlannable.
+        """
+        if context.max_body_size is not None:
+            raise NotPlannable("it has a body size limit of its own")
+        if (replaced := private.replaced_function()) is not None:
+            raise NotPlannable(f"an instrumentation replaced {replaced}()")
+        found = private.handler_of(context.app, self._respond)
+        if found is None:
+            raise NotPlannable("its handler was replaced by a subclass or an instrumentation")
+        options, handler = found
+        dependant = options.dependant
+        if dependant.call is None:
+            raise NotPlannable("it has no endpoint")
+        if (
+            options.is_sse_stream
+            or options.is_json_stream
+            or private.is_generator(dependant.call)
+            or private.is_async_generator(dependant.call)
+        ):
+            raise NotPlannable("it streams its response")
+
+        self.context = context
+        self.original_app: ASGIApp = context.app
+        self._handler = handler
+        self._is_wrapped = handler != self._respond  # the wrapper may change the response that it gets
+        self._dependant = dependant
+        self._call = dependant.call
+        self._is_coroutine = options.is_coroutine
+        self._overrides_provider = options.dependency_overrides_provider
+        self._body_field = options.body_field
+        self._is_form = bool(self._body_field and isinstance(self._body_field.field_info, params.Form))
+        self._form_limits: Any = options.form_limits
+        self._strict_content_type = options.actual_strict_content_type
+        self._status_code = options.status_code
+        self._response_class = options.actual_response_class
+        self._response_field = options.response_field
+        self._dump_options = {
+            "include": options.response_model_include,
+            "exclude": options.response_model_exclude,
+            "by_alias": options.response_model_by_alias,
+            "exclude_unset": options.response_model_exclude_unset,
+            "exclude_defaults": options.response_model_exclude_defaults,
+            "exclude_none": options.response_model_exclude_none,
+        }
+        self._dumps_json = self._response_field is not None and isinstance(options.response_class, DefaultPlaceholder)
+
+        nodes: list[_Node] = []
+        self._add_node(dependant, options.embed_body_fields, nodes)
+        self._endpoint = nodes.pop()
+        self._nodes = nodes
+        self._nodes_and_endpoint = (*nodes, self._endpoint)
+        keys = [node.key for node in nodes]
+        for node in nodes:
+            if keys.count(node.key) > 1:
+                node.share()
+        if self._overrides_provider is not None and not all(node.use_cache for node in nodes):
+            # If a dependency installs an override, FastAPI solves the rest with the results so far as its cache.
+            raise NotPlannable("a dependency has use_cache=False")
+        self._has_exits = any(node.kind is _Kind.GENERATOR for node in nodes)
+        self._has_response_parameter = any(node.response_name for node in (*nodes, self._endpoint))
+
+    def _add_node(self, dependant: private.Dependant, embed: bool, nodes: list[_Node]) -> int:
+        """Add a dependant after its dependencies, the order in which FastAPI solves them. Return its place."""
+        children = [(each.name, self._add_node(each, embed, nodes)) for each in dependant.dependencies]
+        nodes.append(_Node(dependant, embed=embed, place=len(nodes), children=children))
+        return len(nodes) - 1
+
+    @property
+    def is_overridden(self) -> bool:
+        """Return True if dependencies are overridden at this moment, as tests do: FastAPI then runs the operation."""
+        provider = self._overrides_provider
+        return provider is not None and bool(provider.dependency_overrides)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, as FastAPI's `request_response` with Starlette's `wrap_app_handling_exceptions`."""
+        request = Request(scope, receive, send)
+        handlers = scope.get("starlette.exception_handlers", _NO_HANDLERS)
+        started = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+            await send(message)
+
+        try:
+            if self._has_exits:
+                await self._answer_with_exits(request, scope, receive, send_and_note)
+            else:
+                await self._answer(request, scope, receive, send_and_note)
+        except Exception as error:
+            handler = _exception_handler(handlers, error)
+            if handler is None:
+                raise
+            if started:
+                raise RuntimeError("Caught handled exception, but response already started.") from error
+            if private.is_async_callable(handler):
+                response = await handler(request, error)
+            else:
+                response = await run_in_threadpool(handler, request, error)
+            if response is not None:
+                await response(scope, receive, send_and_note)
+            # Reused exception instances would accumulate tracebacks.
+            error.__traceback__ = None
+
+    async def _answer(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request of an operation without exits. The stacks are there for code that uses them itself."""
+        request_stack = scope["fastapi_inner_astack"] = AsyncExitStack()
+        function_stack = scope["fastapi_function_astack"] = AsyncExitStack()
+        awaited = False
+        try:
+            try:
+                response = await self._handler(request)
+            except BaseException:
+                if not (private.is_used(function_stack) and await function_stack.__aexit__(*sys.exc_info())):
+                    raise
+            else:
+                if private.is_used(function_stack):
+                    await function_stack.aclose()
+            # Unbound if a callback of the function stack swallowed the exception: the same error as in FastAPI.
+            await response(scope, receive, send)
+            awaited = True
+        except BaseException:
+            if not (private.is_used(request_stack) and await request_stack.__aexit__(*sys.exc_info())):
+                raise
+        else:
+            if private.is_used(request_stack):
+                await request_stack.aclose()
+        if not awaited:
+            raise FastAPIError(_NOT_AWAITED)
+
+    async def _answer_with_exits(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
+        awaited = False
+        async with AsyncExitStack() as request_stack:
+            scope["fastapi_inner_astack"] = request_stack
+            async with AsyncExitStack() as function_stack:
+                scope["fastapi_function_astack"] = function_stack
+                response = await self._handler(request)
+            await response(scope, receive, send)
+            awaited = True
+        if not awaited:
+            raise FastAPIError(_NOT_AWAITED)
+
+    async def _respond(self, request: Request) -> Any:
+        """Return the response, as the handler that FastAPI's `get_request_handler` makes."""
+        telemetry = private.get_telemetry_data() if request.scope.get("fastapi.telemetry") is not None else None
+        if telemetry is not None:
+            telemetry.request = request
+        body: Any = private.Undefined
+        if self._body_field is not None:
+            body = await self._read_body(request)
+        if telemetry is None:
+            solved = await self._solve(request, body)
+        else:
+            telemetry.body = None if body is private.Undefined else body
+            with private.operation_span(name="dependencies", function=self._call):
+                solved = await self._solve(request, body)
+                telemetry.values = solved.values
+                telemetry.errors = solved.errors
+        if solved.errors:
+            error = RequestValidationError(
+                solved.errors,
+                body=None if body is private.Undefined else body,
+                endpoint_ctx=self._endpoint_context(request),
+            )
+            private.record_validation_failure(error)
+            raise error
+        if not self._is_coroutine:
+            result = await run_in_threadpool(private.run_sync_endpoint, function=self._call, arguments=solved.values)
+        elif telemetry is None:
+            result = await self._call(**solved.values)
+        else:
+            with private.operation_span(name="endpoint", function=self._call):
+                result = await self._call(**solved.values)
+        if isinstance(result, Response):
+            if result.background is None:
+                result.background = solved.background
+            return result
+        if telemetry is None:
+            content = await self._serialize(request, result)
+        else:
+            with private.operation_span(name="serialization", function=self._call):
+                content = await self._serialize(request, result)
+        return self._make_response(content, solved)
+
+    def _make_response(self, content: Any, solved: _Solved) -> Any:
+        shared = solved.response
+        status = (shared.status_code if shared is not None else None) or self._status_code
+        if self._dumps_json and solved.background is None and not self._is_wrapped:
+            # A copy: exits of dependencies that run before the response is sent no longer change it.
+            return _JsonResponse(status or 200, content, tuple(shared.headers.raw) if shared is not None else ())
+        arguments: Values = {"background": solved.background}
+        if status is not None:
+            arguments["status_code"] = status
+        if self._dumps_json:
+            response = Response(content=content, media_type="application/json", **arguments)
+        else:
+            response = self._response_class(content, **arguments)
+        if not is_body_allowed_for_status_code(response.status_code):
+            response.body = b""
+        if shared is not None:
+            response.headers.raw.extend(shared.headers.raw)
+        return response
+
+    async def _serialize(self, request: Request, result: Any) -> Any:
+        field = self._response_field
+        if field is None:
+            return jsonable_encoder(result)
+        if self._is_coroutine:
+            value, errors = field.validate(result, {}, loc=("response",))
+        else:
+            value, errors = await run_in_threadpool(field.validate, result, {}, loc=("response",))
+        if errors:
+            raise ResponseValidationError(errors=errors, body=result, endpoint_ctx=self._endpoint_context(request))
+        return (field.serialize_json if self._dumps_json else field.serialize)(value, **self._dump_options)
+
+    def _endpoint_context(self, request: Request) -> Any:
+        context = private.endpoint_context(self._call)
+        if self._dependant.path:
+            mount_path = request.scope.get("root_path", "").rstrip("/")
+            context["path"] = f"{request.method} {mount_path}{self._dependant.path}"
+        return context
+
+    async def _read_body(self, request: Request) -> Any:
+        scope = request.scope
+        try:
+            if self._is_form:
+                limits = private.resolve_form_limits(scope.get(private.FASTAPI_SCOPE_KEY, {}), self._form_limits)
+                form = await request.form(**limits)
+                scope[private.FILE_STACK_KEY].push_async_callback(form.close)
+                return form
+            sent = await private.read_body(request)
+            if not sent:
+                return private.Undefined
+            if not self._is_json(request):
+                return sent
+            parsed = await request.json()
+        except json.JSONDecodeError as error:
+            invalid = RequestValidationError(
+                [
+                    {
+                        "type": "json_invalid",
+                        "loc": ("body", error.pos),
+                        "msg": "JSON decode error",
+                        "input": {},
+                        "ctx": {"error": error.msg},
+                    }
+                ],
+                body=error.doc,
+                endpoint_ctx=self._endpoint_context(request),
+            )
+            private.record_validation_failure(invalid)
+            raise invalid from error
+        except HTTPException:
+            raise
+        except Exception as error:
+            if private.MAX_BODY_SIZE_SCOPE_KEY in scope and (limit_error := private.get_body_limit_error(error)):
+                raise limit_error from error
+            raise HTTPException(status_code=400, detail="There was an error parsing the body") from error
+        return parsed
+
+    def _is_json(self, request: Request) -> bool:
+        """Return True if the content type is JSON, or is missing where that is allowed."""
+        content_type = next((value for name, value in request.scope["headers"] if name == b"content-type"), b"")
+        if content_type == b"application/json":
+            return True
+        if not content_type:
+            return not self._strict_content_type
+        message = email.message.Message()
+        message["content-type"] = content_type.decode("latin-1")
+        if message.get_content_maintype() != "application":
+            return False
+        subtype = message.get_content_subtype()
+        return subtype == "json" or subtype.endswith("+json")
+
+    async def _solve(self, request: Request, body: Any) -> _Solved:
+        """Return the endpoint's arguments, as FastAPI's `solve_dependencies`: its recursion, walked as a list."""
+        background: Any = None
+        response = _response_parameter() if self._has_response_parameter else None
+        results: list[Any] = []
+        cache: dict[Any, Any] = {}
+        errors: Errors = []
+        failed: set[int] = set()  # places whose parameters, or whose dependencies' parameters, are not valid
+        provider = self._overrides_provider
+        for node in self._nodes_and_endpoint:
+            values: Values = {}
+            errors_before = len(errors)
+            is_callable = True
+            for argument, place in node.children:
+                if place in failed:
+                    is_callable = False
+                elif argument is not None:
+                    values[argument] = results[place]
+            if node.has_own_values:
+                for read in node.readers:
+                    read(request, values, errors)
+                if node.body_fields:
+                    await self._read_body_fields(node, body, values, errors)
+            for name in node.request_names:
+                values[name] = request
+            if node.has_other_values:
+                if node.background_name is not None:
+                    background = background if background is not None else BackgroundTasks()
+                    values[node.background_name] = background
+                if node.response_name:
+                    values[node.response_name] = response
+                if node.scopes_name:
+                    scopes = private.oauth_scopes(dependant=node.dependant)
+                    values[node.scopes_name] = SecurityScopes(scopes=scopes)
+            if node is self._endpoint:
+                return _Solved(values, errors, background, response)
+            if len(errors) > errors_before or not is_callable:
+                failed.add(node.place)
+                results.append(None)
+                continue
+            if node.is_plain_coroutine:
+                result = await node.call(**values)
+            elif node.is_shared and node.use_cache and node.key in cache:
+                result = cache[node.key]
+            else:
+                result = await self._call_dependency(node, request, values)
+            results.append(result)
+            if provider is not None and provider.dependency_overrides:
+                return await self._solve_with_overrides(request, body, results, background, response)
+            if node.is_shared:
+                cache.setdefault(node.key, result)
+        raise AssertionError("the endpoint is the last node")
+
+    @staticmethod
+    async def _read_body_fields(node: _Node, body: Any, values: Values, errors: Errors) -> None:
+        if (field := node.body_field) is not None:
+            value, field_errors = private.validate_value(field=field, value=body, values={}, loc=("body",))
+            values[field.name] = value
+            errors.extend(field_errors)
+            return
+        found, found_errors = await private.request_body_to_args(
+            body_fields=node.body_fields, received_body=body, embed_body_fields=node.embed
+        )
+        values.update(found)
+        errors.extend(found_errors)
+
+    @staticmethod
+    async def _call_dependency(node: _Node, request: Request, values: Values) -> Any:
+        if node.kind is _Kind.GENERATOR:
+            return await private.solve_generator(
+                request=request, dependant=node.dependant, stack=request.scope[node.stack], sub_values=values
+            )
+        if node.concurrency is None:
+            return await _call(node, values)
+        async with node.concurrency.get_semaphore():
+            return await _call(node, values)
+
+    async def _solve_with_overrides(
+        self, request: Request, body: Any, results: list[Any], background: Any, response: Response | None
+    ) -> _Solved:
+        """Let FastAPI solve the rest: a dependency has just installed an override, which applies at once."""
+        cache: dict[Any, Any] = {}
+        for node, result in zip(self._nodes, results, strict=False):
+            cache.setdefault(node.key, result)
+        solved = await private.solve_dependencies(
+            request=request,
+            dependant=self._dependant,
+            body=body,
+            background_tasks=background,
+            response=response,
+            dependency_overrides_provider=self._overrides_provider,
+            dependency_cache=cache,
+            async_exit_stack=request.scope["fastapi_inner_astack"],
+            embed_body_fields=self._endpoint.embed,
+        )
+        return _Solved(solved.values, solved.errors, solved.background_tasks, solved.response)
+
+
+async def _call(node: _Node, values: Values) -> Any:
+    if node.kind is _Kind.COROUTINE:
+        return await node.call(**values)
+    return await run_in_threadpool(node.call, **values)
+
+
+def _response_parameter() -> Response:
+    """Return the Response whose headers and status dependencies and the endpoint may set."""
+    response = Response()
+    del response.headers["content-length"]
+    response.status_code = None  # type: ignore[assignment]  # FastAPI's marker for "not set"
+    return response
+
+
+def _exception_handler(handlers: tuple[Any, Any], error: Exception) -> Any:
+    """Return the handler of an exception, as Starlette looks it up; None if there is none."""
+    exception_handlers, status_handlers = handlers
+    handler = status_handlers.get(error.status_code) if isinstance(error, HTTPException) else None
+    return handler if handler is not None else private.lookup_exception_handler(exception_handlers, error)

@@ -1,0 +1,1 @@
+"""Applications and requests with which plain FastAPI is compared, by kind."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
+import hypothesis
 import pytest
 
 from app.observability.logging import configure_logging
@@ -23,6 +24,10 @@ from tests.support.workers import (
     run_directory,
     turn,
 )
+
+# No test depends on the speed of the machine: a busy one is slow to generate data.
+hypothesis.settings.register_profile("project", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("project")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -65,7 +65,7 @@ def _refuse_lock(statement: Any) -> None:
 
 
 def _parts(statement: Any) -> list[Any]:
-    """Return the statement and, if it is a UNION or the like, the SELECTs in it."""
+    """Return the statement and, if it is a UNION or the like, each SELECT in it."""
     selects = statement.selects if isinstance(statement, CompoundSelect) else ()
     return [statement, *(part for select in selects for part in _parts(select))]
 

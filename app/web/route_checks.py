@@ -73,7 +73,7 @@ def _check_list(path: str | None, dependant: Dependant) -> None:
     ]
     for annotation in (*annotations, dependant.call):
         if isinstance(annotation, type) and issubclass(annotation, ListParams):
-            raise RuntimeError(
+            raise RuntimeError(  # noqa: TRY004 - nothing here has a wrong type
                 f"{path} takes {annotation.__name__} without ListQuery: repeated parameters would be ignored. "
                 f"Annotate it as ListQuery[{annotation.__name__}]."
             )

@@ -99,7 +99,7 @@ def _describe_exception(error: BaseException, depth: int = 0) -> object:
         ("context", error.__context__ and _describe_exception(error.__context__, depth + 1)),
         ("suppressed", error.__suppress_context__),
         ("notes", getattr(error, "__notes__", None)),
-        ("errors", describe(error.errors()) if callable(getattr(error, "errors", None)) else None),
+        ("errors", describe(errors()) if callable(errors := getattr(error, "errors", None)) else None),
         ("body", describe(getattr(error, "body", None))),
         *further,
     )

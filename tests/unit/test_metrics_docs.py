@@ -5,7 +5,6 @@ import re
 import pytest
 
 from app.observability.catalogue import metric_specs, metrics_table
-
 from app.paths import POSTGRES_ROLES, PROJECT_ROOT
 from app.settings import Settings
 from tests.support.prometheus import rules

@@ -1,6 +1,7 @@
 """Raw-ASGI comparisons of plain FastAPI with FastAPI and `fast_routes.install`.
 
-The cases were written against FastAPI's and Starlette's behaviour, before their authors read the fast routes' code.
+Nearly all cases were written against FastAPI's and Starlette's source, before their author had read the fast routes.
+About 35 were added after that: patched functions, equal routes, swallowing exit stacks, orders of query parameters.
 `Case.differs` explains the differences that remain; a case that no longer differs fails, too.
 """
 

@@ -58,8 +58,10 @@ def new_database(database_url: URL) -> NewDatabase:
         engine = make_engine(
             url=url, application_name="headroom:observed", observer=recorder, pool=PoolOptions(**options)
         )
-        yield Database(engine), recorder
-        await engine.dispose()
+        try:
+            yield Database(engine), recorder
+        finally:
+            await engine.dispose()
 
     return new
 

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from psycopg.errors import UndefinedFile
+from psycopg.errors import FeatureNotSupported, UndefinedFile
 from sqlalchemy import URL, Column, MetaData, Table, bindparam, cast, insert, select
 from sqlalchemy.dialects import postgresql as pg
 from sqlalchemy.dialects.postgresql.ranges import MultiRange
@@ -286,7 +286,7 @@ def kinds(database_url: URL) -> dict[str, Kind]:
         for name, extension in EXTENSIONS.items():
             try:
                 admin.execute(f"CREATE EXTENSION {extension}".encode())
-            except UndefinedFile:  # the embedded server has no extensions
+            except (FeatureNotSupported, UndefinedFile):  # the embedded server has no extensions
                 del found[name]
     return found
 

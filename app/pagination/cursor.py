@@ -4,10 +4,10 @@ import base64
 import binascii
 import hashlib
 import hmac
-import json
-from datetime import datetime
+from collections.abc import Sequence
+from typing import Any
 
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from app.errors import InvalidInput
 
@@ -24,22 +24,21 @@ class InvalidCursor(InvalidInput):
 class Cursors:
     """Writes and reads cursors.
 
-    A cursor is the sort column's value and the key of the last row of a page, signed for one list with one sort order
-    and one set of filters (the `context`).
+    A cursor contains the position of the last row of a page (`order.py`). It is signed for a `context`: one list with
+    one sort order and one set of filters.
     """
 
     def __init__(self, secret_key: str) -> None:
         self._key = hashlib.sha256(b"cursor:" + secret_key.encode()).digest()
 
-    def write(self, context: object, value: object, key: int) -> str:
-        """Return the cursor of the row with this sort value and key. `context` must be serialisable as JSON."""
-        kind, value = ("time", value.isoformat()) if isinstance(value, datetime) else ("plain", value)
+    def write(self, context: object, position: Sequence[object]) -> str:
+        """Return the cursor of a position. It and `context` must be serialisable as JSON."""
         # UTF-8 without escapes: a title of 200 characters outside the BMP would otherwise exceed the length limit.
-        payload = to_json([kind, value, key])
+        payload = to_json(position)
         return base64.urlsafe_b64encode(self._sign(context, payload) + payload).decode().rstrip("=")
 
-    def read(self, cursor: str, context: object) -> tuple[object, int]:
-        """Return the sort value and the key that `write()` was given. Raise InvalidCursor."""
+    def read(self, cursor: str, context: object) -> list[Any]:
+        """Return the position that `write()` was given. Raise InvalidCursor."""
         try:
             raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         except (binascii.Error, ValueError):
@@ -47,8 +46,8 @@ class Cursors:
         signature, payload = raw[:SIGNATURE_BYTES], raw[SIGNATURE_BYTES:]
         if not hmac.compare_digest(signature, self._sign(context, payload)):
             raise InvalidCursor
-        kind, value, key = json.loads(payload)
-        return (datetime.fromisoformat(value) if kind == "time" else value), key
+        position: list[Any] = from_json(payload)
+        return position
 
     def _sign(self, context: object, payload: bytes) -> bytes:
         message = to_json(context) + b"\0" + payload

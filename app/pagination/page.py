@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 from app.database.session import ReadSession, Row
 from app.fields import BIGINT_MAX, NoNul
 from app.pagination.cursor import Cursors
-from app.pagination.statements import ListStatements, like_pattern
+from app.pagination.statements import ListStatements, Part, like_pattern
 
 Item = TypeVar("Item")
 
@@ -34,7 +34,7 @@ class ListParams(BaseModel):
     limit: int = Field(default=DEFAULT_LIMIT, ge=1, le=MAX_LIMIT, description="Maximum number of items to return.")
     cursor: str | None = Field(
         default=None,
-        max_length=2_000,
+        max_length=4_000,
         description="Keyset pagination: empty for the first page, then the `next_cursor` of the page before, with the "
         "other parameters unchanged. Pages are not counted and cost the same at any depth.",
     )
@@ -47,9 +47,12 @@ class ListParams(BaseModel):
 
     def filters(self) -> dict[str, Any]:
         """Return the filters that were sent, by name, as the list's statements expect them."""
-        values = ((name, getattr(self, name)) for name in _filter_names(type(self)))
-        given = {name: value for name, value in values if value not in (None, "")}
-        return given | ({"q": like_pattern(given["q"])} if "q" in given else {})
+        given = {}
+        for name in _filter_names(type(self)):
+            value = getattr(self, name)
+            if value is not None and value != "":
+                given[name] = like_pattern(value) if name == "q" else value
+        return given
 
 
 @cache
@@ -101,19 +104,20 @@ async def read_page(
             next_cursor=None,
         )
 
-    context = [statements.name, params.sort, filters]
+    order = statements.order(params.sort)
+    context = [order.context, filters]
+    after = {} if params.cursor == "" else order.parameters(cursors.read(params.cursor, context))
     row_limit = params.limit + 1  # the row after the page tells whether there is a next page
     # A literal LIMIT is planned once, but each literal is a statement of its own: only for the common limits, and only
     # without filters, where the best plan would depend on the filter's value.
     is_common = not filters and params.limit in (DEFAULT_LIMIT, MAX_LIMIT)
-    limit, parameters = (row_limit, {}) if is_common else (None, filters | {"limit": row_limit})
-    if params.cursor == "":
-        rows = await session.all(statements.first(params.sort, names, limit), **parameters)
-    else:
-        value, key = cursors.read(params.cursor, context)
-        by_key = statements.sorts_by_key(params.sort)
-        after = {"after_key": key} if by_key else {"after_key": key, "after_value": value}
-        rows = await session.all(statements.after(params.sort, names, limit), **after, **parameters)
+    limit, parameters = (row_limit, after) if is_common else (None, filters | after | {"limit": row_limit})
+    part: Part = "nulls" if after and after["after_0"] is None else "values"
+    select = statements.after if after else statements.first
+    rows = await session.all(select(params.sort, names, limit, part), **parameters)
+    if order.nullable and part == "values" and len(rows) < row_limit:
+        nulls = await session.all(statements.first(params.sort, names, limit, "nulls"), **parameters)
+        rows = [*rows, *nulls]
     page, has_more = rows[: params.limit], len(rows) > params.limit
     return Page(
         items=[make(row) for row in page],
@@ -121,7 +125,5 @@ async def read_page(
         offset=None,
         limit=params.limit,
         has_more=has_more,
-        next_cursor=cursors.write(context, page[-1][params.sort.removeprefix("-")], page[-1]["id"])
-        if has_more
-        else None,
+        next_cursor=cursors.write(context, order.position(page[-1])) if has_more else None,
     )

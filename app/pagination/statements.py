@@ -1,16 +1,22 @@
 """The statements of a list: one declaration of its filters and sort columns, one SELECT for each way to page.
 
 Each combination of sort order and filters is built once, so it is compiled once. Pages by cursor compare
-`(sort column, id)` as a row value, which an index on the two answers: deep pages cost what the first page costs.
+`(sort column, key)` as a row value, which an index on them answers: deep pages cost what the first page costs.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
-from sqlalchemy import BigInteger, ColumnElement, Select, bindparam, func, literal_column, or_, select, tuple_
+from sqlalchemy import BigInteger, ColumnElement, FromClause, Join, Select, bindparam, func, literal_column, or_, select
 from sqlalchemy.orm import InstrumentedAttribute
 
+from app.database.statement_checks import require_select
+from app.pagination.order import SUPPORTED, Order, SortColumn, codec_of
+
 Statement = Select[*tuple[Any, ...]]
+Key = InstrumentedAttribute[Any] | tuple[InstrumentedAttribute[Any], ...]
+# Which rows of a list: those with a value in the sort column, or those without.
+Part = Literal["values", "nulls"]
 
 
 def contains(parameter: str, *columns: InstrumentedAttribute[str]) -> ColumnElement[bool]:
@@ -30,11 +36,20 @@ def like_pattern(text: str) -> str:
 class ListStatements:
     """Declares what a list selects, and what it can be filtered and sorted by.
 
-    `rows` selects the primary key as `id`, and each sort column under its own name. `key` is the primary key; it breaks
-    ties. `filters` are conditions with a `bindparam` of the filter's name. Each of `sorts` needs an index on the column
-    and the key.
+    - `rows` selects columns, among them the key and the sort columns. It may join, and filter by itself, as long as no
+      key comes twice.
+    - `key` is the primary key, a column or a tuple of columns. It breaks ties.
+    - `sorts` are the sort columns by the name that a client sends. Each needs an index on the column and the key. Rows
+      without a value come last in both directions; the same index serves them, except for descending pages by offset.
+    - `filters` are conditions with a `bindparam` of the filter's name.
+    - `counted` is what a total counts, by default `rows`. Give a SELECT without the joins, if these neither add nor
+      remove rows: counting is faster then.
 
-    `sort` arguments are a name of `sorts`, with a leading "-" for descending. `filters` arguments are names.
+    Raise ValueError for a declaration that would lose rows or count wrongly, or whose cursors would be inexact. Raise
+    TypeError if `rows` selects entities. A text of more than 2,900 bytes makes a cursor that `ListParams` refuses.
+
+    `sort` arguments of the methods are a name of `sorts`, with a leading "-" for descending. `filters` arguments are
+    names.
     """
 
     def __init__(
@@ -42,80 +57,148 @@ class ListStatements:
         name: str,
         rows: Statement,
         *,
-        key: InstrumentedAttribute[int],
+        key: Key,
         sorts: Mapping[str, InstrumentedAttribute[Any]],
         filters: Mapping[str, ColumnElement[bool]],
+        counted: Statement | None = None,
     ) -> None:
+        require_select(rows)
         self.name = name
         self._rows = rows
-        self._key = key
-        self._sorts = sorts
+        self._counted = rows if counted is None else counted
         self._filters = filters
-        self._statements: dict[tuple[str, str, frozenset[str], int | None], Statement] = {}
+        self._orders: dict[str, Order] = {}
+        self._statements: dict[tuple[Any, ...], Statement] = {}
+        keys = tuple(self._sort_column(each) for each in (key if isinstance(key, tuple) else (key,)))
+        for each in keys:
+            if each.nullable:
+                raise self._error(f"the key {each.attribute} can be NULL")
+        for sort, attribute in sorts.items():
+            column = self._sort_column(attribute)
+            columns = (column, *(each for each in keys if not _same(each.attribute, attribute)))
+            for order in (sort, f"-{sort}"):
+                self._orders[order] = Order(
+                    context=f"{name} {order} {','.join(each.codec.name for each in columns)}",
+                    columns=columns,
+                    descending=order != sort,
+                )
+        self._check_filters()
+
+    @property
+    def sorts(self) -> list[str]:
+        """Return every sort order, ascending and descending."""
+        return list(self._orders)
+
+    def order(self, sort: str) -> Order:
+        """Return a sort order. Raise ValueError if the list does not have it."""
+        try:
+            return self._orders[sort]
+        except KeyError:
+            raise self._error(f"it is not declared with the sort order {sort!r}") from None
 
     def by_offset(self, sort: str, filters: frozenset[str]) -> Statement:
         """Return the SELECT of a page by offset. Parameters: the filters', `offset`, `limit`."""
-        return self._once(
-            "offset", sort, filters, lambda: self._page(sort, filters).offset(bindparam("offset", type_=BigInteger()))
-        )
+        key = ("offset", sort, filters)
+        if key not in self._statements:
+            order = self.order(sort)
+            page = self._filtered(self._rows, filters).order_by(*order.by(nulls_last=order.nullable))
+            self._statements[key] = page.limit(_limit(None)).offset(bindparam("offset", type_=BigInteger()))
+        return self._statements[key]
 
     # With a LIMIT parameter, PostgreSQL plans the statement at each execution; with a literal, once
     # (docs/decisions/0006-literal-limit.md).
 
-    def first(self, sort: str, filters: frozenset[str], limit: int | None = None) -> Statement:
-        """Return the SELECT of the first page by cursor. Parameters: the filters', and `limit` unless given here."""
-        return self._once("first", sort, filters, lambda: self._page(sort, filters, limit), limit)
+    def first(self, sort: str, filters: frozenset[str], limit: int | None = None, part: Part = "values") -> Statement:
+        """Return the SELECT of the first page by cursor, in a part of the list.
 
-    def after(self, sort: str, filters: frozenset[str], limit: int | None = None) -> Statement:
-        """Return the SELECT of a later page by cursor.
-
-        Parameters: those of `first()`, and `after_value` and `after_key` of the row before the page.
+        A list has the part "nulls" only if its order is nullable. Parameters: the filters', and `limit` unless given.
         """
+        key = ("first", sort, filters, limit, part)
+        if key not in self._statements:
+            self._statements[key] = self._page(sort, filters, limit, part)
+        return self._statements[key]
 
-        def build() -> Statement:
-            column = self._column(sort)
-            if column is self._key:
-                here: Any = self._key
-                there: Any = bindparam("after_key", type_=self._key.type)
-            else:
-                here = tuple_(column, self._key)
-                there = tuple_(
-                    bindparam("after_value", type_=column.type), bindparam("after_key", type_=self._key.type)
-                )
-            return self._page(sort, filters, limit).where(here < there if sort.startswith("-") else here > there)
-
-        return self._once("after", sort, filters, build, limit)
+    def after(self, sort: str, filters: frozenset[str], limit: int | None = None, part: Part = "values") -> Statement:
+        """Return the SELECT of a later page by cursor. Parameters: those of `first()` and of `Order.parameters()`."""
+        key = ("after", sort, filters, limit, part)
+        if key not in self._statements:
+            # Without a value, only the key tells the position.
+            after = self.order(sort).after(slice(None) if part == "values" else slice(1, None))
+            self._statements[key] = self._page(sort, filters, limit, part).where(after)
+        return self._statements[key]
 
     def count(self, filters: frozenset[str]) -> Statement:
         """Return a SELECT of one row with one column, `total`. Parameters: the filters'."""
-        return self._once(
-            "count",
-            "",
-            filters,
-            lambda: self._filtered(select(func.count().label("total")).select_from(self._key.class_), filters),
-        )
+        key = ("count", filters)
+        if key not in self._statements:
+            counted = self._filtered(self._counted, filters).subquery()
+            self._statements[key] = select(func.count().label("total")).select_from(counted)
+        return self._statements[key]
 
-    def sorts_by_key(self, sort: str) -> bool:
-        """Return True if the sort column is the primary key."""
-        return self._column(sort) is self._key
-
-    def _page(self, sort: str, filters: frozenset[str], limit: int | None = None) -> Statement:
-        column = self._column(sort)
-        columns = (self._key,) if column is self._key else (column, self._key)
-        order = [each.desc() if sort.startswith("-") else each.asc() for each in columns]
-        rows: Any = bindparam("limit", type_=BigInteger()) if limit is None else literal_column(str(limit))
-        return self._filtered(self._rows, filters).order_by(*order).limit(rows)
-
-    def _column(self, sort: str) -> InstrumentedAttribute[Any]:
-        return self._sorts[sort.removeprefix("-")]
+    def _page(self, sort: str, filters: frozenset[str], limit: int | None, part: Part) -> Statement:
+        order = self.order(sort)
+        page = self._filtered(self._rows, filters).order_by(*order.by(nulls_last=False)).limit(_limit(limit))
+        if order.nullable:
+            # One part at a time: an index finds the start of a page in either, but not of `value > x OR value IS NULL`.
+            first = order.columns[0].attribute
+            page = page.where(first.is_not(None) if part == "values" else first.is_(None))
+        return page
 
     def _filtered(self, statement: Statement, filters: frozenset[str]) -> Statement:
         return statement.where(*(self._filters[name] for name in sorted(filters)))
 
-    def _once(
-        self, kind: str, sort: str, filters: frozenset[str], build: Callable[[], Statement], limit: int | None = None
-    ) -> Statement:
-        key = (kind, sort, filters, limit)
-        if key not in self._statements:
-            self._statements[key] = build()
-        return self._statements[key]
+    def _sort_column(self, attribute: InstrumentedAttribute[Any]) -> SortColumn:
+        codec = codec_of(attribute.type)
+        if codec is None:
+            raise self._error(f"a cursor cannot store {attribute} of type {attribute.type!r}; it can store {SUPPORTED}")
+        return SortColumn(attribute, self._name_in_rows(attribute), codec, self._is_nullable(attribute))
+
+    def _name_in_rows(self, column: InstrumentedAttribute[Any]) -> str:
+        """Return the name that the column has in a row."""
+        names = [each.name for each in self._rows.selected_columns]
+        found = [each.name for each in self._rows.selected_columns if _same(getattr(each, "element", each), column)]
+        if not found:
+            raise self._error(f"its rows must select {column}, which they are sorted by")
+        if len(set(found)) > 1 or names.count(found[0]) > 1:
+            raise self._error(f"its rows must select {column} once, under a name of its own: use label()")
+        return str(found[0])
+
+    def _is_nullable(self, column: InstrumentedAttribute[Any]) -> bool:
+        """Return True if the column may be NULL in a row: by itself, or after an outer join."""
+        expression: Any = column.expression
+        if getattr(expression, "nullable", True):
+            return True
+        return any(
+            nullable and _same(table, expression.table)
+            for clause in self._rows.get_final_froms()
+            for table, nullable in _tables(clause)
+        )
+
+    def _check_filters(self) -> None:
+        tables = len(self._counted.get_final_froms())
+        for name, condition in self._filters.items():
+            if name in ("limit", "offset") or name.startswith("after_"):
+                raise self._error(f"a filter cannot be named {name!r}: that is a parameter of its statements")
+            if len(self._counted.where(condition).get_final_froms()) > tables:
+                raise self._error(f"its total would be wrong: `counted` lacks a table of the filter {name!r}")
+
+    def _error(self, reason: str) -> ValueError:
+        return ValueError(f"list {self.name!r}: {reason}")
+
+
+def _limit(limit: int | None) -> Any:
+    return bindparam("limit", type_=BigInteger()) if limit is None else literal_column(str(limit))
+
+
+def _same(left: Any, right: Any) -> bool:
+    """Return True if two expressions are the same column or table. An attribute is the same as its column."""
+    return bool(getattr(left, "expression", left).compare(getattr(right, "expression", right)))
+
+
+def _tables(clause: FromClause, *, nullable: bool = False) -> Iterator[tuple[FromClause, bool]]:
+    """Return the tables of a FROM clause, and whether an outer join may fill their columns with NULL."""
+    if isinstance(clause, Join):
+        yield from _tables(clause.left, nullable=nullable or clause.full)
+        yield from _tables(clause.right, nullable=nullable or clause.full or clause.isouter)
+    else:
+        yield clause, nullable

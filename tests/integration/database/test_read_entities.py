@@ -114,6 +114,13 @@ async def test_parameters_are_bound_and_first_entity_is_returned(database: Datab
     assert await database.read.entity(by_title, title="none") is None
 
 
+async def test_entities_of_a_list_of_keys_are_read(database: Database) -> None:
+    among = WITH_LABELS.where(Article.id.in_(bindparam("ids", expanding=True)))
+
+    assert [article.id for article in await database.read.entities(among, ids=[3, 1])] == [1, 3]
+    assert await database.read.entities(among, ids=[]) == []
+
+
 async def test_entities_are_read_outside_a_transaction_on_one_connection(proxy: Proxy) -> None:
     engine = make_engine(url=proxy.url, application_name="headroom:test", pool=PoolOptions(timeout=POOL_TIMEOUT))
     database = Database(engine)

@@ -26,6 +26,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from app.errors import ConfigurationError
+from app.pool_options import PoolOptions
 
 SUPPORTED_DRIVERS = ("postgresql+asyncpg", "postgresql+psycopg", "sqlite+aiosqlite")
 
@@ -196,31 +197,31 @@ class Settings(BaseSettings):
 
     # Connection pool, per worker. A new pool setting is a field here and the field of PoolOptions that it sets.
     db_pool_size: int = Field(
-        default=5,
+        default=PoolOptions.size,
         ge=1,
         description="Connections that a worker keeps open.",
         json_schema_extra=_sets_option("size"),
     )
     db_max_overflow: int = Field(
-        default=10,
+        default=PoolOptions.max_overflow,
         ge=0,
         description="Connections that a worker may open beyond `DB_POOL_SIZE` under load.",
         json_schema_extra=_sets_option("max_overflow"),
     )
     db_pool_timeout: float = Field(
-        default=3.0,
+        default=PoolOptions.timeout,
         gt=0,
         description="Seconds in which a request must get a connection, including queue, ping and connect. Then 503.",
         json_schema_extra=_sets_option("timeout"),
     )
     db_pool_max_waiters: int = Field(
-        default=100,
+        default=PoolOptions.max_waiters,
         ge=0,
         description="Requests per worker that may wait for a connection. Further requests get 503 at once.",
         json_schema_extra=_sets_option("max_waiters"),
     )
     db_pool_recycle: int = Field(
-        default=3600,
+        default=PoolOptions.recycle,
         ge=1,
         description="Age in seconds at which a connection is replaced.",
         json_schema_extra=_sets_option("recycle"),
@@ -229,13 +230,13 @@ class Settings(BaseSettings):
         default=True, description="Ping a connection before a checkout if it was idle for `DB_POOL_PING_AFTER`."
     )
     db_pool_ping_after: float = Field(
-        default=0.5,
+        default=PoolOptions.ping_after,
         ge=0,
         description="Idle time in seconds after which a connection is pinged before a checkout.",
         json_schema_extra=_sets_option("ping_after"),
     )
     db_pool_shrink_after: float = Field(
-        default=10.0,
+        default=PoolOptions.shrink_after,
         ge=0,
         description="Idle time in seconds after which a connection beyond `DB_POOL_SIZE` is closed.",
         json_schema_extra=_sets_option("shrink_after"),

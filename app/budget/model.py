@@ -93,11 +93,11 @@ class Inequality(NamedTuple):
 class ApiPools:
     """The connection pools of all API workers, at the moment of a deploy when old and new replicas run together."""
 
-    replicas: int = 1
-    surge: int = 0
-    workers: int = 4
-    pool_size: int = 5
-    max_overflow: int = 10
+    replicas: int
+    surge: int
+    workers: int
+    pool_size: int
+    max_overflow: int
 
     def __post_init__(self) -> None:
         _require_minimum(1, API_REPLICAS=self.replicas, WEB_CONCURRENCY=self.workers, DB_POOL_SIZE=self.pool_size)
@@ -211,7 +211,7 @@ class Suggestion(NamedTuple):
 class Budget:
     """The demand of the stack and the limits of the server, and of PgBouncer if there is one."""
 
-    api: ApiPools = ApiPools()
+    api: ApiPools
     server: Server = Server()
     pooler: Pooler | None = None
 

@@ -2,9 +2,9 @@
 
 from app.database.base import Base, TimestampMixin
 from app.database.engine import make_engine, warm_up
-from app.database.pool_options import PoolOptions
 from app.database.session import Database, ReadSession, StatementSession
 from app.database.write_session import WriteSession
+from app.pool_options import PoolOptions
 
 __all__ = [
     "Base",

@@ -18,8 +18,8 @@ from sqlalchemy.util import greenlet_spawn
 from app.database.deadline import call_within, seconds_left
 from app.database.pool import BoundedPool
 from app.database.pool_events import NullObserver, PoolObserver, observe_closings
-from app.database.pool_options import PoolOptions
 from app.errors import DatabaseUnavailable, HeadroomError
+from app.pool_options import PoolOptions
 
 _DEFAULTS = PoolOptions()
 

@@ -29,8 +29,8 @@ from app.database.pool_events import (
     PoolState,
     slot_info,
 )
-from app.database.pool_options import PoolOptions
 from app.errors import DatabaseUnavailable, PoolExhausted
+from app.pool_options import PoolOptions
 
 # Minimum time for a ping. If the process was paused (a processor quota, a full garbage collection: half a second was
 # seen), no time may be left for a connection that is alive.

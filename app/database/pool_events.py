@@ -32,6 +32,8 @@ InvalidationCause = Literal[
     "disconnect",  # the server closed it during a statement
     "error",  # anything else
 ]
+# The states of an open connection: fields of PoolState, and labels of its metric.
+IDLE, USED = "idle", "used"
 CLOSE_REASONS: tuple[CloseReason, ...] = get_args(CloseReason)
 INVALIDATION_KINDS: tuple[InvalidationKind, ...] = get_args(InvalidationKind)
 INVALIDATION_CAUSES: tuple[InvalidationCause, ...] = get_args(InvalidationCause)

@@ -7,7 +7,7 @@ a worker's gauges.
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from app.database.pool_events import CLOSE_REASONS, INVALIDATION_CAUSES
+from app.database.pool_events import CLOSE_REASONS, IDLE, INVALIDATION_CAUSES, USED
 
 
 class MetricSpec(NamedTuple):
@@ -21,7 +21,7 @@ class MetricSpec(NamedTuple):
 
 # Pools. Written by workers (pool_metrics.py).
 POOL_CONNECTIONS = MetricSpec(
-    "db_pool_connections", "gauge", "Open connections of the pool, by state: idle or used.", ("pool", "state")
+    "db_pool_connections", "gauge", f"Open connections of the pool, by state: {IDLE} or {USED}.", ("pool", "state")
 )
 POOL_CONNECTIONS_MAX = MetricSpec(
     "db_pool_connections_max", "gauge", "Maximum number of connections: the pool's size plus its overflow.", ("pool",)

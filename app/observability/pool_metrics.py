@@ -4,8 +4,10 @@ from itertools import product
 
 from app.database.pool_events import (
     CLOSE_REASONS,
+    IDLE,
     INVALIDATION_CAUSES,
     INVALIDATION_KINDS,
+    USED,
     CloseReason,
     InvalidationCause,
     InvalidationKind,
@@ -44,8 +46,8 @@ class PoolMetrics:
     def publish(self, state: PoolState) -> None:
         """Set the gauges to a snapshot of the pool."""
         pool = self._pool
-        gauge(catalogue.POOL_CONNECTIONS).labels(pool, "idle").set(state.idle)
-        gauge(catalogue.POOL_CONNECTIONS).labels(pool, "used").set(state.used)
+        gauge(catalogue.POOL_CONNECTIONS).labels(pool, IDLE).set(state.idle)
+        gauge(catalogue.POOL_CONNECTIONS).labels(pool, USED).set(state.used)
         gauge(catalogue.POOL_CONNECTIONS_MAX).labels(pool).set(state.max_size)
         gauge(catalogue.POOL_CONNECTIONS_IDLE_MAX).labels(pool).set(state.size)
         gauge(catalogue.POOL_CONNECTIONS_IDLE_MIN).labels(pool).set(0)

@@ -6,6 +6,7 @@ Prometheus waits for a condition to last; the page shows it at once. A test comp
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
+from app.database.pool_events import USED
 from app.exporter.status.snapshot import Snapshot, increase, quantiles
 from app.observability import catalogue
 
@@ -99,7 +100,7 @@ def _pool_saturated(snapshots: Sequence[Snapshot]) -> Evaluation:
     now = snapshots[-1]
     for replica in {labels["replica"] for labels, _ in now.select(catalogue.POOL_CONNECTIONS_MAX)}:
         maximum = now.total(catalogue.POOL_CONNECTIONS_MAX, replica=replica)
-        shares.append(now.total(catalogue.POOL_CONNECTIONS, replica=replica, state="used") / maximum)
+        shares.append(now.total(catalogue.POOL_CONNECTIONS, replica=replica, state=USED) / maximum)
     if not shares:
         return UNKNOWN
     return _firing_if(max(shares) > SATURATED, f"{max(shares):.0%} in use")

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from app.budget.model import Inequality
+from app.database.pool_events import IDLE, USED
 from app.exporter.collectors.budget import BudgetCollector
 from app.exporter.scraper import CollectorResult, Scraper
 from app.exporter.status.conditions import CONDITIONS, disagreement, since
@@ -159,9 +160,9 @@ def segments(now: Snapshot, limit: Inequality, observed: int | None) -> list[dic
     """
     used = overflow = idle = 0
     if any(term.name == "api" for term in limit.demanded):  # the limit counts the pools' connections
-        idle = _total(now, catalogue.POOL_CONNECTIONS, state="idle")
+        idle = _total(now, catalogue.POOL_CONNECTIONS, state=IDLE)
         overflow = _used_overflow(now)
-        used = _total(now, catalogue.POOL_CONNECTIONS, state="used") - overflow
+        used = _total(now, catalogue.POOL_CONNECTIONS, state=USED) - overflow
     in_pools = used + overflow + idle
     # At least 0: server and pools are not read at the same moment, so the pools may count more.
     other = max(0, (observed or 0) - in_pools)
@@ -182,7 +183,7 @@ def segments(now: Snapshot, limit: Inequality, observed: int | None) -> list[dic
 def _used_overflow(now: Snapshot) -> int:
     """Return the number of used connections beyond the size of their pool. Idle ones beyond it count as idle."""
     overflow = 0
-    for labels, used in now.select(catalogue.POOL_CONNECTIONS, state="used"):
+    for labels, used in now.select(catalogue.POOL_CONNECTIONS, state=USED):
         pool_labels = {name: value for name, value in labels.items() if name != "state"}
         size = now.value(catalogue.POOL_CONNECTIONS_IDLE_MAX, **pool_labels)
         overflow += max(0, round(used - size)) if size is not None else 0
@@ -195,8 +196,8 @@ def _total(now: Snapshot, spec: MetricSpec, **labels: str) -> int:
 
 def _pools(now: Snapshot) -> dict[str, int]:
     return {
-        "used": _total(now, catalogue.POOL_CONNECTIONS, state="used"),
-        "idle": _total(now, catalogue.POOL_CONNECTIONS, state="idle"),
+        "used": _total(now, catalogue.POOL_CONNECTIONS, state=USED),
+        "idle": _total(now, catalogue.POOL_CONNECTIONS, state=IDLE),
         "overflow": _total(now, catalogue.POOL_CONNECTIONS_OVERFLOW),
         "pending": _total(now, catalogue.POOL_PENDING_REQUESTS),
         "max": _total(now, catalogue.POOL_CONNECTIONS_MAX),
@@ -218,7 +219,7 @@ def _workers(now: Snapshot) -> list[dict[str, Any]]:
         rows.append(
             labels
             | {"max": round(maximum), "started": now.value(catalogue.WORKER_START_TIME, **labels)}
-            | {state: _total(now, catalogue.POOL_CONNECTIONS, state=state, **labels) for state in ("used", "idle")}
+            | {state: _total(now, catalogue.POOL_CONNECTIONS, state=state, **labels) for state in (USED, IDLE)}
             | {
                 key: None if (value := now.value(spec, **labels)) is None else round(value)
                 for key, spec in gauges.items()
@@ -253,7 +254,7 @@ def _point(before: Snapshot | None, now: Snapshot) -> Point:
     [p99] = quantiles(snapshots, catalogue.POOL_WAIT, 0.99)
     return Point(
         time=now.time,
-        used=_total(now, catalogue.POOL_CONNECTIONS, state="used"),
+        used=_total(now, catalogue.POOL_CONNECTIONS, state=USED),
         open=_total(now, catalogue.POOL_CONNECTIONS),
         pending=_total(now, catalogue.POOL_PENDING_REQUESTS),
         checkouts_per_second=increase(snapshots, catalogue.POOL_CHECKOUTS) / seconds if seconds else None,

@@ -1,14 +1,17 @@
 """The numbers in the Compose files, `ops/` and docs/connections.md agree with `app/budget/model.py`."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import yaml
 
 from app.budget.model import ApiPools, Budget, Pooler, Server
+from app.budget.sources import from_settings
 from app.paths import PROJECT_ROOT
 from app.settings import Settings
 
+DEFAULT_API = from_settings(Settings()).budget.api
 DOCUMENT = (PROJECT_ROOT / "docs/connections.md").read_text()
 ASSIGNMENT = re.compile(r"^(\w+) *= *(\S+)", re.MULTILINE)
 DEFAULT = re.compile(r"\$\{\w+:-(.*?)\}")
@@ -52,18 +55,6 @@ def pooler() -> Pooler:
         default_pool_size=int(ini["default_pool_size"]),
         reserve_pool_size=int(ini["reserve_pool_size"]),
         max_db_connections=int(ini["max_db_connections"]),
-    )
-
-
-def test_default_pools_are_those_of_the_settings() -> None:
-    settings = Settings()
-
-    assert ApiPools() == ApiPools(
-        replicas=settings.api_replicas,
-        surge=settings.api_surge,
-        workers=settings.web_concurrency,
-        pool_size=settings.db_pool_size,
-        max_overflow=settings.db_max_overflow,
     )
 
 
@@ -122,7 +113,7 @@ def test_lock_timeout_is_shorter_than_the_pool_timeout() -> None:
 
 
 def test_document_shows_the_budget_table_of_the_development_stack() -> None:
-    budget = Budget(ApiPools(), server())
+    budget = Budget(DEFAULT_API, server())
     suggestion = budget.suggest()
 
     assert budget.table() in DOCUMENT
@@ -131,16 +122,16 @@ def test_document_shows_the_budget_table_of_the_development_stack() -> None:
 
 
 def test_document_shows_the_sum_of_the_default_pools() -> None:
-    api = ApiPools()
+    api = DEFAULT_API
     total = api.workers * (api.pool_size + api.max_overflow)
 
     assert f"{api.workers} * ({api.pool_size} + {api.max_overflow}) = {total}" in DOCUMENT
 
 
 def test_document_shows_the_message_for_two_replicas() -> None:
-    [message] = Budget(ApiPools(replicas=2), server()).complaints
+    [message] = Budget(replace(DEFAULT_API, replicas=2), server()).complaints
     [shown] = re.findall(r"^(over budget: .*)\.\.\.$", DOCUMENT, re.MULTILINE)
-    fitting = Budget(ApiPools(replicas=2, max_overflow=5), server()).on_server
+    fitting = Budget(replace(DEFAULT_API, replicas=2, max_overflow=5), server()).on_server
 
     assert message.startswith(shown)
     assert f"{fitting.demand} of {fitting.supply}." in DOCUMENT

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from app.budget.model import ApiPools, Budget, Pooler, Server
 from app.errors import ConfigurationError
 
-DIRECT = Budget()
-POOLED = Budget(pooler=Pooler(max_client_conn=100, default_pool_size=20, max_db_connections=30))
+API = ApiPools(replicas=1, surge=0, workers=4, pool_size=5, max_overflow=10)
+DIRECT = Budget(API)
+POOLED = Budget(API, pooler=Pooler(max_client_conn=100, default_pool_size=20, max_db_connections=30))
 
 
 def test_budget_with_defaults_counts_api_and_other_programs() -> None:
@@ -48,11 +49,11 @@ def test_pooler_term_is_a_pool_for_each_user_up_to_the_cap(pooler: Pooler, conne
 
 
 EXCEEDED: Mapping[str, tuple[Budget, str, tuple[int, int]]] = {
-    "workers": (replace(DIRECT, api=ApiPools(workers=8)), "WEB_CONCURRENCY 8", (124, 97)),
-    "pool": (replace(DIRECT, api=ApiPools(pool_size=50)), "DB_POOL_SIZE 50", (244, 97)),
-    "overflow": (replace(DIRECT, api=ApiPools(max_overflow=20)), "DB_MAX_OVERFLOW 20", (104, 97)),
-    "replicas": (replace(DIRECT, api=ApiPools(replicas=2)), "API_REPLICAS 2", (124, 97)),
-    "surge": (replace(DIRECT, api=ApiPools(surge=1)), "API_SURGE 1", (124, 97)),
+    "workers": (replace(DIRECT, api=replace(API, workers=8)), "WEB_CONCURRENCY 8", (124, 97)),
+    "pool": (replace(DIRECT, api=replace(API, pool_size=50)), "DB_POOL_SIZE 50", (244, 97)),
+    "overflow": (replace(DIRECT, api=replace(API, max_overflow=20)), "DB_MAX_OVERFLOW 20", (104, 97)),
+    "replicas": (replace(DIRECT, api=replace(API, replicas=2)), "API_REPLICAS 2", (124, 97)),
+    "surge": (replace(DIRECT, api=replace(API, surge=1)), "API_SURGE 1", (124, 97)),
     "max_connections": (replace(DIRECT, server=Server(max_connections=66)), "max_connections 66", (64, 63)),
     "superuser reserve": (
         replace(DIRECT, server=Server(superuser_reserved_connections=40)),
@@ -91,11 +92,11 @@ def test_complaint_names_the_term_and_both_numbers(budget: Budget, named: str, n
 @pytest.mark.parametrize(
     ("build", "complaint"),
     [
-        (lambda: ApiPools(pool_size=0), "DB_POOL_SIZE: must be at least 1, got 0"),
-        (lambda: ApiPools(max_overflow=-1), "DB_MAX_OVERFLOW: must be at least 0, got -1"),
-        (lambda: ApiPools(workers=0), "WEB_CONCURRENCY: must be at least 1, got 0"),
-        (lambda: ApiPools(replicas=0), "API_REPLICAS: must be at least 1, got 0"),
-        (lambda: ApiPools(surge=-1), "API_SURGE: must be at least 0, got -1"),
+        (lambda: replace(API, pool_size=0), "DB_POOL_SIZE: must be at least 1, got 0"),
+        (lambda: replace(API, max_overflow=-1), "DB_MAX_OVERFLOW: must be at least 0, got -1"),
+        (lambda: replace(API, workers=0), "WEB_CONCURRENCY: must be at least 1, got 0"),
+        (lambda: replace(API, replicas=0), "API_REPLICAS: must be at least 1, got 0"),
+        (lambda: replace(API, surge=-1), "API_SURGE: must be at least 0, got -1"),
         (lambda: Server(max_connections=0), "POSTGRES_MAX_CONNECTIONS: must be at least 1, got 0"),
         (lambda: Server(reserved_connections=-1), "POSTGRES_RESERVED_CONNECTIONS: must be at least 0, got -1"),
         (lambda: Pooler(max_client_conn=0), "PGBOUNCER_MAX_CLIENT_CONN: must be at least 1, got 0"),
@@ -112,7 +113,7 @@ def test_number_below_its_minimum_is_refused_by_variable_name(build: type, compl
 
 @pytest.mark.parametrize(("fits", "split"), [(1, (1, 0)), (2, (1, 1)), (3, (1, 2)), (15, (5, 10)), (16, (6, 10))])
 def test_suggestion_splits_the_pool_into_a_third_and_overflow(fits: int, split: tuple[int, int]) -> None:
-    budget = Budget(ApiPools(workers=1), Server(max_connections=fits + 4, superuser_reserved_connections=0))
+    budget = Budget(replace(API, workers=1), Server(max_connections=fits + 4, superuser_reserved_connections=0))
 
     suggestion = budget.suggest()
     assert suggestion is not None
@@ -160,10 +161,10 @@ def test_inequality_sums_are_those_of_its_named_terms(budget: Budget) -> None:
 
 
 def test_more_connections_than_cores_can_use_are_a_warning() -> None:
-    budget = Budget(server=Server(cores=4))
+    budget = Budget(API, Server(cores=4))
 
     assert budget.exceeded == []
     [warning] = budget.warnings
     assert "60 connections can be active at once; 4 cores do useful work for about 9" in warning
-    assert Budget(api=ApiPools(workers=1, pool_size=9, max_overflow=0), server=Server(cores=4)).warnings == []
-    assert Budget(server=Server(cores=16), pooler=Pooler(max_db_connections=33)).warnings == []
+    assert Budget(replace(API, workers=1, pool_size=9, max_overflow=0), Server(cores=4)).warnings == []
+    assert Budget(API, Server(cores=16), pooler=Pooler(max_db_connections=33)).warnings == []

@@ -1,4 +1,4 @@
-"""The options of the connection pool, declared once."""
+"""The options of the connection pool and their defaults, declared once. The pool and the settings both use them."""
 
 from dataclasses import dataclass
 

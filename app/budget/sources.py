@@ -8,7 +8,7 @@ from typing import NamedTuple
 from sqlalchemy import URL
 
 from app.budget.model import ApiPools, Budget, Pooler, Server
-from app.database.admin_connection import AdminConnection, Row
+from app.database.admin_connection import AdminConnection, AdminRow
 from app.errors import DatabaseUnavailable
 from app.polling import poll
 from app.settings import Settings
@@ -110,7 +110,7 @@ async def _query_server(report: BudgetReport, url: URL, share: int | None) -> Bu
     return with_server(report, row, share)
 
 
-def with_server(report: BudgetReport, row: Row, share: int | None) -> BudgetReport:
+def with_server(report: BudgetReport, row: AdminRow, share: int | None) -> BudgetReport:
     """Return the report with the row of `limits_query()`. `share` is our part of the server's connections, if set."""
     limits = {name: row[name] for name in (*_SERVER_LIMITS, "role_limit", "database_limit")}
     limits["max_connections"] = min(limits["max_connections"], share or limits["max_connections"])
@@ -129,7 +129,7 @@ async def _query_pooler(report: BudgetReport, url: URL) -> BudgetReport:
 
 
 def with_pooler(
-    report: BudgetReport, config: Sequence[Row], databases: Sequence[Row], database: str | None
+    report: BudgetReport, config: Sequence[AdminRow], databases: Sequence[AdminRow], database: str | None
 ) -> BudgetReport:
     """Return the report with the rows of PgBouncer's SHOW CONFIG and SHOW DATABASES.
 

@@ -13,7 +13,7 @@ from app.errors import HeadroomError
 from app.settings import load_settings
 
 
-def create_administrator(*, email: str, name: str) -> None:
+def run_create_admin(*, email: str, name: str) -> None:
     """Create an administrator. Read the password from the terminal, or from standard input if that is not a terminal.
 
     Raise HeadroomError for invalid input, EmailTaken, and the errors of the database.

@@ -114,9 +114,9 @@ def _seed(options: argparse.Namespace) -> None:
 
 
 def _create_admin(options: argparse.Namespace) -> None:
-    from app.cli.create_admin import create_administrator
+    from app.cli.create_admin import run_create_admin
 
-    create_administrator(email=options.email, name=options.name)
+    run_create_admin(email=options.email, name=options.name)
 
 
 def _routes(options: argparse.Namespace) -> None:

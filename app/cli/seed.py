@@ -32,7 +32,7 @@ WORDS = (
     "worker write"
 ).split()
 
-Row = tuple[object, ...]
+SampleRow = tuple[object, ...]
 
 
 def seed(*, url: URL, users: int, posts: int) -> str:
@@ -81,7 +81,7 @@ def _reserve_ids(connection: psycopg.Connection, table: str, count: int) -> list
 
 
 def _copy(
-    connection: psycopg.Connection, table: str, columns: tuple[str, ...], rows: Iterable[Row], count: int
+    connection: psycopg.Connection, table: str, columns: tuple[str, ...], rows: Iterable[SampleRow], count: int
 ) -> None:
     statement = sql.SQL("COPY {} ({}) FROM STDIN").format(
         sql.Identifier(table), sql.SQL(", ").join(map(sql.Identifier, columns))
@@ -91,7 +91,7 @@ def _copy(
             copy.write_row(row)
 
 
-def _user_rows(random: Random, ids: list[int], start: datetime, password_hash: str) -> Iterator[Row]:
+def _user_rows(random: Random, ids: list[int], start: datetime, password_hash: str) -> Iterator[SampleRow]:
     for user_id in ids:
         first, last = random.choice(FIRST_NAMES), random.choice(LAST_NAMES)
         signed_up = start - timedelta(seconds=random.randrange(365 * 86_400))
@@ -99,7 +99,7 @@ def _user_rows(random: Random, ids: list[int], start: datetime, password_hash: s
         yield user_id, email, f"{first} {last}", password_hash, signed_up, signed_up
 
 
-def _post_rows(random: Random, ids: list[int], authors: list[int], start: datetime) -> Iterator[Row]:
+def _post_rows(random: Random, ids: list[int], authors: list[int], start: datetime) -> Iterator[SampleRow]:
     for number, post_id in enumerate(ids):
         # Squared, so that a few users write many posts and most users write few.
         author = authors[int(len(authors) * random.random() ** 2)]

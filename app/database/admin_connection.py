@@ -16,7 +16,7 @@ from app.database.liveness import shut_down
 from app.errors import DatabaseUnavailable, first_line
 from app.polling import poll
 
-Row = Mapping[str, Any]
+AdminRow = Mapping[str, Any]
 
 CONNECT_SECONDS = 3
 QUERY_SECONDS = 2.0

@@ -113,10 +113,10 @@ async def read_page(
     is_common = not filters and params.limit in (DEFAULT_LIMIT, MAX_LIMIT)
     limit, parameters = (row_limit, after) if is_common else (None, filters | after | {"limit": row_limit})
     part: Part = "nulls" if after and after["after_0"] is None else "values"
-    select = statements.after if after else statements.first
+    select = statements.page_after if after else statements.first_page
     rows = await session.all(select(params.sort, names, limit, part), **parameters)
     if order.nullable and part == "values" and len(rows) < row_limit:
-        nulls = await session.all(statements.first(params.sort, names, limit, "nulls"), **parameters)
+        nulls = await session.all(statements.first_page(params.sort, names, limit, "nulls"), **parameters)
         rows = [*rows, *nulls]
     page, has_more = rows[: params.limit], len(rows) > params.limit
     return Page(

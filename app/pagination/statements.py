@@ -108,7 +108,9 @@ class ListStatements:
     # With a LIMIT parameter, PostgreSQL plans the statement at each execution; with a literal, once
     # (docs/decisions/0006-literal-limit.md).
 
-    def first(self, sort: str, filters: frozenset[str], limit: int | None = None, part: Part = "values") -> Statement:
+    def first_page(
+        self, sort: str, filters: frozenset[str], limit: int | None = None, part: Part = "values"
+    ) -> Statement:
         """Return the SELECT of the first page by cursor, in a part of the list.
 
         A list has the part "nulls" only if its order is nullable. Parameters: the filters', and `limit` unless given.
@@ -118,8 +120,13 @@ class ListStatements:
             self._statements[key] = self._page(sort, filters, limit, part)
         return self._statements[key]
 
-    def after(self, sort: str, filters: frozenset[str], limit: int | None = None, part: Part = "values") -> Statement:
-        """Return the SELECT of a later page by cursor. Parameters: those of `first()` and of `Order.parameters()`."""
+    def page_after(
+        self, sort: str, filters: frozenset[str], limit: int | None = None, part: Part = "values"
+    ) -> Statement:
+        """Return the SELECT of a later page by cursor.
+
+        Parameters: those of `first_page()` and of `Order.parameters()`.
+        """
         key = ("after", sort, filters, limit, part)
         if key not in self._statements:
             # Without a value, only the key tells the position.

@@ -1,4 +1,4 @@
-"""FastAPI dependencies for the caller's identity. `app/main.py` sets the Authenticator on `app.state`."""
+"""FastAPI dependencies for the caller's identity. `app/main.py` sets the TokenVerifier on `app.state`."""
 
 from typing import Annotated, Protocol
 
@@ -10,7 +10,7 @@ from app.identity import Claim, Principal
 from app.web.deps import provided
 
 
-class Authenticator(Protocol):
+class TokenVerifier(Protocol):
     """Verifies access tokens. The auth domain implements it, because this layer cannot import a domain."""
 
     def claim(self, token: str) -> Claim:
@@ -26,16 +26,16 @@ _bearer = OAuth2PasswordBearer(tokenUrl="/auth/token", auto_error=False)
 async def _get_claim(request: Request, token: Annotated[str | None, Depends(_bearer)]) -> Claim:
     if token is None:
         raise NotAuthenticated
-    authenticator: Authenticator = provided(request, "authenticator")
-    return authenticator.claim(token)
+    verifier: TokenVerifier = provided(request, "authenticator")
+    return verifier.claim(token)
 
 
 Claimed = Annotated[Claim, Depends(_get_claim)]
 
 
 async def _get_principal(request: Request, claim: Claimed) -> Principal:
-    authenticator: Authenticator = provided(request, "authenticator")
-    return await authenticator.principal(claim)
+    verifier: TokenVerifier = provided(request, "authenticator")
+    return await verifier.principal(claim)
 
 
 SignedIn = Annotated[Principal, Depends(_get_principal)]

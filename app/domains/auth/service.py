@@ -100,7 +100,7 @@ def _network(address: str) -> str:
 
 
 class Authenticator:
-    """Identifies the user of an access token. Implements `app.web.auth.Authenticator`."""
+    """Identifies the user of an access token. Implements `app.web.auth.TokenVerifier`."""
 
     def __init__(self, database: Database, tokens: Tokens) -> None:
         self._users = UserReader(database.read)

@@ -97,12 +97,12 @@ async def test_list_of_a_user_is_empty_without_posts_and_404_without_user(client
 async def test_list_orders_are_read_from_indexes(database_url: URL) -> None:
     """With 25 rows the planner prefers other plans, so they are disabled: no order may need a sort."""
     statements = [
-        (repository._LIST.first(sort, frozenset()), {"limit": 20})
+        (repository._LIST.first_page(sort, frozenset()), {"limit": 20})
         for repository in (posts_repository, users_repository)
         for sort in repository._LIST.sorts
     ]
     statements.append(
-        (posts_repository._LIST.first("-created_at", frozenset({"author_id"})), {"limit": 20, "author_id": 1})
+        (posts_repository._LIST.first_page("-created_at", frozenset({"author_id"})), {"limit": 20, "author_id": 1})
     )
     with connect(database_url) as connection:
         connection.execute("SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off")

@@ -82,7 +82,7 @@ async def test_one_index_serves_a_nullable_column_in_both_directions(
         admin.execute("VACUUM ANALYZE entries")
         positions: dict[Part, tuple[int | None, int]] = {"values": (90_000, 1), "nulls": (None, 10_000)}
         for part, position in positions.items():
-            for statement in (ENTRIES.first(sort, none, 21, part), ENTRIES.after(sort, none, 21, part)):
+            for statement in (ENTRIES.first_page(sort, none, 21, part), ENTRIES.page_after(sort, none, 21, part)):
                 used = statement.compile().params.keys()
                 values = zip(("after_0", "after_1"), position, strict=True)
                 literal = statement.params({name: value for name, value in values if name in used})

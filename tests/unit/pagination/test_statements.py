@@ -151,7 +151,7 @@ def test_rows_that_are_entities_are_refused() -> None:
 
 def test_unknown_sort_order_is_an_error_that_names_it() -> None:
     with pytest.raises(ValueError, match="list 'books': it is not declared with the sort order '-price'"):
-        declare(title=Book.title).first("-price", NONE)
+        declare(title=Book.title).first_page("-price", NONE)
 
 
 def test_columns_are_found_under_their_names_in_the_rows() -> None:
@@ -167,9 +167,9 @@ def test_columns_are_found_under_their_names_in_the_rows() -> None:
 def test_composite_key_is_compared_whole_and_sort_column_of_it_once() -> None:
     books = declare(key=(Book.title, Book.id), printed=Book.printed, id=Book.id)
 
-    after_printed = str(books.after("printed", NONE))
+    after_printed = str(books.page_after("printed", NONE))
     assert "(books.printed_in, books.title, books.id) > (:after_0, :after_1, :after_2)" in after_printed
-    assert "ORDER BY books.id DESC, books.title DESC" in str(books.after("-id", NONE))
+    assert "ORDER BY books.id DESC, books.title DESC" in str(books.page_after("-id", NONE))
 
 
 @pytest.mark.parametrize(
@@ -188,8 +188,10 @@ def test_column_is_nullable_after_an_outer_join(rows: Any, nullable: bool) -> No
 def test_nullable_column_is_read_in_two_parts() -> None:
     books = declare(shelf=Book.shelf)
 
-    assert "books.shelf IS NOT NULL ORDER BY books.shelf DESC, books.id DESC" in _sql(books.first("-shelf", NONE))
-    assert "books.shelf IS NULL AND books.id < :after_1 ORDER BY" in _sql(books.after("-shelf", NONE, None, "nulls"))
+    assert "books.shelf IS NOT NULL ORDER BY books.shelf DESC, books.id DESC" in _sql(books.first_page("-shelf", NONE))
+    assert "books.shelf IS NULL AND books.id < :after_1 ORDER BY" in _sql(
+        books.page_after("-shelf", NONE, None, "nulls")
+    )
     assert "ORDER BY books.shelf DESC NULLS LAST, books.id DESC" in _sql(books.by_offset("-shelf", NONE))
 
 
@@ -200,9 +202,9 @@ def _sql(statement: Any) -> str:
 def test_statement_of_an_order_and_filters_is_built_once() -> None:
     books = declare(title=Book.title)
 
-    assert books.after("title", NONE, 21) is books.after("title", NONE, 21)
-    assert books.after("title", NONE, 21) is not books.after("-title", NONE, 21)
-    assert books.first("title", NONE) is not books.first("title", NONE, 21)
+    assert books.page_after("title", NONE, 21) is books.page_after("title", NONE, 21)
+    assert books.page_after("title", NONE, 21) is not books.page_after("-title", NONE, 21)
+    assert books.first_page("title", NONE) is not books.first_page("title", NONE, 21)
 
 
 async def test_total_counts_the_rows_of_the_list(database: Database) -> None:

@@ -6,6 +6,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 from sqlalchemy.util import greenlet_spawn
 
+from app.database._sqlalchemy import entry_of, pool_of
 from app.database.liveness import shut_down
 from app.database.pool import BoundedPool
 
@@ -32,7 +33,7 @@ class Checkout(NamedTuple):
             if not pool.return_proxy_nowait(proxy):
                 await greenlet_spawn(proxy.close)
         elif not pool.return_nowait(record):
-            await greenlet_spawn(pool._do_return_conn, record)
+            await greenlet_spawn(pool.return_entry, record)
 
     async def abort(self, error: BaseException) -> None:
         """Close the connection, which is unusable after `error`, and free its slot."""
@@ -46,7 +47,7 @@ class Checkout(NamedTuple):
             try:
                 record.invalidate(error)
             finally:
-                pool._do_return_conn(record)
+                pool.return_entry(record)
 
         await greenlet_spawn(close)
 
@@ -55,7 +56,7 @@ class Checkout(NamedTuple):
         if self.proxy is None:  # SQLAlchemy's proxy does this itself when it is garbage-collected
             # Closing it would have to be awaited: the next checkout finds the socket shut down, and replaces it.
             shut_down(self.driver_connection)
-            self.pool._do_return_conn(self.record)
+            self.pool.return_entry(self.record)
 
 
 async def check_out(engine: AsyncEngine) -> Checkout:
@@ -67,4 +68,4 @@ async def check_out(engine: AsyncEngine) -> Checkout:
         return Checkout(pool, record)
     proxy = await engine.raw_connection()
     # The proxy's own pool: while this caller waited, `dispose()` may have given the engine another one.
-    return Checkout(proxy._pool, proxy._connection_record, proxy)
+    return Checkout(pool_of(proxy), entry_of(proxy), proxy)

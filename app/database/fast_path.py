@@ -15,6 +15,7 @@ from psycopg.rows import tuple_row
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.database._sqlalchemy import bind_processors, has_ordered_columns, result_columns
 from app.database.checkout import Checkout, check_out
 from app.database.error_mapping import translate
 from app.database.liveness import is_closed
@@ -66,7 +67,7 @@ def compile_statement(statement: Statement, dialect: Dialect) -> CompiledStateme
     Raise TypeError if two columns have the same name.
     """
     compiled: Any = statement.compile(dialect=dialect)
-    columns = compiled._result_columns
+    columns = result_columns(compiled)
     names = tuple(column.keyname for column in columns)
     if len(set(names)) < len(names):
         raise TypeError(f"two columns of a row have the same name: give each its own label() (columns: {names})")
@@ -78,7 +79,7 @@ def compile_statement(statement: Statement, dialect: Dialect) -> CompiledStateme
         or any(parameter.callable for parameter in compiled.binds.values())
         or (compiled.isinsert and compiled.insert_prefetch)
         or (compiled.isupdate and compiled.update_prefetch)
-        or not compiled._ordered_columns
+        or not has_ordered_columns(compiled)
         or not all(map(_has_its_name_in_the_result, columns))
     ):
         return None
@@ -94,7 +95,7 @@ def compile_statement(statement: Statement, dialect: Dialect) -> CompiledStateme
         defaults={
             name: parameter.effective_value for name, parameter in compiled.binds.items() if not parameter.required
         },
-        bind=compiled._bind_processors,
+        bind=bind_processors(compiled),
         results=[(name, convert) for name, convert in converters if convert is not None],
     )
 

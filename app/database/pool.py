@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 from sqlalchemy.util import await_only, greenlet_spawn
 
+from app.database._sqlalchemy import close_proxy, entry_of, is_invalidated
 from app.database.deadline import checkout_deadline, current_deadline, seconds_left
 from app.database.liveness import SocketProbe, is_closed, ping, shut_down
 from app.database.pool_events import (
@@ -144,7 +145,7 @@ class BoundedPool(Pool):
         started = time.monotonic()
         with checkout_deadline(started + self._options.timeout):
             connection = super().connect()
-        self._record_acquired(connection._connection_record, started)
+        self._record_acquired(entry_of(connection), started)
         return connection
 
     def checkout_nowait(self) -> ConnectionPoolEntry | None:
@@ -163,7 +164,7 @@ class BoundedPool(Pool):
         return record
 
     def return_nowait(self, record: ConnectionPoolEntry) -> bool:
-        """Return an entry of `checkout_nowait()`; False if that needs a wait, and `_do_return_conn()` must do it."""
+        """Return an entry of `checkout_nowait()`; False if that needs a wait, and `return_entry()` must do it."""
         if self._disposed or is_closed(record.driver_connection):
             return False
         self._record_released(record)
@@ -175,17 +176,18 @@ class BoundedPool(Pool):
         if self._disposed or self.dispatch.checkin or self.dispatch.reset:
             return False
         # Marked as reset: a rollback would do nothing with asyncpg, and cost a round trip with psycopg.
-        connection._close_special(transaction_reset=True)
+        close_proxy(connection, transaction_reset=True)
         return True
 
     def _is_ready(self, record: ConnectionPoolEntry, now: float) -> bool:
         """Return True if the connection needs no event hook, no ping and no recycling."""
         dispatch = self.dispatch
-        ping_after = self._options.ping_after
+        options = self._options
+        ping_after = options.ping_after
         return (
             not (dispatch.checkout or dispatch.checkin or dispatch.reset)
-            and not record._is_hard_or_soft_invalidated()  # type: ignore[attr-defined]
-            and (self._recycle < 0 or time.time() - record.starttime < self._recycle)  # type: ignore[attr-defined]
+            and not is_invalidated(record)
+            and (options.recycle < 0 or time.time() - record.starttime < options.recycle)  # type: ignore[attr-defined]
             and (ping_after is None or now - record.info[_IDLE_SINCE] < ping_after)
             and not self._probe(record).closed_by_server()
         )
@@ -251,6 +253,8 @@ class BoundedPool(Pool):
             self._free_slot()
         else:
             self._pass_on(record)
+
+    return_entry = _do_return_conn  # for callers other than SQLAlchemy
 
     def _pass_on(self, record: ConnectionPoolEntry) -> None:
         """Give the connection to the first waiter, or keep it."""

@@ -13,6 +13,8 @@ from sqlalchemy.dialects.postgresql import HSTORE
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
+from app.database._sqlalchemy import result_processor
+
 Convert = Callable[[Any], Any]
 
 # OIDs of the server's types.
@@ -34,7 +36,7 @@ def result_converter(kind: TypeEngine[Any], dialect: Dialect) -> Convert | None:
     # The dialect learns from its first connection how the driver returns hstore.
     elif isinstance(innermost, HSTORE):
         raise TypeNotSupported
-    converter: Convert | None = kind._cached_result_processor(dialect, None)
+    converter: Convert | None = result_processor(kind, dialect, None)
     return converter
 
 
@@ -53,8 +55,8 @@ def _innermost(kind: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
 
 def _numeric_converter(kind: TypeEngine[Any], dialect: Dialect) -> Convert:
     """Return a converter that chooses by the value's Python type, which tells the server's type."""
-    from_float: Convert | None = kind._cached_result_processor(dialect, _FLOAT8)
-    from_decimal: Convert | None = kind._cached_result_processor(dialect, _NUMERIC)
+    from_float: Convert | None = result_processor(kind, dialect, _FLOAT8)
+    from_decimal: Convert | None = result_processor(kind, dialect, _NUMERIC)
     by_type = {float: from_float, Decimal: from_decimal, int: from_decimal, type(None): from_decimal}
 
     def convert(value: Any) -> Any:

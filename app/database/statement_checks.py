@@ -1,7 +1,4 @@
-"""Which statements a session accepts. A statement that it would answer wrongly is refused, with the remedy.
-
-The only module that reads how SQLAlchemy stores the columns and the options of a statement.
-"""
+"""Which statements a session accepts. A statement that it would answer wrongly is refused, with the remedy."""
 
 from typing import Any
 
@@ -9,6 +6,8 @@ from sqlalchemy import CompoundSelect, FromClause, Select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import LoaderCriteriaOption
 from sqlalchemy.sql.dml import UpdateBase
+
+from app.database._sqlalchemy import annotations, elements, options, takes_lock
 
 # A statement that returns rows.
 Statement = Select[*tuple[Any, ...]] | UpdateBase
@@ -29,15 +28,15 @@ def require_returning(statement: Statement) -> None:
     """Raise TypeError unless the statement is an INSERT, UPDATE or DELETE that returns columns."""
     if not isinstance(statement, UpdateBase):
         raise _refusal(statement, "a statement session only writes: use ReadSession.all() or ReadSession.first()")
-    if not _elements(statement):
+    if not elements(statement):
         raise _refusal(statement, "the statement returns no row: add returning()")
     _require_columns(statement, "return its columns, or use a write session")
 
 
 def require_entity(statement: Select[Any]) -> None:
     """Raise TypeError unless the statement selects one entity, without a lock."""
-    elements = _elements(statement)
-    if not isinstance(statement, Select) or len(elements) != 1 or not _is_entity(elements[0]):
+    selected = elements(statement)
+    if not isinstance(statement, Select) or len(selected) != 1 or not _is_entity(selected[0]):
         raise _refusal(
             statement, "entities() reads one kind of entity, as in select(Post): read columns with ReadSession.all()"
         )
@@ -46,19 +45,19 @@ def require_entity(statement: Select[Any]) -> None:
 
 def is_plain(statement: Statement) -> bool:
     """Return False if options of the statement, or of a part of it, change what its execution returns."""
-    return not any(_options(part) or part.get_execution_options() for part in _parts(statement))
+    return not any(options(part) or part.get_execution_options() for part in _parts(statement))
 
 
 def _require_columns(statement: Any, remedy: str) -> None:
-    for element in _elements(statement):
+    for element in elements(statement):
         if (found := _entity(element)) is not None:
             raise _refusal(statement, f"a row of this session has columns, and the statement names {found}: {remedy}")
-    if any(not isinstance(option, LoaderCriteriaOption) for option in _options(statement)):
+    if any(not isinstance(option, LoaderCriteriaOption) for option in options(statement)):
         raise _refusal(statement, f"options() loads relationships, which a row of this session does not have: {remedy}")
 
 
 def _refuse_lock(statement: Any) -> None:
-    if getattr(statement, "_for_update_arg", None) is not None:
+    if takes_lock(statement):
         raise _refusal(
             statement, "a lock ends with its transaction, which this session does not have: use a write session"
         )
@@ -70,33 +69,23 @@ def _parts(statement: Any) -> list[Any]:
     return [statement, *(part for select in selects for part in _parts(select))]
 
 
-def _elements(statement: Any) -> tuple[Any, ...]:
-    """Return what the statement selects or returns, with each entity as one element."""
-    name = "_returning" if isinstance(statement, UpdateBase) else "_raw_columns"
-    return tuple(getattr(statement, name, ()))
-
-
-def _options(statement: Any) -> tuple[Any, ...]:
-    return tuple(getattr(statement, "_with_options", ()))
-
-
 def _entity(element: Any) -> str | None:
     """Return the name of the entity, bundle or relationship that the element is; None for a column."""
-    annotations = element._annotations
+    noted = annotations(element)
     if _is_entity(element):
-        return f"the entity {annotations['parententity'].mapper.class_.__name__}"
-    if "bundle" in annotations:
-        return f"the bundle {annotations['bundle'].name}"
-    owner, name = annotations.get("proxy_owner"), annotations.get("proxy_key")
+        return f"the entity {noted['parententity'].mapper.class_.__name__}"
+    if "bundle" in noted:
+        return f"the bundle {noted['bundle'].name}"
+    owner, name = noted.get("proxy_owner"), noted.get("proxy_key")
     if owner is not None and name in owner.mapper.relationships:
         return f"the relationship {owner.mapper.class_.__name__}.{name}"
     return None
 
 
 def _is_entity(element: Any) -> bool:
-    annotations = element._annotations
+    noted = annotations(element)
     # A column_property() of a function is a FROM clause too, but it has a name in its entity.
-    return isinstance(element, FromClause) and "parententity" in annotations and "proxy_key" not in annotations
+    return isinstance(element, FromClause) and "parententity" in noted and "proxy_key" not in noted
 
 
 def _refusal(statement: Any, reason: str) -> TypeError:

@@ -77,7 +77,7 @@ class _OwnedSession(Session):
 
     def _autobegin_t(self, begin: bool = False) -> SessionTransaction:
         # SQLAlchemy calls this before each use. `close_resets_only=False` and `autobegin=False` refuse a second
-        # transaction too, with messages that do not say what to do. test_write_session.py names this private method.
+        # transaction too, with messages that do not say what to do.
         if not self.in_transaction():
             if self.has_begun:
                 raise RuntimeError(_ENDED)

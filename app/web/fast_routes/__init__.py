@@ -6,7 +6,7 @@ operation by an index, and a plan runs it: the same Request, dependencies, valid
 same order as FastAPI. Whatever is not FastAPI's own (an overridden class, a wrapped handler, a dependency override) is
 run by FastAPI. docs/decisions/0014-operation-plans.md has the measurements.
 
-`_fastapi.py` holds every private name of FastAPI and Starlette. `VERSIONS` are the versions that the tests have
+`_fastapi.py` holds the private names of FastAPI and Starlette. `VERSIONS` are the versions that the tests have
 compared with FastAPI; on any other version `install()` warns and does nothing.
 """
 

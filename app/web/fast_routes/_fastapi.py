@@ -1,6 +1,7 @@
-"""Every private name of FastAPI and Starlette that fast routes use, under a name that says what it is here.
+"""The private names of FastAPI and Starlette that fast routes use, under names that say what they are here.
 
-tests/unit/web/test_fast_routes.py names them, so that an upgrade which removes one fails there.
+Only `_routes_version` is read elsewhere, by the dispatcher for each request. tests/unit/test_private_names.py lists
+all of them, and fails if an upgrade removes one.
 """
 
 from collections.abc import Awaitable, Callable, Mapping

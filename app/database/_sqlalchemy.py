@@ -1,0 +1,51 @@
+"""Every private name of SQLAlchemy that is read from its objects, under a name that says what it is here.
+
+A subclass has to use the private names of its base class where it stands: BoundedPool (`pool.py`) and the session of
+`write_session.py`. tests/unit/test_private_names.py lists all of them, and fails if an upgrade removes one.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
+from typing import Any
+
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+from sqlalchemy.pool.base import _ConnectionFairy, _ConnectionRecord
+from sqlalchemy.sql.dml import UpdateBase
+from sqlalchemy.types import TypeEngine
+
+# The functions themselves, without one around them: the pool calls them for each checkout.
+is_invalidated: Callable[[ConnectionPoolEntry], bool] = _ConnectionRecord._is_hard_or_soft_invalidated
+"""Return True if the entry's connection, or all connections of its age, were invalidated."""
+close_proxy: Callable[..., None] = _ConnectionFairy._close_special
+"""Return a proxy's connection to its pool. `transaction_reset=True`: it has no transaction to roll back."""
+
+entry_of: Callable[[PoolProxiedConnection], ConnectionPoolEntry] = attrgetter("_connection_record")
+pool_of: Callable[[PoolProxiedConnection], Any] = attrgetter("_pool")
+
+# Of a compiled statement.
+result_columns: Callable[[Any], Sequence[Any]] = attrgetter("_result_columns")
+bind_processors: Callable[[Any], Mapping[str, Any]] = attrgetter("_bind_processors")
+has_ordered_columns: Callable[[Any], bool] = attrgetter("_ordered_columns")
+
+# Of an element of a statement: what the ORM has noted about it.
+annotations: Callable[[Any], Mapping[str, Any]] = attrgetter("_annotations")
+
+
+def elements(statement: Any) -> tuple[Any, ...]:
+    """Return what the statement selects or returns, with each entity as one element."""
+    return tuple(statement._returning if isinstance(statement, UpdateBase) else getattr(statement, "_raw_columns", ()))
+
+
+def options(statement: Any) -> tuple[Any, ...]:
+    """Return the options of the statement: those of `options()`."""
+    return tuple(getattr(statement, "_with_options", ()))
+
+
+def takes_lock(statement: Any) -> bool:
+    """Return True if the statement is a SELECT FOR UPDATE, or with another lock."""
+    return getattr(statement, "_for_update_arg", None) is not None
+
+
+def result_processor(kind: TypeEngine[Any], dialect: Any, server_type: int | None) -> Any:
+    """Return the function that converts the driver's value to the type's; None if it needs none."""
+    return kind._cached_result_processor(dialect, server_type)

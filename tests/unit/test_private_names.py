@@ -1,0 +1,235 @@
+"""The private names of dependencies: which file uses which, that they exist, and that their versions are bounded."""
+
+import ast
+import importlib
+import re
+import tomllib
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import asyncpg
+import pytest
+from fastapi import APIRouter, Request
+from prometheus_client import values
+from sqlalchemy import Integer, column, create_engine, select, table, update
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import Pool, QueuePool
+from uvicorn_worker import UvicornWorker
+
+from app.paths import PROJECT_ROOT
+
+FOLDERS = ("app", "ops", "migrations")
+# The interface of named tuples.
+PUBLIC = {"_asdict", "_fields", "_make", "_replace"}
+
+
+class Uses(NamedTuple):
+    """The private names of a distribution that a file uses."""
+
+    distribution: str
+    names: set[str]
+
+
+# Every file that uses private names. No other file may.
+USES = {
+    "app/database/_sqlalchemy.py": Uses(
+        "sqlalchemy",
+        {
+            "_ConnectionFairy",
+            "_ConnectionRecord",
+            "_annotations",
+            "_bind_processors",
+            "_cached_result_processor",
+            "_close_special",
+            "_connection_record",
+            "_for_update_arg",
+            "_is_hard_or_soft_invalidated",
+            "_ordered_columns",
+            "_pool",
+            "_raw_columns",
+            "_result_columns",
+            "_returning",
+            "_with_options",
+        },
+    ),
+    # The next two have subclasses of SQLAlchemy's Pool and Session.
+    "app/database/pool.py": Uses(
+        "sqlalchemy",
+        {
+            "_create_connection",
+            "_creator",
+            "_dialect",
+            "_dispatch",
+            "_do_get",
+            "_do_return_conn",
+            "_invalidate_time",
+            "_is_asyncio",
+            "_orig_logging_name",
+            "_reset_on_return",
+        },
+    ),
+    "app/database/write_session.py": Uses("sqlalchemy", {"_autobegin_t"}),
+    "app/database/liveness.py": Uses("asyncpg", {"_transport"}),
+    "app/observability/mmap_value.py": Uses("prometheus-client", {"_file", "_key", "_m", "_positions", "_value"}),
+    "app/server/worker.py": Uses("uvicorn-worker", {"_install_sigquit_handler", "_serve"}),
+    "app/web/fast_routes/_fastapi.py": Uses(
+        "fastapi",
+        {
+            "_FASTAPI_SCOPE_KEY",
+            "_IncludedRouter",
+            "_api",
+            "_body",
+            "_compat",
+            "_exception_handler",
+            "_exit_callbacks",
+            "_extract_endpoint_context",
+            "_get_cache_key",
+            "_get_form_models",
+            "_get_oauth_scopes",
+            "_get_param_aliases",
+            "_get_param_model",
+            "_is_async_gen_callable",
+            "_is_coroutine_callable",
+            "_is_disconnected",
+            "_is_gen_callable",
+            "_is_json_field",
+            "_lookup_exception_handler",
+            "_operation",
+            "_receive",
+            "_resolve_form_limits",
+            "_route_selected",
+            "_run_sync_endpoint",
+            "_should_embed_body_fields",
+            "_solve_generator",
+            "_stream_consumed",
+            "_utils",
+            "_validate_value_with_model_field",
+            "_validation_failed",
+        },
+    ),
+    # Read for each request: a function around it would cost more than the rest of the check.
+    "app/web/fast_routes/dispatcher.py": Uses("fastapi", {"_routes_version"}),
+}
+# Starlette is half of what fast routes know by heart; FairServer replaces parts of uvicorn's server.
+ALSO_BOUNDED = {"starlette", "uvicorn"}
+
+
+def is_private(name: str) -> bool:
+    return re.fullmatch(r"_[A-Za-z]\w*", name) is not None and not name.endswith("__") and name not in PUBLIC
+
+
+def assigned_attributes(tree: ast.AST) -> Iterator[str]:
+    """Yield the attributes that the code creates on `self`. `self.x += 1` creates none."""
+    changed = {id(node.target) for node in ast.walk(tree) if isinstance(node, ast.AugAssign)}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name(id="self" | "cls"), ctx=ast.Store()) if id(node) not in changed:
+                yield node.attr
+
+
+def defined_names(tree: ast.AST) -> set[str]:
+    names = set(assigned_attributes(tree))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
+
+
+def names_of_bases(path: Path, tree: ast.Module) -> Iterator[str]:
+    """Yield what the file's classes define although a base class of a dependency has it too."""
+    for node in tree.body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        defined = {name for name in defined_names(node) if is_private(name)}
+        if defined:
+            module = ".".join(path.relative_to(PROJECT_ROOT).with_suffix("").parts)
+            class_ = getattr(importlib.import_module(module), node.name)
+            bases = [base for base in class_.__mro__ if base.__module__.partition(".")[0] not in {"app", "builtins"}]
+            yield from (n for n in defined if any(n in vars(base) or n in base.__annotations__ for base in bases))
+
+
+def used_names(path: Path) -> set[str]:
+    """Return the private names of dependencies in a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    own = defined_names(tree)
+    found = set(names_of_bases(path, tree))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr not in own:
+            found.add(node.attr)
+        elif isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("app"):
+            found |= {*(node.module or "").split("."), *(alias.name for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {part for alias in node.names for part in alias.name.split(".")}
+        elif isinstance(node, ast.Call):
+            found |= {keyword.arg for keyword in node.keywords if keyword.arg}
+            if isinstance(node.func, ast.Name) and node.func.id in {"getattr", "hasattr", "setattr", "attrgetter"}:
+                found |= {str(arg.value) for arg in node.args if isinstance(arg, ast.Constant)}
+    return {name for name in found if is_private(name)}
+
+
+def test_private_names_are_used_only_where_they_are_listed() -> None:
+    files = [path for folder in FOLDERS for path in sorted((PROJECT_ROOT / folder).rglob("*.py"))]
+
+    found = {str(path.relative_to(PROJECT_ROOT)): names for path in files if (names := used_names(path))}
+    assert found == {file: uses.names for file, uses in USES.items()}
+
+
+def test_distributions_with_used_private_names_have_an_upper_bound() -> None:
+    project = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    bounded = {re.split(r"[\[<>=]", line)[0] for line in project["dependencies"] if "<" in line}
+
+    assert {uses.distribution for uses in USES.values()} | ALSO_BOUNDED <= bounded
+
+
+def test_private_names_of_sqlalchemy_exist() -> None:
+    engine = create_engine("sqlite://", poolclass=QueuePool)
+    books = table("books", column("id", Integer))
+    statement = select(books).with_for_update()
+    compiled: Any = statement.compile()
+    proxy: Any = engine.raw_connection()
+    owners = {
+        proxy: {"_connection_record", "_pool", "_close_special"},
+        proxy._connection_record: {"_is_hard_or_soft_invalidated"},
+        compiled: {"_result_columns", "_ordered_columns", "_bind_processors"},
+        statement: {"_raw_columns", "_with_options", "_for_update_arg"},
+        update(books): {"_returning"},
+        books.c.id: {"_annotations"},
+        Integer(): {"_cached_result_processor"},
+        engine.pool: USES["app/database/pool.py"].names - {"_dispatch", "_is_asyncio"},
+        Pool: {"_is_asyncio"},
+        Session: USES["app/database/write_session.py"].names,
+    }
+    try:
+        for owner, names in owners.items():
+            assert [name for name in sorted(names) if not hasattr(owner, name)] == []
+        assert "_dispatch" in Pool.__init__.__annotations__
+    finally:
+        proxy.close()
+        engine.dispose()
+
+
+def test_private_names_of_asyncpg_and_uvicorn_worker_exist() -> None:
+    assert USES["app/database/liveness.py"].names <= set(asyncpg.Connection.__slots__)
+    assert USES["app/server/worker.py"].names <= vars(UvicornWorker).keys()
+
+
+def test_private_names_of_fastapi_exist() -> None:
+    """Those that its import does not check."""
+    request = Request({"type": "http"})
+
+    assert all(hasattr(request, name) for name in ("_is_disconnected", "_receive", "_stream_consumed"))
+    assert hasattr(AsyncExitStack(), "_exit_callbacks")
+    assert hasattr(APIRouter(), "_routes_version")
+
+
+def test_private_names_of_prometheus_client_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    value: Any = values.MultiProcessValue(lambda: "1")("counter", "name", "name", (), (), "help")
+
+    assert {"_file", "_key", "_value"} <= vars(value).keys()
+    assert {"_m", "_positions"} <= vars(value._file).keys()
+    value._file.close()

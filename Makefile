@@ -101,13 +101,13 @@ bench-overload: $(READY) ## benchmark overload: goodput and rejections with 300 
 	@$(BIN)/python -m benchmarks.overload $(args)
 
 pictures: $(READY) ## take the screenshots of the documentation (needs chromium and chromedriver)
-	@$(BIN)/python -m docs.pictures
+	@PYTHONPATH=. $(BIN)/python ops/docs/pictures.py
 
 dashboard: $(READY) ## generate Grafana's dashboard from ops/grafana/dashboard.py
 	@$(BIN)/python ops/grafana/dashboard.py
 
 docs: $(READY) ## write the generated tables of docs/settings.md and docs/metrics.md
-	@PYTHONPATH=. $(BIN)/python docs/write_tables.py
+	@PYTHONPATH=. $(BIN)/python ops/docs/write_tables.py
 
 lint: $(READY) ## check code style, spelling and CI workflows
 	@$(BIN)/ruff check .

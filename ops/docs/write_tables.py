@@ -1,11 +1,10 @@
 """Write the generated tables into the documents: `make docs`. `tests/unit/test_docs.py` compares them."""
 
-from pathlib import Path
-
 from app.observability.catalogue import metrics_table
+from app.paths import PROJECT_ROOT
 from app.settings import settings_table
 
-DOCS = Path(__file__).parent
+DOCS = PROJECT_ROOT / "docs"
 TABLES = {"settings.md": settings_table, "metrics.md": metrics_table}
 
 

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+# The default of `ping_after`, and of its setting, which is never None.
+PING_AFTER = 0.5
+
 
 @dataclass(frozen=True, kw_only=True)
 class PoolOptions:
@@ -21,7 +24,7 @@ class PoolOptions:
     """Callers that may wait in the queue; further ones are refused at once."""
     recycle: int = 3600
     """Age at which a connection is replaced."""
-    ping_after: float | None = 0.5
+    ping_after: float | None = PING_AFTER
     """Idle time after which a connection is pinged before it is checked out. None: never."""
     shrink_after: float = 10.0
     """Idle time after which a connection beyond `size` is closed."""

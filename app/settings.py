@@ -26,7 +26,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from app.errors import ConfigurationError
-from app.pool_options import PoolOptions
+from app.pool_options import PING_AFTER, PoolOptions
 
 SUPPORTED_DRIVERS = ("postgresql+asyncpg", "postgresql+psycopg", "sqlite+aiosqlite")
 
@@ -230,7 +230,7 @@ class Settings(BaseSettings):
         default=True, description="Ping a connection before a checkout if it was idle for `DB_POOL_PING_AFTER`."
     )
     db_pool_ping_after: float = Field(
-        default=PoolOptions.ping_after,
+        default=PING_AFTER,
         ge=0,
         description="Idle time in seconds after which a connection is pinged before a checkout.",
         json_schema_extra=_sets_option("ping_after"),

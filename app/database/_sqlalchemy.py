@@ -14,7 +14,7 @@ from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.types import TypeEngine
 
 # The functions themselves, without one around them: the pool calls them for each checkout.
-is_invalidated: Callable[[ConnectionPoolEntry], bool] = _ConnectionRecord._is_hard_or_soft_invalidated
+is_invalidated: Callable[[Any], bool] = _ConnectionRecord._is_hard_or_soft_invalidated
 """Return True if the entry's connection, or all connections of its age, were invalidated."""
 close_proxy: Callable[..., None] = _ConnectionFairy._close_special
 """Return a proxy's connection to its pool. `transaction_reset=True`: it has no transaction to roll back."""

@@ -33,7 +33,8 @@ PASSWORD = "for tests: @/?%+#&"
 NOT_DURABLE = "postgres -c fsync=off -c full_page_writes=off -c synchronous_commit=off"
 DATA = "/var/lib/postgresql/data"
 _numbers = count(1)
-_superusers: list[URL] = []
+# The superuser's URL of the server that has the database, for each database that a test uses now.
+_superusers: dict[str, URL] = {}
 
 
 class Server:
@@ -76,9 +77,11 @@ class Server:
         """
         name = (self._ready.pop(template, None) or self._executor.submit(self._create, template)).result()
         self._ready[template] = self._executor.submit(self._create, template)
+        _superusers[name] = self.superuser.set(database=name)
         try:
-            yield self.superuser.set(database=name)
+            yield _superusers[name]
         finally:
+            del _superusers[name]
             drop = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
             self._drops.append(self._executor.submit(self._execute, drop))
             self._check_drops()
@@ -160,23 +163,18 @@ def connect(url: URL, **options: Any) -> psycopg.Connection:
 
     The connection to a test's database is the superuser's and does not go through PgBouncer or a proxy.
     """
-    for superuser in _superusers:
-        if (url.database or "").startswith("test_"):
-            url = superuser.set(database=url.database)
-    return psycopg.connect(**parameters(url), autocommit=True, **options)
+    return psycopg.connect(**parameters(_superusers.get(url.database or "", url)), autocommit=True, **options)
 
 
 @contextmanager
 def run_postgres(directory: Path, command: str = NOT_DURABLE) -> Iterator[Server]:
     """Run a server. With a `command` of its own, a container keeps its data on disk; the embedded server ignores it."""
     with _container(command) if engine_answers() else _embedded(directory) as (url, pid, address):
-        _superusers.append(url)
         server = Server(url, pid, address)
         try:
             yield server
         finally:
             server.close()
-            _superusers.remove(url)
 
 
 @contextmanager

@@ -14,8 +14,10 @@ import yaml
 
 from app import models
 from app.cli.main import _parser
-from app.paths import PROJECT_ROOT
+from app.observability.catalogue import metric_specs, metrics_table
+from app.paths import POSTGRES_ROLES, PROJECT_ROOT
 from app.settings import Settings, settings_table
+from tests.support.prometheus import rules
 
 DOCS = PROJECT_ROOT / "docs"
 DECISIONS = DOCS / "decisions"
@@ -32,7 +34,12 @@ VARIABLE = re.compile(r"\b[A-Z]+(?:_[A-Z]+)+\b")
 CREATED_PATHS = (".data", ".secrets", ".venv")
 CODE = ("app", "migrations", "ops", "tests", "benchmarks", "Makefile", "docker-compose.yml", "compose.prod.yml", ".ci")
 
+# Pages about metrics: they name no other variables than settings, and no other metrics than the catalogue's.
+METRIC_PAGES = ("docs/metrics.md", "docs/runbooks.md", "docs/performance.md")
+METRIC_PREFIXES = ("db_", "http_", "headroom_", "pgbouncer_")
+
 each_document = pytest.mark.parametrize("document", DOCUMENTS)
+each_metric_page = pytest.mark.parametrize("document", METRIC_PAGES)
 
 
 @cache
@@ -160,6 +167,45 @@ def test_readme_is_short() -> None:
 
 def test_settings_page_has_the_generated_table() -> None:
     assert settings_table() in read("docs/settings.md"), "run `make docs`"
+
+
+def test_metrics_page_has_the_generated_table() -> None:
+    assert metrics_table() in read("docs/metrics.md"), "run `make docs`"
+
+
+@each_metric_page
+def test_metric_names_exist(document: str) -> None:
+    roles = set(re.findall(r"headroom_\w+", POSTGRES_ROLES.read_text(encoding="utf-8")))
+    known = {metric.name for metric in metric_specs()} | roles
+    named = {
+        metric
+        for span in spans(document)
+        for metric in re.findall(r"\b[a-z]+_[a-z_]+\b", span)
+        if metric.startswith(METRIC_PREFIXES) and ":" not in span
+    }
+
+    assert {metric.removesuffix("_bucket") for metric in named if metric not in known} <= known
+
+
+@each_metric_page
+def test_metric_page_names_only_variables_that_are_settings(document: str) -> None:
+    named = {name for span in spans(document) for name in VARIABLE.findall(span)}
+
+    assert {name.lower() for name in named} <= Settings.model_fields.keys()
+
+
+def test_runbooks_have_one_section_per_alert() -> None:
+    sections = re.findall(r"^## (\w+)\n\n(Critical|Warning)\.", read("docs/runbooks.md"), re.MULTILINE)
+    alerts = [(alert["alert"], alert["labels"]["severity"].capitalize()) for alert in rules("alerts.yml")]
+
+    assert sorted(sections) == sorted(alerts)
+
+
+def test_images_are_used() -> None:
+    text = "".join(read(document) for document in DOCUMENTS)
+
+    for image in (DOCS / "images").iterdir():
+        assert f"images/{image.name}" in text
 
 
 def test_index_lists_every_document() -> None:

@@ -134,6 +134,19 @@ async def test_closed_connection_is_recorded_with_its_reason(new_database: NewDa
         assert recorder.events["opened",] == 3, "the pool that replaces a disposed one has the same observer"
 
 
+async def test_overflow_that_is_soon_used_again_stays_open(new_database: NewDatabase) -> None:
+    async with new_database(max_overflow=2, shrink_after=60) as (database, recorder):
+        for _ in range(5):
+            async with checked_out(database), checked_out(database), checked_out(database):
+                waiter = asyncio.create_task(database.read.first(PID))
+                await wait_until(lambda: state(database).waiting == 1, waiter)
+            await waiter
+
+        assert state(database).idle == 3
+        assert recorder.events["opened",] == 3
+        assert recorder.events["closed", "surplus"] == 0
+
+
 async def test_connection_older_than_recycle_is_recorded_as_recycled(new_database: NewDatabase) -> None:
     async with new_database(recycle=0) as (database, recorder):
         await database.read.first(PID)

@@ -45,6 +45,7 @@ from fastapi.telemetry._api import get_telemetry_data
 from starlette._exception_handler import _lookup_exception_handler as lookup_exception_handler
 from starlette._utils import get_route_path, is_async_callable
 from starlette.middleware.body_limit import MAX_BODY_SIZE_SCOPE_KEY
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -67,6 +68,7 @@ __all__ = [
     "get_route_path",
     "get_telemetry_data",
     "handler_of",
+    "handlers_of",
     "is_async_callable",
     "is_async_generator",
     "is_coroutine",
@@ -244,6 +246,11 @@ def parse_json(request: Request, body: bytes) -> Any:
         return Undefined
     request._json = json.loads(body)
     return request._json
+
+
+def handlers_of(middleware: ExceptionMiddleware) -> tuple[Any, Any]:
+    """Return the exception handlers by class and by status, as the middleware puts them into the scope."""
+    return middleware._exception_handlers, middleware._status_handlers
 
 
 def is_used(stack: AsyncExitStack) -> bool:

@@ -127,13 +127,14 @@ class _JsonResponse(NamedTuple):
     headers: Iterable[tuple[bytes, bytes]]
 
 
-class _Answer:
-    """Sends the response to a request, and notes that it has begun."""
+class Answer:
+    """Sends the response to a request, and notes that it has begun. `handlers` are those of the request's exceptions."""
 
-    __slots__ = ("_send", "has_started")
+    __slots__ = ("_handlers", "_send", "has_started")
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, handlers: tuple[Any, Any]) -> None:
         self._send = send
+        self._handlers = handlers
         self.has_started = False
 
     async def send(self, message: Message) -> None:
@@ -152,6 +153,22 @@ class _Answer:
         self.has_started = True
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
+
+    async def handle(self, error: Exception, request: Request) -> None:
+        """Let the handler of an exception answer, as Starlette's `wrap_app_handling_exceptions`. Raise without one."""
+        handler = _exception_handler(self._handlers, error)
+        if handler is None:
+            raise error
+        if self.has_started:
+            raise RuntimeError("Caught handled exception, but response already started.") from error
+        if private.is_async_callable(handler):
+            response = await handler(request, error)
+        else:
+            response = await run_in_threadpool(handler, request, error)
+        if response is not None:
+            await response(request.scope, request.receive, self.send)
+        # Reused exception instances would accumulate tracebacks.
+        error.__traceback__ = None
 
 
 class OperationPlan:
@@ -234,32 +251,23 @@ class OperationPlan:
         return provider is not None and bool(provider.dependency_overrides)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, as FastAPI's `request_response` with Starlette's `wrap_app_handling_exceptions`."""
-        request = Request(scope, receive, send)
+        """Answer a request as FastAPI's `request_response`."""
         handlers = scope.get("starlette.exception_handlers", _NO_HANDLERS)
-        answer = _Answer(send)
+        await self.run(Request(scope, receive, send), Answer(send, handlers))
+
+    async def run(self, request: Request, answer: "Answer") -> None:
+        """Answer a request. Exceptions go to their handlers, as those of every route of Starlette's."""
         try:
             if self._has_exits:
-                await self._answer_with_exits(request, scope, receive, answer)
+                await self._answer_with_exits(request, answer)
             else:
-                await self._answer(request, scope, receive, answer)
-        except Exception as error:
-            handler = _exception_handler(handlers, error)
-            if handler is None:
-                raise
-            if answer.has_started:
-                raise RuntimeError("Caught handled exception, but response already started.") from error
-            if private.is_async_callable(handler):
-                response = await handler(request, error)
-            else:
-                response = await run_in_threadpool(handler, request, error)
-            if response is not None:
-                await response(scope, receive, answer.send)
-            # Reused exception instances would accumulate tracebacks.
-            error.__traceback__ = None
+                await self._answer(request, answer)
+        except Exception as error:  # noqa: BLE001 - raised again if it has no handler
+            await answer.handle(error, request)
 
-    async def _answer(self, request: Request, scope: Scope, receive: Receive, answer: "_Answer") -> None:
+    async def _answer(self, request: Request, answer: "Answer") -> None:
         """Answer a request of an operation without exits. The stacks are there for code that uses them itself."""
+        scope = request.scope
         request_stack = scope["fastapi_inner_astack"] = AsyncExitStack()
         function_stack = scope["fastapi_function_astack"] = AsyncExitStack()
         awaited = False
@@ -276,7 +284,7 @@ class OperationPlan:
             if type(response) is _JsonResponse:
                 await answer.send_json(response)
             else:
-                await response(scope, receive, answer.send)
+                await response(scope, request.receive, answer.send)
             awaited = True
         except BaseException:
             if not (private.is_used(request_stack) and await request_stack.__aexit__(*sys.exc_info())):
@@ -287,7 +295,8 @@ class OperationPlan:
         if not awaited:
             raise FastAPIError(_NOT_AWAITED)
 
-    async def _answer_with_exits(self, request: Request, scope: Scope, receive: Receive, answer: "_Answer") -> None:
+    async def _answer_with_exits(self, request: Request, answer: "Answer") -> None:
+        scope = request.scope
         awaited = False
         async with AsyncExitStack() as request_stack:
             scope["fastapi_inner_astack"] = request_stack
@@ -297,7 +306,7 @@ class OperationPlan:
             if type(response) is _JsonResponse:
                 await answer.send_json(response)
             else:
-                await response(scope, receive, answer.send)
+                await response(scope, request.receive, answer.send)
             awaited = True
         if not awaited:
             raise FastAPIError(_NOT_AWAITED)

@@ -128,7 +128,7 @@ class _JsonResponse(NamedTuple):
 
 
 class Answer:
-    """Sends the response to a request, and notes that it has begun. `handlers` are those of the request's exceptions."""
+    """Sends the response to a request, and notes that it has begun. `handlers` are the exception handlers."""
 
     __slots__ = ("_handlers", "_send", "has_started")
 

@@ -4,6 +4,7 @@ Only `_routes_version` is read elsewhere, by the dispatcher for each request. te
 all of them, and fails if an upgrade removes one.
 """
 
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from types import CellType, FunctionType, ModuleType
@@ -45,6 +46,7 @@ from fastapi.telemetry._api import get_telemetry_data
 from starlette._exception_handler import _lookup_exception_handler as lookup_exception_handler
 from starlette._utils import get_route_path, is_async_callable
 from starlette.middleware.body_limit import MAX_BODY_SIZE_SCOPE_KEY
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -67,6 +69,7 @@ __all__ = [
     "get_route_path",
     "get_telemetry_data",
     "handler_of",
+    "handlers_of",
     "is_async_callable",
     "is_async_generator",
     "is_coroutine",
@@ -79,6 +82,7 @@ __all__ = [
     "operation_span",
     "param_aliases",
     "param_model",
+    "parse_json",
     "read_body",
     "record_route",
     "record_validation_failure",
@@ -232,6 +236,22 @@ async def read_body(request: Request) -> bytes:
     request._stream_consumed = True
     request._body = body
     return body
+
+
+def parse_json(request: Request, body: bytes) -> Any:
+    """Return `await request.json()` of a request with this body, without a coroutine; `Undefined` if it was replaced.
+
+    Raise json.JSONDecodeError.
+    """
+    if type(request) is not Request or Request.json is not _JSON or hasattr(request, "_json"):
+        return Undefined
+    request._json = json.loads(body)
+    return request._json
+
+
+def handlers_of(middleware: ExceptionMiddleware) -> tuple[Any, Any]:
+    """Return the exception handlers by class and by status, as the middleware puts them into the scope."""
+    return middleware._exception_handlers, middleware._status_handlers
 
 
 def is_used(stack: AsyncExitStack) -> bool:

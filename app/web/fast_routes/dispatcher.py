@@ -1,18 +1,23 @@
 """Finds the operation of a request by an index, in FastAPI's order, and hands everything else to FastAPI's router."""
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.routing import APIRoute, APIRouter, APIWebSocketRoute
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.requests import Request
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.web.fast_routes import RouteReport
+from app.web.fast_routes import RouteReport, switched_off
 from app.web.fast_routes import _fastapi as private
-from app.web.fast_routes.plan import NotPlannable, OperationPlan
+from app.web.fast_routes.plan import Answer, NotPlannable, OperationPlan
 
 logger = logging.getLogger(__name__)
 
@@ -68,13 +73,13 @@ class Dispatcher:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the request's operation by its plan, or pass the request to FastAPI's router."""
-        if scope["type"] == "http" and (entry := self._select(scope)) is not None:
-            plan = entry.plan
-            assert plan is not None
+        # FastAPI's applications provide a stack that closes files; a router alone does not, and FastAPI then refuses.
+        plan = self.select(scope) if scope["type"] == "http" and private.FILE_STACK_KEY in scope else None
+        if plan is None:
+            await self._original(scope, receive, send)
+        else:
             self.taken += 1
             await plan(scope, receive, send)
-        else:
-            await self._original(scope, receive, send)
 
     def report(self) -> list[RouteReport]:
         """Return a report of every operation."""
@@ -85,8 +90,8 @@ class Dispatcher:
             if isinstance(entry.route, APIRoute)
         ]
 
-    def _select(self, scope: Scope) -> _Entry | None:
-        """Return the first matching entry, after updating the scope as FastAPI does; None if FastAPI has to run it."""
+    def select(self, scope: Scope) -> OperationPlan | None:
+        """Return the request's plan, after updating the scope as FastAPI does; None if FastAPI has to run it."""
         self._refresh()
         path: str = private.get_route_path(scope) if scope.get("root_path") else scope["path"]
         method = scope["method"]
@@ -102,15 +107,13 @@ class Dispatcher:
                 return None
             if self._router.routes[entry.position] is not entry.listed:
                 self._routes = None  # another route that is equal for Starlette: same path, endpoint and methods
-                return self._select(scope)
-            if private.FILE_STACK_KEY not in scope:
-                return None
+                return self.select(scope)
             assert entry.convertors is not None
             values = match.groupdict()
             for name in values:
                 values[name] = entry.convertors[name].convert(values[name])
             self._update_scope(scope, entry, values)
-            return entry
+            return plan
         return None
 
     def _update_scope(self, scope: Scope, entry: _Entry, path_params: dict[str, Any]) -> None:
@@ -189,9 +192,88 @@ class Dispatcher:
         self._entries.append(entry)
 
 
+class Shortcut:
+    """Runs plans outside of FastAPI's ExceptionMiddleware and AsyncExitStackMiddleware, and does what the two would do.
+
+    To pass through them takes as long as half of a plan.
+    """
+
+    def __init__(self, app: ExceptionMiddleware, router: APIRouter, dispatcher: Dispatcher) -> None:
+        self.app = app
+        self._router = router
+        self._dispatcher = dispatcher
+        self._handlers = private.handlers_of(app)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the request's operation by its plan, or pass the request on."""
+        dispatcher = self._dispatcher
+        if scope["type"] != "http" or self._router.middleware_stack is not dispatcher:
+            await self.app(scope, receive, send)
+            return
+        # Before the rest of the scope: its keys are in FastAPI's order.
+        scope["starlette.exception_handlers"] = self._handlers
+        file_stack = scope[private.FILE_STACK_KEY] = AsyncExitStack()
+        plan = dispatcher.select(scope)
+        if plan is None:
+            await self.app(scope, receive, send)
+            return
+        dispatcher.taken += 1
+        answer = Answer(send, self._handlers)
+        try:
+            try:
+                await plan.run(Request(scope, receive, send), answer)
+            except BaseException:
+                if not (private.is_used(file_stack) and await file_stack.__aexit__(*sys.exc_info())):
+                    raise
+            else:
+                if private.is_used(file_stack):
+                    await file_stack.aclose()
+        except Exception as error:  # noqa: BLE001 - raised again if it has no handler
+            # Those that a handler has raised. FastAPI's ExceptionMiddleware passes on a request of its own.
+            await answer.handle(error, Request(scope, receive, send))
+
+
+def _install_shortcut(stack: ASGIApp, router: APIRouter) -> None:
+    """Put a shortcut around the innermost two middlewares, if they are FastAPI's and nothing is between them."""
+    outer: Any = stack
+    while (inner := getattr(outer, "app", None)) is not None:
+        if isinstance(inner, Shortcut):
+            return
+        if type(inner) is ExceptionMiddleware:
+            dispatcher = router.middleware_stack
+            if (
+                type(inner.app) is AsyncExitStackMiddleware
+                and inner.app.app is router
+                and inner.app.context_name == private.FILE_STACK_KEY
+                and isinstance(dispatcher, Dispatcher)
+            ):
+                outer.app = Shortcut(inner, router, dispatcher)
+            return
+        outer = inner
+
+
 def install_dispatcher(app: FastAPI) -> bool:
-    """Put a dispatcher into the application's router. Return False if the router's class overrides its behaviour."""
-    router = app.router
+    """Put a dispatcher into the application's router. Return False if the router's class overrides its behaviour.
+
+    An application whose router is replaced before its first request gets a dispatcher in the new router.
+    """
+    if isinstance(app.router.middleware_stack, Dispatcher):
+        return True
+    if not _install_in_router(app.router):
+        return False
+    build = app.build_middleware_stack
+
+    def build_middleware_stack() -> ASGIApp:
+        _install_in_router(app.router)
+        stack = build()
+        _install_shortcut(stack, app.router)
+        return stack
+
+    app.build_middleware_stack = build_middleware_stack  # type: ignore[method-assign]
+    return True
+
+
+def _install_in_router(router: APIRouter) -> bool:
     if isinstance(router.middleware_stack, Dispatcher):
         return True
     if _overrides(router, _ROUTER_METHODS):
@@ -216,7 +298,7 @@ def _entry(route: BaseRoute, context: Any, included_router: Any, form_limits: An
         form_limits=form_limits,
     )
     if not isinstance(route, APIRoute):
-        if isinstance(route, Mount) and isinstance(route.app, FastAPI):
+        if isinstance(route, Mount) and isinstance(route.app, FastAPI) and route.app not in switched_off:
             install_dispatcher(route.app)
         if type(route) not in (Route, Mount):
             entry.regex = None

@@ -161,8 +161,8 @@ class Server:
 class Pooler:
     """The limits of PgBouncer. The defaults are PgBouncer's own; `max_db_connections` 0 means no limit.
 
-    `pools` is the number of users for which it keeps a pool to the API's database: the API's role and the role that
-    looks up passwords (auth_query).
+    `pools` is the number of users for which it keeps a pool to the API's database. They are the API's role and the
+    role that looks up passwords (auth_query).
     """
 
     max_client_conn: int = 100

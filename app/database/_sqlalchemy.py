@@ -1,7 +1,7 @@
 """Every private name of SQLAlchemy that is read from its objects, under a name that says what it is here.
 
-A subclass has to use the private names of its base class where it stands: BoundedPool (`pool.py`) and the session of
-`write_session.py`. tests/unit/test_private_names.py lists all of them, and fails if an upgrade removes one.
+Two subclasses use the private names of their base class in their own modules: `pool.py` and `write_session.py`. The
+test tests/unit/test_private_names.py lists all names, and fails if an upgrade removes one.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -186,8 +186,8 @@ class FastPath:
             raise
         except Exception as error:
             lost = is_closed(connection)
-            # A statement that the server refused is over. One that asyncpg refused (a value that does not fit its type)
-            # is parsed but not executed: the server keeps waiting, and keeps the table's lock.
+            # A statement that the server refused is over. One with a value that does not fit its type is refused by
+            # asyncpg. It is parsed but not executed: the server keeps waiting, and keeps the table's lock.
             over = _is_server_error(error) and not lost
             await (checkout.release() if over else self._abort(checkout, error))
             if known := translate(error):

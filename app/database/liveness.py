@@ -19,7 +19,7 @@ from app.errors import DatabaseUnavailable
 logger = logging.getLogger(__name__)
 
 # Event-loop iterations that a ping gets after its deadline. If the process was paused, the answer and the deadline
-# arrive in the same iteration: without an extra iteration 4 of 10 answers came too late, with one none did.
+# arrive in the same iteration. Without an extra iteration 4 of 10 answers came too late, with one none did.
 EXTRA_ITERATIONS = 3
 
 
@@ -37,8 +37,8 @@ class SocketProbe:
         """Return True if the server seems to have closed the connection while it was idle.
 
         False proves little: a peer can vanish silently. An idle connection has nothing to read except the end of the
-        stream or the server's last message (or a harmless notice, which a ping clears up). psycopg notices at its next
-        statement, asyncpg when the event loop reads the socket, which on a busy loop can be after the checkout.
+        stream or the server's last message. A ping clears up the third case, a harmless notice. psycopg notices a close
+        at its next statement, asyncpg when the event loop reads the socket: on a busy loop, after the checkout.
         """
         if is_closed(self._connection):
             return True

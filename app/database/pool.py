@@ -1,7 +1,7 @@
 """The connection pool: a hard upper bound, a bounded first-in-first-out queue, and one deadline for a checkout.
 
-Why not SQLAlchemy's AsyncAdaptedQueuePool: its queue is unbounded, its timeout covers neither ping nor connect, a new
-caller can overtake the queue, and a failed connect does not wake the next waiter (docs/decisions/0001-own-pool.md).
+SQLAlchemy's AsyncAdaptedQueuePool has an unbounded queue, and its timeout covers neither ping nor connect. A new caller
+can overtake its queue, and a failed connect does not wake the next waiter (docs/decisions/0001-own-pool.md).
 """
 
 import asyncio
@@ -33,8 +33,8 @@ from app.database.pool_events import (
 from app.errors import DatabaseUnavailable, PoolExhausted
 from app.pool_options import PoolOptions
 
-# Minimum time for a ping. If the process was paused (a processor quota, a full garbage collection: half a second was
-# seen), no time may be left for a connection that is alive.
+# Minimum time for a ping. After a pause of the process, no time may be left for a connection that is alive. Pauses of
+# half a second were seen: a processor quota, a full garbage collection.
 MIN_PING_SECONDS = 0.1
 
 # Keys in the `info` of a pool entry: facts about the connection, gone when the connection is.
@@ -50,12 +50,12 @@ class BoundedPool(Pool):
     - If no connection is idle and the pool is below its maximum, open one in the background. The caller gets whichever
       is ready first: the new connection or a returned one. A connection that nothing waits for any more is kept.
     - At the maximum, up to `max_waiters` callers queue, first in, first out. Further callers get PoolExhausted at once.
-    - A checkout takes at most `timeout` seconds, ping and connect included: PoolExhausted if no connection was
-      returned in time, DatabaseUnavailable if the server did not answer in time. Two exceptions: a ping at the very end
-      may take MIN_PING_SECONDS more, and a paused process notices the deadline late.
+    - A checkout takes at most `timeout` seconds, ping and connect included. It raises PoolExhausted if no connection
+      was returned in time, DatabaseUnavailable if the server did not answer in time. Two exceptions: a ping at the very
+      end may take MIN_PING_SECONDS more, and a paused process notices the deadline late.
     - The most recently returned connection is checked out first, so the busy ones stay warm. A connection that was idle
       for `ping_after` is pinged; one that the server closed is noticed without a round trip.
-    - A connection beyond `size` is closed after `shrink_after` seconds of idleness, not when it is returned: closing at
+    - A connection beyond `size` is closed after `shrink_after` seconds of idleness, not when it is returned. Closing at
       once costs 4 times the CPU under load (docs/decisions/0001-own-pool.md).
 
     The observer is notified of every event.

@@ -108,8 +108,8 @@ async def read_page(
     context = [order.context, filters]
     after = {} if params.cursor == "" else order.parameters(cursors.read(params.cursor, context))
     row_limit = params.limit + 1  # the row after the page tells whether there is a next page
-    # A literal LIMIT is planned once, but each literal is a statement of its own: only for the common limits, and only
-    # without filters, where the best plan would depend on the filter's value.
+    # A literal LIMIT is planned once, but each literal is a statement of its own: only the common limits get one. Not
+    # with filters: there, the best plan depends on the filter's value.
     is_common = not filters and params.limit in (DEFAULT_LIMIT, MAX_LIMIT)
     limit, parameters = (row_limit, after) if is_common else (None, filters | after | {"limit": row_limit})
     part: Part = "nulls" if after and after["after_0"] is None else "values"

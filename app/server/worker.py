@@ -40,8 +40,8 @@ def worker_class(settings: Settings) -> type["Worker"]:
 class Worker(UvicornWorker):  # type: ignore[misc]  # Gunicorn has no types
     """One process of the API.
 
-    UvicornWorker sets no deadline for a graceful stop: it waits for its clients until Gunicorn kills it, and then
-    closes no connection and runs no lifespan shutdown.
+    UvicornWorker sets no deadline for a graceful stop: it waits for its clients until Gunicorn kills it. A killed
+    worker closes no connection and runs no lifespan shutdown.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -160,7 +160,7 @@ class RequestMiddleware:
 class ErrorMiddleware:
     """Answers an unhandled exception with a problem response, or with the application's own handler of Exception.
 
-    FastAPI handles such an exception outside every middleware: its response would have no request id and no CORS
+    FastAPI handles such an exception outside every middleware. Its response would have no request id and no CORS
     headers, so a browser would hide it from a page of another origin.
     """
 

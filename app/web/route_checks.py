@@ -23,8 +23,8 @@ from app.web.pagination import refuses_repeated
 def check_routes(app: FastAPI) -> None:
     """Check the application's routes, and those of mounted applications.
 
-    Raise RuntimeError for a route that would commit after the response is sent, for a streaming route whose transaction
-    ends before the stream, and for a list route that would ignore all but the last of repeated query parameters.
+    Raise RuntimeError for a route that would commit after the response is sent, and for a streaming route whose
+    transaction ends before the stream. Also for a list route that would ignore all but the last of repeated parameters.
     """
     for application in (app, *mounted_applications(app)):
         for route in iter_route_contexts(application.routes):

@@ -22,7 +22,7 @@ from tests.support.stacks import LocalStack
 from tests.support.waiting import eventually
 
 IMAGES = PROJECT_ROOT / "docs/images"
-DESKTOP_WIDTH, PHONE_WIDTH = 1280, 390
+DESKTOP_WIDTH, TOP_WIDTH, PHONE_WIDTH = 1280, 900, 390
 # Long enough for the charts of the page to show a shape.
 LOAD_SECONDS = 75
 
@@ -48,12 +48,14 @@ def background_load(api: str) -> Iterator[None]:
             running.result()
 
 
-def take(chrome: Chrome, width: int, file: Path) -> None:
-    """Save the whole page at this width."""
+def take(chrome: Chrome, width: int, file: Path, *, above: str | None = None) -> None:
+    """Save the page at this width: all of it, or what is above the element with this id."""
     size = {"width": width, "deviceScaleFactor": 1, "mobile": False}
     chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size | {"height": 800})
     sleep(2)  # the page refreshes every second
-    height = chrome.execute_script("return document.documentElement.scrollHeight")
+    whole = "return document.documentElement.scrollHeight"
+    part = "return Math.floor(document.getElementById(arguments[0]).getBoundingClientRect().top)"
+    height = chrome.execute_script(part if above else whole, above)
     chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size | {"height": height})
     sleep(2)
     chrome.save_screenshot(str(file))
@@ -61,7 +63,7 @@ def take(chrome: Chrome, width: int, file: Path) -> None:
 
 
 def main() -> None:
-    """Write live-page.png and live-page-phone.png."""
+    """Write live-page.png, live-page-top.png and live-page-phone.png."""
     IMAGES.mkdir(exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix="headroom-pictures-") as directory,
@@ -73,6 +75,7 @@ def main() -> None:
             eventually(lambda: chrome.find_element("id", "status").text not in ("", "connecting"), within=30)
             sleep(LOAD_SECONDS)
             take(chrome, DESKTOP_WIDTH, IMAGES / "live-page.png")
+            take(chrome, TOP_WIDTH, IMAGES / "live-page-top.png", above="conditions-title")
             take(chrome, PHONE_WIDTH, IMAGES / "live-page-phone.png")
 
 

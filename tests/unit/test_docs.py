@@ -122,7 +122,9 @@ def test_headroom_commands_and_their_options_exist(document: str) -> None:
 def test_services_of_compose_commands_exist(document: str) -> None:
     for command in commands(document):
         found = re.search(
-            r"docker compose (?:-f (\S+) )?(?:exec|run|logs|restart|kill)(?: -T| --rm| --signal \w+)* (\w+)", command
+            r"docker compose (?:-f (\S+) )?(?:exec|run|logs|restart|kill)"
+            r"(?: -T| --rm| --signal \w+| -e \S+)* (\w+)",
+            command,
         )
         if found:
             file, service = found[1] or "docker-compose.yml", found[2]

@@ -8,7 +8,7 @@ from app.database.error_mapping import violations
 from app.database.session import Row
 from app.domains.posts.errors import PostNotFound
 from app.domains.posts.models import Post
-from app.domains.posts.schemas import PostListParams, PostRead, PostsOfUserParams, post_of_row
+from app.domains.posts.schemas import PostCreate, PostListParams, PostRead, PostsOfUserParams, post_of_row
 from app.domains.users.errors import UserGone, UserNotFound
 from app.domains.users.models import User
 from app.identity import Claim
@@ -16,15 +16,10 @@ from app.pagination.cursor import Cursors
 from app.pagination.page import Page, read_page
 from app.pagination.statements import ListStatements, contains
 
-_POSTS = select(
-    Post.id,
-    Post.title,
-    Post.content,
-    Post.author_id,
-    User.name.label("author_name"),
-    Post.created_at,
-    Post.updated_at,
-).join(Post.author)
+_COLUMNS = (Post.id, Post.title, Post.content, Post.author_id, Post.created_at, Post.updated_at)
+# What a client sends for a new post: the fields of PostCreate.
+_SENT = (Post.title, Post.content)
+_POSTS = select(*_COLUMNS, User.name.label("author_name")).join(Post.author)
 _BY_ID = _POSTS.where(Post.id == bindparam("post_id", type_=Post.id.type))
 # A literal column: SQLAlchemy would add `posts`, the table of the INSERT, to the FROM clause of the subquery.
 _AUTHOR_NAME = select(User.name).where(User.id == literal_column("posts.author_id")).scalar_subquery()
@@ -33,20 +28,12 @@ _USER_EXISTS = select(User.id).where(User.id == bindparam("user_id", type_=User.
 _INSERT = (
     insert(Post)
     .from_select(
-        ["author_id", "title", "content"],
-        select(User.id, bindparam("title", type_=Post.title.type), bindparam("content", type_=Post.content.type)).where(
+        ["author_id", *(column.key for column in _SENT)],
+        select(User.id, *(bindparam(column.key, type_=column.type) for column in _SENT)).where(
             User.id == bindparam("author_id", type_=User.id.type), User.is_active
         ),
     )
-    .returning(
-        Post.id,
-        Post.title,
-        Post.content,
-        Post.author_id,
-        _AUTHOR_NAME.label("author_name"),
-        Post.created_at,
-        Post.updated_at,
-    )
+    .returning(*_COLUMNS, _AUTHOR_NAME.label("author_name"))
 )
 _LIST = ListStatements(
     "posts",
@@ -93,10 +80,10 @@ class PostWriter:
     def __init__(self, session: StatementSession) -> None:
         self._session = session
 
-    async def add(self, claim: Claim, *, title: str, content: str) -> Row:
+    async def add(self, claim: Claim, data: PostCreate) -> Row:
         """Insert a post and return the stored row. Raise UserGone."""
         with violations({"fk_posts_author_id_users": UserGone()}):  # a concurrent request deletes the author
-            row = await self._session.returned(_INSERT, author_id=claim.user_id, title=title, content=content)
+            row = await self._session.returned(_INSERT, author_id=claim.user_id, **vars(data))
         if row is None:
             raise UserGone
         return row

@@ -10,8 +10,7 @@ from app.identity import Claim, Principal
 
 async def write_post(session: StatementSession, data: PostCreate, claim: Claim) -> PostRead:
     """Create a post and return it as it is stored. Raise UserGone."""
-    row = await PostWriter(session).add(claim, title=data.title, content=data.content)
-    return post_of_row(row)
+    return post_of_row(await PostWriter(session).add(claim, data))
 
 
 async def change_post(session: WriteSession, post_id: int, patch: PostPatch, principal: Principal) -> Post:

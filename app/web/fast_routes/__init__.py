@@ -2,8 +2,8 @@
 
 `install(app)` works for any FastAPI application and changes nothing that a client, a route or an instrumentation can
 observe, except the time. Inside FastAPI's own middleware, exception handling and exit stacks, a dispatcher finds the
-operation by an index, and a plan runs it: the same Request, dependencies, validation, serialisation and exits in the
-same order as FastAPI. Whatever is not FastAPI's own (an overridden class, a wrapped handler, a dependency override) is
+operation by an index, and a plan runs it. Request, dependencies, validation, serialisation and exits are the same, in
+FastAPI's order. Whatever is not FastAPI's own (an overridden class, a wrapped handler, a dependency override) is
 run by FastAPI. docs/decisions/0014-operation-plans.md has the measurements.
 
 `_fastapi.py` holds the private names of FastAPI and Starlette. `VERSIONS` are the versions that the tests have

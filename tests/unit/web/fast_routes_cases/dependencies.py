@@ -1156,7 +1156,7 @@ def _response_parameter(new: New, log: Journal) -> FastAPI:
     async def headers(response: Response, other: Annotated[Response, Depends(mark)]) -> bool:
         response.headers.append("x-many", "b")
         response.set_cookie("c", "handler", secure=True)
-        response.delete_cookie("d")
+        response.set_cookie("d", "", max_age=0)  # delete_cookie() sends the time of day
         return response is other
 
     @app.get("/status", status_code=201)

@@ -11,7 +11,9 @@ from types import CellType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 import fastapi.dependencies.utils as _dependencies
+import fastapi.middleware.asyncexitstack as _asyncexitstack
 import fastapi.routing as _routing
+import starlette.middleware.exceptions as _starlette_exceptions
 import starlette.routing as _starlette_routing
 from fastapi._compat import ModelField, Undefined, field_annotation_is_sequence, lenient_issubclass
 from fastapi.dependencies.models import Dependant
@@ -33,6 +35,7 @@ from fastapi.dependencies.utils import (  # type: ignore[attr-defined]  # what i
     request_params_to_args,
     solve_dependencies,
 )
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.routing import _FASTAPI_SCOPE_KEY as FASTAPI_SCOPE_KEY
 from fastapi.routing import _extract_endpoint_context as endpoint_context
 from fastapi.routing import _IncludedRouter as IncludedRouter
@@ -60,6 +63,7 @@ __all__ = [
     "IncludedRouter",
     "ModelField",
     "Undefined",
+    "are_inner_middlewares",
     "cache_key",
     "endpoint_context",
     "field_annotation_is_sequence",
@@ -247,6 +251,17 @@ def parse_json(request: Request, body: bytes) -> Any:
         return Undefined
     request._json = json.loads(body)
     return request._json
+
+
+def are_inner_middlewares(outer: Any, inner: Any) -> bool:
+    """Return True if these are FastAPI's innermost middlewares, and no instrumentation has replaced what they do."""
+    return (
+        type(outer) is ExceptionMiddleware
+        and type(inner) is AsyncExitStackMiddleware
+        and inner.context_name == FILE_STACK_KEY
+        and _is_defined_in(_starlette_exceptions, ExceptionMiddleware.__call__)
+        and _is_defined_in(_asyncexitstack, AsyncExitStackMiddleware.__call__)
+    )
 
 
 def handlers_of(middleware: ExceptionMiddleware) -> tuple[Any, Any]:

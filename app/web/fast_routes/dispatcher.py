@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.routing import APIRoute, APIRouter, APIWebSocketRoute
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
@@ -234,17 +233,16 @@ class Shortcut:
 
 
 def _install_shortcut(stack: ASGIApp, router: APIRouter) -> None:
-    """Put a shortcut around the innermost two middlewares, if they are FastAPI's and nothing is between them."""
+    """Put a shortcut around FastAPI's innermost two middlewares, if nothing is between them and the router."""
     outer: Any = stack
     while (inner := getattr(outer, "app", None)) is not None:
         if isinstance(inner, Shortcut):
             return
-        if type(inner) is ExceptionMiddleware:
-            dispatcher = router.middleware_stack
+        if isinstance(inner, ExceptionMiddleware):
+            innermost, dispatcher = inner.app, router.middleware_stack
             if (
-                type(inner.app) is AsyncExitStackMiddleware
-                and inner.app.app is router
-                and inner.app.context_name == private.FILE_STACK_KEY
+                private.are_inner_middlewares(inner, innermost)
+                and getattr(innermost, "app", None) is router
                 and isinstance(dispatcher, Dispatcher)
             ):
                 outer.app = Shortcut(inner, router, dispatcher)

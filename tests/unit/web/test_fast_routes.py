@@ -10,6 +10,8 @@ from fastapi.routing import APIRoute
 from fastapi.security import OAuth2PasswordBearer
 from httpx import ASGITransport, AsyncClient
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import NotFound
 from app.pagination.page import ListParams
@@ -409,3 +411,44 @@ async def test_wrapped_handler_gets_a_response_that_it_can_change() -> None:
 
     assert responses[0] == responses[1]
     assert ("x-timed", "yes") in responses[0][1]  # type: ignore[operator]
+
+
+async def test_replaced_exception_middleware_sees_every_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sentry replaces the `__call__` of the middlewares: plans may not run outside of it."""
+    seen: list[str] = []
+    original = ExceptionMiddleware.__call__
+
+    async def instrumented(self: ExceptionMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            seen.append(scope["path"])
+        await original(self, scope, receive, send)
+
+    monkeypatch.setattr(ExceptionMiddleware, "__call__", instrumented)
+    app = application(fast=True)
+    status, *_ = await send(app, "GET", "/things/7")
+    assert (status, seen, fast_routes.taken(app)) == (200, ["/things/7"], 1)
+
+
+async def test_application_between_the_middlewares_and_the_router_sees_every_request() -> None:
+    seen: list[str] = []
+
+    class Subclass(FastAPI):
+        def build_middleware_stack(self) -> ASGIApp:
+            stack = super().build_middleware_stack()
+            innermost: Any = stack
+            while innermost.app is not self.router:
+                innermost = innermost.app
+
+            async def between(scope: Scope, receive: Receive, send: Send) -> None:
+                seen.append(scope["path"])
+                await self.router(scope, receive, send)
+
+            innermost.app = between
+            return stack
+
+    app = Subclass()
+    app.state.events = []
+    assert fast_routes.install(app)
+    app.include_router(router)
+    status, *_ = await send(app, "GET", "/things/7")
+    assert (status, seen, fast_routes.taken(app)) == (200, ["/things/7"], 1)

@@ -13,6 +13,7 @@ compared with FastAPI; on any other version `install()` warns and does nothing.
 import logging
 import sys
 from typing import TYPE_CHECKING, Literal, NamedTuple
+from weakref import WeakSet
 
 import fastapi
 import starlette
@@ -28,6 +29,9 @@ VERSIONS = {("0.165", "1.10")}
 
 Mode = Literal["auto", "off"]
 
+# Applications for which install() was called with mode "off": the dispatcher of an outer application leaves them alone.
+switched_off: WeakSet[FastAPI] = WeakSet()
+
 
 class RouteReport(NamedTuple):
     """One operation: its methods and path template, and why FastAPI runs it (None: it is fast)."""
@@ -41,10 +45,13 @@ def install(app: FastAPI, mode: Mode = "auto") -> bool:
     """Serve the application's operations by plans, also those added later. Return False if FastAPI serves them.
 
     Call it once, after the application was created. With mode "auto", an untested version of FastAPI or Starlette
-    switches fast routes off, with a warning. With mode "off" nothing happens.
+    switches fast routes off, with a warning. With mode "off" FastAPI serves the application, also where it is mounted
+    in one that has fast routes.
     """
     if mode == "off":
+        switched_off.add(app)
         return False
+    switched_off.discard(app)
     versions = (_minor(fastapi.__version__), _minor(starlette.__version__))
     if versions not in VERSIONS:
         logger.warning("fast routes are off: FastAPI %s with Starlette %s is untested", *versions)

@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute, APIRouter, APIWebSocketRoute
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.web.fast_routes import RouteReport
+from app.web.fast_routes import RouteReport, switched_off
 from app.web.fast_routes import _fastapi as private
 from app.web.fast_routes.plan import NotPlannable, OperationPlan
 
@@ -190,8 +190,25 @@ class Dispatcher:
 
 
 def install_dispatcher(app: FastAPI) -> bool:
-    """Put a dispatcher into the application's router. Return False if the router's class overrides its behaviour."""
-    router = app.router
+    """Put a dispatcher into the application's router. Return False if the router's class overrides its behaviour.
+
+    An application whose router is replaced before its first request gets a dispatcher in the new router.
+    """
+    if isinstance(app.router.middleware_stack, Dispatcher):
+        return True
+    if not _install_in_router(app.router):
+        return False
+    build = app.build_middleware_stack
+
+    def build_middleware_stack() -> ASGIApp:
+        _install_in_router(app.router)
+        return build()
+
+    app.build_middleware_stack = build_middleware_stack  # type: ignore[method-assign]
+    return True
+
+
+def _install_in_router(router: APIRouter) -> bool:
     if isinstance(router.middleware_stack, Dispatcher):
         return True
     if _overrides(router, _ROUTER_METHODS):
@@ -216,7 +233,7 @@ def _entry(route: BaseRoute, context: Any, included_router: Any, form_limits: An
         form_limits=form_limits,
     )
     if not isinstance(route, APIRoute):
-        if isinstance(route, Mount) and isinstance(route.app, FastAPI):
+        if isinstance(route, Mount) and isinstance(route.app, FastAPI) and route.app not in switched_off:
             install_dispatcher(route.app)
         if type(route) not in (Route, Mount):
             entry.regex = None

@@ -7,7 +7,7 @@ from httpx import AsyncClient
 from sqlalchemy import URL
 
 from app.database import Base
-from tests.support.operations import OPERATIONS, create_examples
+from tests.support.operations import OPERATIONS, path_of
 from tests.support.people import Person, person
 from tests.support.postgres import connect
 
@@ -35,8 +35,8 @@ async def test_operation_by_each_caller_returns_its_status(
         "self or author": owner,
         "administrator": await person(client, "Admin", database_url, is_admin=True),
     }
-    method, _, template = operation.partition(" ")
-    path = template.format(**await create_examples(owner))
+    method = operation.partition(" ")[0]
+    path = await path_of(operation, owner)
     caller = callers[kind]
     before = stored(database_url)
 
@@ -59,8 +59,8 @@ async def test_token_of_inactive_or_deleted_user_is_refused(
 ) -> None:
     former = await person(client, "Former", database_url, is_admin=True)
     owner = await person(client, "Owner", database_url)
-    method, _, template = operation.partition(" ")
-    path = template.format(**await create_examples(owner))
+    method = operation.partition(" ")[0]
+    path = await path_of(operation, owner)
     with connect(database_url) as connection:
         connection.execute(change.encode(), (former.id,))
     before = stored(database_url)

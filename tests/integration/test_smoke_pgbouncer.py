@@ -10,7 +10,7 @@ from app.database.pool import pool_state
 from app.main import create_app
 from app.settings import Settings
 from tests.integration.conftest import SECRET_KEY
-from tests.support.operations import OPERATIONS, create_examples
+from tests.support.operations import OPERATIONS, path_of
 from tests.support.people import Person, person
 from tests.support.postgres import connect
 from tests.support.waiting import eventually_async
@@ -27,8 +27,8 @@ def database_setup() -> str:
 async def test_operation_behind_pgbouncer_succeeds(client: AsyncClient, database_url: URL, operation: str) -> None:
     owner = await person(client, "Owner", database_url)
     admin = await person(client, "Admin", database_url, is_admin=True)
-    method, _, template = operation.partition(" ")
-    path = template.format(**await create_examples(owner))
+    method = operation.partition(" ")[0]
+    path = await path_of(operation, owner)
 
     response = await admin(method, path, **OPERATIONS[operation].request)
 

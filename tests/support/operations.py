@@ -4,6 +4,7 @@
 in OPERATIONS, and a new path parameter one in PARAMETERS. `tests/unit/test_operations.py` names those that are missing.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -101,7 +102,7 @@ OPERATIONS: dict[str, Operation] = {
     "DELETE /posts/{post_id}": Operation(statuses=(401, 403, 204, 204), costs={"": Cost(5)}),
 }
 
-# A parameter comes after those that its `insert` and `created_by` need.
+# A parameter comes after those whose rows its `insert` refers to.
 PARAMETERS: dict[str, Parameter] = {
     "user_id": Parameter(
         table="users",
@@ -127,16 +128,24 @@ def documented(app: FastAPI) -> dict[str, dict[str, Any]]:
     }
 
 
-async def create_examples(owner: Person) -> dict[str, Any]:
-    """Create a row for each path parameter, as the owner does. Return the ids, with the owner's as `user_id`."""
+async def path_of(operation: str, owner: Person) -> str:
+    """Return the operation's path, after the owner has created a row for each of its path parameters."""
+    template = operation.partition(" ")[2]
     ids: dict[str, Any] = {"user_id": owner.id}
-    for name, parameter in PARAMETERS.items():
-        if parameter.created_by:
-            method, _, path = parameter.created_by.partition(" ")
-            created = await owner(method, path.format(**ids), **OPERATIONS[parameter.created_by].request)
-            assert created.status_code == 201, f"{parameter.created_by}, for {name} in {HERE}: {created.text}"
-            ids[name] = created.headers["location"].rpartition("/")[2]
-    return ids
+    for name in re.findall(r"{(\w+)}", template):
+        if name not in ids:
+            ids[name] = await _create_row(name, owner)
+    return template.format(**ids)
+
+
+async def _create_row(parameter: str, owner: Person) -> str:
+    """Create a row for a path parameter as the owner does. Return its id."""
+    operation = PARAMETERS[parameter].created_by
+    assert operation, f"add created_by to {parameter!r} of PARAMETERS in {HERE}"
+    method = operation.partition(" ")[0]
+    created = await owner(method, await path_of(operation, owner), **OPERATIONS[operation].request)
+    assert created.status_code == 201, f"{operation}, for {parameter!r} of PARAMETERS in {HERE}: {created.text}"
+    return created.headers["location"].rpartition("/")[2]
 
 
 def insert_rows(url: URL, rows: int) -> dict[str, Any]:

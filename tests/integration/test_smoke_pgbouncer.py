@@ -1,17 +1,16 @@
-"""Every route once on psycopg through PgBouncer. The other tests of the API use asyncpg without PgBouncer."""
+"""Every operation on psycopg through PgBouncer. The other tests of the API use asyncpg without PgBouncer."""
 
 import asyncio
-import re
 
 import pytest
-from fastapi import FastAPI
-from httpx import ASGITransport, AsyncClient, Response
+from httpx import ASGITransport, AsyncClient
 from sqlalchemy import URL
 
 from app.database.pool import pool_state
 from app.main import create_app
 from app.settings import Settings
 from tests.integration.conftest import SECRET_KEY
+from tests.support.operations import OPERATIONS, path_of
 from tests.support.people import Person, person
 from tests.support.postgres import connect
 from tests.support.waiting import eventually_async
@@ -24,28 +23,23 @@ def database_setup() -> str:
     return "psycopg-pgbouncer"
 
 
-@pytest.fixture
-def sent(client: AsyncClient) -> set[str]:
-    """Record every request of the client as an operation of the OpenAPI document."""
-    operations: set[str] = set()
+@pytest.mark.parametrize("operation", OPERATIONS)
+async def test_operation_behind_pgbouncer_succeeds(client: AsyncClient, database_url: URL, operation: str) -> None:
+    owner = await person(client, "Owner", database_url)
+    admin = await person(client, "Admin", database_url, is_admin=True)
+    method = operation.partition(" ")[0]
+    path = await path_of(operation, owner)
 
-    async def record(response: Response) -> None:
-        path = re.sub(r"^/(user|post)s/\d+", r"/\1s/{\1_id}", response.request.url.path)
-        operations.add(f"{response.request.method} {path}")
+    response = await admin(method, path, **OPERATIONS[operation].request)
 
-    client.event_hooks["response"].append(record)
-    return operations
+    assert response.status_code == OPERATIONS[operation].statuses[-1], response.text
+    assert response.is_success
 
 
-async def test_every_route_behind_pgbouncer_answers_as_documented(
-    app: FastAPI, client: AsyncClient, database_url: URL, sent: set[str]
-) -> None:
-    documented = {f"{method.upper()} {path}" for path, item in app.openapi()["paths"].items() for method in item}
+async def test_users_and_posts_behind_pgbouncer_are_as_written(client: AsyncClient, database_url: URL) -> None:
     ann = await person(client, "Ann", database_url)
     admin = await person(client, "Admin", database_url, is_admin=True)
 
-    assert (await client.get("/livez")).status_code == 200
-    assert (await client.get("/readyz")).status_code == 200
     assert (await ann("GET", "/users/me")).json()["email"] == "ann@example.com"
     assert (await ann("PATCH", f"/users/{ann.id}", json={"name": "Anna"})).json()["name"] == "Anna"
     assert (await client.get(f"/users/{ann.id}")).json()["name"] == "Anna"
@@ -64,7 +58,6 @@ async def test_every_route_behind_pgbouncer_answers_as_documented(
     assert (await client.get(path)).status_code == 404
     assert (await ann("DELETE", f"/users/{ann.id}")).status_code == 204
     assert (await ann("GET", "/users/me")).status_code == 401
-    assert sent == documented
 
 
 @pytest.fixture

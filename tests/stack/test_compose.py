@@ -1,9 +1,14 @@
 """docker-compose.yml: what only Compose promises."""
 
+import re
+import subprocess
+
 import httpx
 import pytest
+from websockets.sync.client import connect
 
-from tests.support.stacks import ComposeStack
+from app.paths import PROJECT_ROOT
+from tests.support.stacks import ComposeStack, free_port
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.parametrize("stack", ["compose"], indirect=True)
@@ -37,6 +42,24 @@ def test_image_contains_no_compiler_no_pip_and_no_files_of_the_host(compose: Com
 
     assert {"gunicorn", "alembic", "headroom"} <= set(found.split())
     assert not {"pip", "pip3", "gcc", "cc", ".env", ".git", ".venv", "tests"} & set(found.split())
+
+
+def test_websocket_route_works_in_the_image(compose: ComposeStack) -> None:
+    """The product has no WebSocket route: another container serves it, with a module of the tests."""
+    port = free_port()
+    module = PROJECT_ROOT / "tests/support/websocket_app.py"
+    options = ["--detach", "--rm", "--no-deps", f"--publish=127.0.0.1:{port}:8000"]
+    options += [f"--volume={module}:/srv/headroom/{module.name}:ro"]
+    options += ["--env=WEB_CONCURRENCY=1", "--env=METRICS_DIR=/tmp/metrics"]
+    command = ["gunicorn", "--config=ops/gunicorn/gunicorn.conf.py", f"{module.stem}:create()"]
+    container = compose.compose("run", *options, "api", *command).split()[-1]
+    try:
+        eventually(lambda: httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200, within=60)
+        with connect(f"ws://127.0.0.1:{port}/users/count") as websocket:
+            websocket.send("users")
+            assert re.fullmatch(r"users: \d+", str(websocket.recv(timeout=10)))
+    finally:
+        subprocess.run(["docker", "rm", "--force", container], capture_output=True, check=False)
 
 
 def test_prometheus_scrapes_the_exporter(compose: ComposeStack) -> None:

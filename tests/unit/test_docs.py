@@ -258,8 +258,8 @@ def files_of_walk_through() -> list[tuple[str, str]]:
 
 
 def changes_of_walk_through() -> list[tuple[str, str]]:
-    """Return the files of app/ that docs/adding-a-domain.md changes, and the changes as diffs without line numbers."""
-    pattern = r"`(app/[\w/]+\.py)`[^\n]*:\n\n```diff\n(.*?)^```$"
+    """Return the files that docs/adding-a-domain.md changes, and the changes as diffs without line numbers."""
+    pattern = r"`((?:app|tests)/[\w/]+\.py)`[^\n]*:\n\n```diff\n(.*?)^```$"
     return re.findall(pattern, read(WALK_THROUGH), re.MULTILINE | re.DOTALL)
 
 
@@ -289,7 +289,8 @@ def is_template() -> bool:
 def test_walk_through_yields_a_domain_whose_tests_pass(tmp_path: Path) -> None:
     """Follow docs/adding-a-domain.md in a copy of the tree, and run the unit tests that it writes there."""
     ignored = shutil.ignore_patterns("__pycache__")
-    for name in ("app", "tests/support", "tests/unit/conftest.py", "tests/conftest.py", "pyproject.toml"):
+    tests = ("tests/conftest.py", "tests/support", "tests/unit/conftest.py", "tests/unit/test_operations.py")
+    for name in ("app", "ops/postgres", "pyproject.toml", *tests):
         source, target = PROJECT_ROOT / name, tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
@@ -303,7 +304,7 @@ def test_walk_through_yields_a_domain_whose_tests_pass(tmp_path: Path) -> None:
         (tmp_path / name).write_text(apply(diff, (tmp_path / name).read_text()))
 
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/unit/domains/test_tags.py"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/unit"],
         cwd=tmp_path,
         env={"PYTHONPATH": str(tmp_path)},
         capture_output=True,

@@ -452,3 +452,52 @@ async def test_application_between_the_middlewares_and_the_router_sees_every_req
     app.include_router(router)
     status, *_ = await send(app, "GET", "/things/7")
     assert (status, seen, fast_routes.taken(app)) == (200, ["/things/7"], 1)
+
+
+def _application_with_route(path: str) -> FastAPI:
+    app = FastAPI()
+    app.add_api_route(path, _async(path), response_model=str)
+    return app
+
+
+async def test_router_replaced_before_the_first_request_is_fast() -> None:
+    app = _application_with_route("/old")
+    assert fast_routes.install(app)
+    app.router = APIRouter()
+    app.add_api_route("/new", _async("new"), response_model=str)
+    app.state.events = []
+
+    assert (await send(app, "GET", "/new"))[2] == b'"new"'
+    assert (await send(app, "GET", "/old"))[0] == 404
+    assert fast_routes.taken(app) == 1
+
+
+async def test_router_replaced_by_one_with_own_matching_logs_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    class OwnRouter(APIRouter):
+        async def app(self, scope: Any, receive: Any, send: Any) -> None:
+            await super().app(scope, receive, send)
+
+    app = _application_with_route("/old")
+    assert fast_routes.install(app)
+    app.router = OwnRouter()
+    app.add_api_route("/new", _async("new"), response_model=str)
+    app.state.events = []
+
+    assert (await send(app, "GET", "/new"))[2] == b'"new"'
+    assert fast_routes.taken(app) == 0
+    assert [record.message for record in caplog.records if record.name.startswith("app.web.fast_routes")] == [
+        "fast routes are off: OwnRouter overrides how FastAPI's router works"
+    ]
+
+
+@pytest.mark.parametrize("mode", ["auto", "off"])
+async def test_mounted_application_has_fast_routes_unless_off(mode: fast_routes.Mode) -> None:
+    outer, inner = _application_with_route("/outer"), _application_with_route("/inner")
+    assert fast_routes.install(outer)
+    assert fast_routes.install(inner, mode) == (mode == "auto")
+    outer.mount("/mounted", inner)
+    outer.state.events = []
+
+    assert (await send(outer, "GET", "/outer"))[2] == b'"/outer"'
+    assert (await send(outer, "GET", "/mounted/inner"))[2] == b'"/inner"'
+    assert (fast_routes.taken(outer), fast_routes.taken(inner)) == (1, 1 if mode == "auto" else 0)

@@ -38,7 +38,7 @@ async def test_operation_documents_errors_of_middleware(document: dict[str, Any]
 
 async def test_domain_operation_documents_errors_of_every_route(document: dict[str, Any]) -> None:
     for name, operation in operations(document):
-        if operation["tags"] != ["health"]:
+        if operation.get("tags") != ["health"]:
             assert {"422", "503"} <= set(operation["responses"]), name
 
 
@@ -57,14 +57,13 @@ async def test_reference_in_document_resolves(document: dict[str, Any]) -> None:
             node = node[part]
 
 
-async def test_query_parameter_sent_twice_is_refused(document: dict[str, Any], client: AsyncClient) -> None:
-    parameters = [
-        (name, parameter["name"])
+async def test_list_parameter_sent_twice_is_refused(document: dict[str, Any], client: AsyncClient) -> None:
+    queries = {
+        name: [parameter["name"] for parameter in operation.get("parameters", ()) if parameter["in"] == "query"]
         for name, operation in operations(document)
-        for parameter in operation.get("parameters", ())
-        if parameter["in"] == "query"
-    ]
-    assert ("GET /posts", "sort") in parameters
+    }
+    parameters = [(name, parameter) for name, query in queries.items() if "cursor" in query for parameter in query]
+    assert parameters
     for name, parameter in parameters:
         method, _, template = name.partition(" ")
         path = re.sub(r"{\w+}", "1", template)
@@ -109,7 +108,7 @@ async def test_operation_that_hashes_passwords_documents_server_busy(document: d
     descriptions = {
         name: operation["responses"]["503"]["description"]
         for name, operation in operations(document)
-        if operation["tags"] != ["health"]
+        if operation.get("tags") in (["auth"], ["users"], ["posts"])
     }
 
     assert {name for name, description in descriptions.items() if "/problems/server-busy" in description} == {

@@ -785,12 +785,7 @@ def _router_app(new: New, log: Journal) -> FastAPI:
     return app
 
 
-@CASES.one(
-    "router-replaced-before-the-first-request",
-    "GET /x",
-    slow="fast routes belong to the router that the application had",
-    fast={"first": 0, "last": 1},
-)
+@CASES.one("router-replaced-before-the-first-request", "GET /x")
 def _router_replaced(new: New, log: Journal) -> FastAPI:
     app = new()
     app.router = APIRouter()

@@ -15,6 +15,7 @@ HeadroomError
 │   └── InvalidInput          a value of the request is not valid
 └── TemporaryError            the request failed, and the same request may succeed later
     ├── ServerBusy            the queue for password hashing is full
+    ├── NotReady              the replica is starting or stopping
     └── TransientDatabaseError    the cause is the database or the network
         ├── PoolExhausted         no connection was free before the deadline
         ├── DatabaseUnavailable   the server cannot be reached, or closed the connection
@@ -122,6 +123,14 @@ class ServerBusy(TemporaryError):
     slug = "server-busy"
     title = "The server is busy"
     detail = "The queue for this kind of request is full. Try again shortly."
+
+
+class NotReady(TemporaryError):
+    """The replica is starting or stopping. The message says which."""
+
+    slug = "not-ready"
+    title = "Not ready"
+    detail = "This replica is starting or stopping. Use another one."
 
 
 class TransientDatabaseError(TemporaryError):

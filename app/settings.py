@@ -253,13 +253,22 @@ class Settings(BaseSettings):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
         description="Name of this replica in metrics and in `pg_stat_activity`. Default: the host name.",
     )
+    drain_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        description="Seconds that a replica goes on serving after it was told to stop, while `/readyz` answers 503 so "
+        "that load balancers stop using it.",
+    )
     graceful_timeout: int = Field(
         default=8, ge=2, description="Seconds that a stopping worker may spend on requests that it has accepted."
+    )
+    worker_timeout: int = Field(
+        default=10, ge=3, description="Seconds after which a worker is replaced whose event loop is stuck."
     )
     max_requests: int = Field(
         default=0,
         ge=0,
-        description="Number of requests, approximately, after which a worker is replaced; 0 means never.",
+        description="Approximate number of requests after which a worker is replaced, one at a time; 0 means never.",
     )
 
     # Exporter.

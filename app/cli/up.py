@@ -34,8 +34,8 @@ PROGRAMS = {
 Program = subprocess.Popen[bytes]
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 READY_WITHIN_SECONDS = 30.0
-# Longer than the default GRACEFUL_TIMEOUT, and shorter than people wait before they press Ctrl-C again.
-STOP_WITHIN_SECONDS = 9.0
+# Gunicorn needs DRAIN_SECONDS + GRACEFUL_TIMEOUT and a moment. What runs after that is killed.
+STOP_MARGIN_SECONDS = 1.0
 
 
 def up() -> None:
@@ -150,7 +150,8 @@ def _run_programs(settings: Settings) -> None:
                 raise LocalStackFailed(f"{api}/readyz was not ready within {READY_WITHIN_SECONDS:g} s")
         log("stopping")
     finally:
-        _stop(list(programs.values()))
+        within = settings.drain_seconds + settings.graceful_timeout + STOP_MARGIN_SECONDS
+        _stop(list(programs.values()), within)
 
 
 def _start(name: str, arguments: list[str]) -> Program:
@@ -173,11 +174,11 @@ def _copy_output(name: str, program: Program) -> None:
             print(f"{name:<8} | {line.decode(errors='replace').rstrip()}", flush=True)
 
 
-def _stop(programs: list[Program]) -> None:
-    """Terminate the programs, then kill what is left of their process groups: a worker can outlive its master."""
+def _stop(programs: list[Program], within: float) -> None:
+    """Terminate the programs. After `within` seconds, kill what is left of their process groups."""
     for program in programs:
         program.terminate()
-    deadline = monotonic() + STOP_WITHIN_SECONDS
+    deadline = monotonic() + within
     for program in programs:
         with suppress(subprocess.TimeoutExpired):
             program.wait(timeout=max(0, deadline - monotonic()))

@@ -8,12 +8,11 @@ connections than another one defers. The measurements, and why not SO_REUSEPORT:
 import asyncio
 import errno
 import logging
-import mmap
 import socket
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from uvicorn import Config, Server
+from app.replica import NOT_SERVING, Replica
 
 logger = logging.getLogger(__name__)
 
@@ -23,65 +22,39 @@ DEFER_SECONDS = 0.002
 # How far accepting in one event-loop iteration may take a worker ahead of the worker with the fewest connections, as a
 # part of those. With one accept in each iteration, 1,000 clients that connect at once wait too long (decision 0004).
 MAX_EXCESS_RATIO = 1 / 8
-# Seconds that a stopping worker waits for the TLS handshakes of connections that it has accepted.
-HANDSHAKE_SECONDS = 1.0
 # Seconds without accepting after the process ran out of file descriptors or memory.
 EXHAUSTED_PAUSE_SECONDS = 1.0
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-
-# A reload has twice WEB_CONCURRENCY workers. Shared memory that is never written takes no space.
-MAX_SLOTS = 65_535
-_NOT_LISTENING = -1
-
-
-class ConnectionCounts:
-    """The number of open connections of each worker, by its slot (from 1), in memory that all workers share.
-
-    Must be created in the master, before the first fork.
-    """
-
-    def __init__(self) -> None:
-        # Index 0 holds the highest slot that was ever added.
-        self.by_slot = memoryview(mmap.mmap(-1, 8 * (MAX_SLOTS + 1))).cast("q")
-        self.by_slot[0] = 0
-
-    def add_slot(self, slot: int) -> None:
-        """Add a slot whose worker does not listen yet. Must be called in the master, before the fork."""
-        self.by_slot[0] = max(slot, self.by_slot[0])
-        self.clear_slot(slot)
-
-    def clear_slot(self, slot: int) -> None:
-        """Record that no worker listens in this slot."""
-        self.by_slot[slot] = _NOT_LISTENING
 
 
 class WorkerCount:
     """The number of open connections of one worker, compared with the other workers."""
 
-    def __init__(self, counts: ConnectionCounts, slot: int) -> None:
-        self._counts = counts
+    def __init__(self, replica: Replica, slot: int) -> None:
+        self._replica = replica
+        self._connections = replica.connections
         self._slot = slot
         self._listening = False
 
     def start(self) -> None:
         """Record that the worker listens and has no connection."""
         self._listening = True
-        self.update(0)
+        self._replica.serve(self._slot)
 
     def stop(self) -> None:
         """Record that the worker no longer listens. Later updates have no effect."""
         self._listening = False
-        self._counts.clear_slot(self._slot)
+        self._replica.leave(self._slot)
 
     def update(self, connections: int) -> None:
         """Set the number of open connections."""
         if self._listening:
-            self._counts.by_slot[self._slot] = connections
+            self._connections[self._slot] = connections
 
     def increment(self) -> None:
         """Count a connection that was accepted, before uvicorn knows it."""
         if self._listening:
-            self._counts.by_slot[self._slot] += 1
+            self._connections[self._slot] += 1
 
     @property
     def excess(self) -> int:
@@ -95,57 +68,16 @@ class WorkerCount:
 
     @property
     def _own(self) -> int:
-        return self._counts.by_slot[self._slot]
+        return self._connections[self._slot]
 
     @property
     def _fewest_of_others(self) -> int:
-        by_slot = self._counts.by_slot
-        others = (*by_slot[1 : self._slot], *by_slot[self._slot + 1 : by_slot[0] + 1])
-        return min((count for count in others if count != _NOT_LISTENING), default=self._own)
+        connections, slots = self._connections, self._replica.highest_slot + 1
+        others = (*connections[1 : self._slot], *connections[self._slot + 1 : slots])
+        return min((count for count in others if count != NOT_SERVING), default=self._own)
 
 
-class FairServer(Server):
-    """Uvicorn's server, for one of several workers that listen on the same sockets."""
-
-    def __init__(self, config: Config, count: WorkerCount) -> None:
-        super().__init__(config)
-        self.server_state.connections = _CountedConnections(count)
-        self._count = count
-        self._listeners: list[_Listener] = []
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start the application, then listen on the sockets."""
-        await super().startup(sockets=[])  # without sockets, uvicorn starts only the application
-        self._count.start()
-        self._listeners = [_Listener(each, self._open, self._count) for each in sockets or ()]
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop listening, finish handshakes for up to HANDSHAKE_SECONDS, then shut down as uvicorn does."""
-        self._count.stop()
-        for listener in self._listeners:
-            listener.close()
-        # Uvicorn closes the connections that it knows, and it knows a connection only after its handshake. The wait is
-        # bounded because a client may never finish its TLS handshake.
-        if opening := {task for listener in self._listeners for task in listener.opening}:
-            await asyncio.wait(opening, timeout=HANDSHAKE_SECONDS)
-        await super().shutdown(sockets)
-
-    async def _open(self, connection: socket.socket) -> None:
-        """Give an accepted connection to uvicorn's HTTP protocol, after the TLS handshake if there is one."""
-
-        def protocol() -> asyncio.Protocol:
-            make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
-            return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
-
-        try:
-            await asyncio.get_running_loop().connect_accepted_socket(protocol, connection, ssl=self.config.ssl)
-        except OSError as error:  # the client closed it, or the TLS handshake failed
-            logger.debug("an accepted connection could not be opened: %s", error)
-            connection.close()
-            self._count.update(len(self.server_state.connections))
-
-
-class _CountedConnections(set[Any]):
+class CountedConnections(set[Any]):
     """Uvicorn's set of open connections, which updates the worker's count."""
 
     def __init__(self, count: WorkerCount) -> None:
@@ -153,19 +85,22 @@ class _CountedConnections(set[Any]):
         self._count = count
 
     def add(self, connection: Any) -> None:
+        """Add a connection."""
         super().add(connection)
         self._count.update(len(self))
 
     def discard(self, connection: Any) -> None:
+        """Remove a connection, if it is there."""
         super().discard(connection)
         self._count.update(len(self))
 
-    def remove(self, connection: Any) -> None:  # called by uvicorn's WebSocket protocols
+    def remove(self, connection: Any) -> None:
+        """Remove a connection. Uvicorn's WebSocket protocols call this."""
         super().remove(connection)
         self._count.update(len(self))
 
 
-class _Listener:
+class FairListener:
     """Accepts connections from a socket, a few in each event-loop iteration.
 
     If another worker has fewer connections, it waits for DEFER_SECONDS first.
@@ -189,6 +124,11 @@ class _Listener:
         if self._pause is not None:
             self._pause.cancel()
         self._loop.remove_reader(self._socket)
+
+    def accept_all(self) -> None:
+        """Accept every connection that waits in the socket's queue."""
+        while self._accept():
+            pass
 
     def _listen(self) -> None:
         self._pause = None

@@ -1,5 +1,6 @@
-"""The Gunicorn worker: UvicornWorker with a graceful stop that ends in time, and a fair share of the connections."""
+"""The Gunicorn worker: UvicornWorker with FairServer."""
 
+import faulthandler
 import logging
 import sys
 from typing import Any
@@ -7,14 +8,18 @@ from typing import Any
 from gunicorn.arbiter import Arbiter
 from uvicorn_worker import UvicornWorker
 
-from app.server.fair_listener import ConnectionCounts, FairServer, WorkerCount
+from app.replica import replica
+from app.server.fair_server import FairServer
+from app.server.master import Turn
 from app.settings import Settings
 
-# Created when Gunicorn's master reads its configuration, so every forked worker shares the memory.
-connection_counts = ConnectionCounts()
+# Created when Gunicorn's master reads its configuration, so every forked worker inherits it.
+recycling_turn = Turn()
 
-# Seconds between uvicorn's deadline for a graceful stop and Gunicorn's SIGKILL: time to close connections.
+# Seconds between the server's deadline for a graceful stop and Gunicorn's SIGKILL: time to close connections.
 KILL_MARGIN_SECONDS = 2
+# Seconds between two signs of life for Gunicorn's master.
+NOTIFY_SECONDS = 1
 
 
 def worker_class(settings: Settings) -> type["Worker"]:
@@ -28,6 +33,8 @@ def worker_class(settings: Settings) -> type["Worker"]:
         CONFIG_KWARGS = {  # noqa: RUF012
             **UvicornWorker.CONFIG_KWARGS,
             "timeout_graceful_shutdown": max(1, settings.graceful_timeout - KILL_MARGIN_SECONDS),
+            "timeout_notify": NOTIFY_SECONDS,
+            "limit_max_requests": None,  # FairServer recycles one worker at a time
             "server_header": False,
             # A trusted proxy can claim any client address, and failed sign-ins are counted by address.
             "proxy_headers": bool(settings.forwarded_allow_ips),
@@ -38,11 +45,7 @@ def worker_class(settings: Settings) -> type["Worker"]:
 
 
 class Worker(UvicornWorker):  # type: ignore[misc]  # Gunicorn has no types
-    """One process of the API.
-
-    UvicornWorker sets no deadline for a graceful stop: it waits for its clients until Gunicorn kills it. A killed
-    worker closes no connection and runs no lifespan shutdown.
-    """
+    """One process of the API."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -51,10 +54,17 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # Gunicorn has no types
         # Uvicorn closes the listener first, and Gunicorn then logs an error at every stop.
         self.log.error_log.addFilter(lambda record: "Error while closing socket" not in record.getMessage())
 
+    def init_signals(self) -> None:
+        """Set the signal handlers. At SIGABRT, with which Gunicorn ends a stuck worker, print where it is stuck."""
+        super().init_signals()
+        faulthandler.enable()
+
     async def _serve(self) -> None:
         """Serve until the worker is told to stop. As in UvicornWorker, with FairServer instead of uvicorn's Server."""
         self.config.app = self.wsgi
-        server = FairServer(self.config, WorkerCount(connection_counts, self.slot))
+        server = FairServer(
+            self.config, replica, self.slot, max_requests=self.max_requests, turn=recycling_turn, parent=self.ppid
+        )
         self._install_sigquit_handler()
         await server.serve(sockets=self.sockets)
         if not server.started:

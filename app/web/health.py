@@ -1,4 +1,4 @@
-"""Health endpoints: `/livez` for the process, `/readyz` for the process and its database."""
+"""Health endpoints: `/livez` for the process, `/readyz` for the replica's workers and its database."""
 
 import asyncio
 from asyncio import Task
@@ -11,7 +11,8 @@ from sqlalchemy import literal, select
 from app.database import Database
 from app.database.liveness import check_accepts_connections
 from app.database.pool import pool_state
-from app.errors import DatabaseUnavailable, TransientDatabaseError
+from app.errors import DatabaseUnavailable, NotReady, TransientDatabaseError
+from app.replica import replica
 from app.web.problems import problem_responses
 
 router = APIRouter(tags=["health"])
@@ -34,9 +35,15 @@ async def livez() -> Health:
     return Health()
 
 
-@router.get("/readyz", responses=problem_responses(DatabaseUnavailable))
+@router.get("/readyz", responses=problem_responses(NotReady, DatabaseUnavailable))
 async def readyz(request: Request) -> Health:
-    """Return 200 if the database responds within the deadline, and 503 otherwise."""
+    """Return 200 if every worker serves and the database responds within the deadline; otherwise 503.
+
+    While a worker is replaced, the replica stays ready. A replica that was told to stop answers 503 at once, and serves
+    for `DRAIN_SECONDS` more.
+    """
+    if (reason := replica.why_not_ready()) is not None:
+        raise NotReady(reason)
     probe = _current_probe(request.app.state)
     # Waits without cancelling the probe at the deadline: cancelling a query on a hung server takes seconds itself.
     done, _ = await asyncio.wait({probe}, timeout=DEADLINE_SECONDS)

@@ -10,6 +10,8 @@ from typing import Any
 from app.errors import ConfigurationError, HeadroomError
 from app.observability import multiprocess
 from app.observability.logging import logging_config
+from app.replica import replica
+from app.server.master import announce_stop_at_sigterm
 from app.server.startup import check_before_start
 from app.settings import load_settings
 
@@ -39,10 +41,12 @@ bind = f"{settings.api_host}:{settings.api_port}"
 preload_app = True
 
 graceful_timeout = settings.graceful_timeout
+# Seconds without a sign of life after which a worker is killed and replaced. Workers give one every second.
+timeout = settings.worker_timeout
 # Load balancers keep idle connections for 60 s. A shorter time here would close a connection that the load balancer is
 # about to use.
 keepalive = 65
-# 10 % jitter, so that workers are not replaced all at once.
+# 10 % jitter: otherwise all workers would reach it at once, and wait for each other.
 max_requests = settings.max_requests
 max_requests_jitter = settings.max_requests // 10
 
@@ -63,17 +67,23 @@ def on_starting(server: Any) -> None:
 
 
 def when_ready(server: Any) -> None:
-    """Freeze the heap in the master, after the application's import and before the first fork."""
+    """Freeze the heap in the master, after the application's import and before the first fork. Handle SIGTERM."""
     # Frozen objects are not scanned by the workers' garbage collections, so the pages they share stay shared.
     gc.collect()
     gc.freeze()
+    announce_stop_at_sigterm(server, settings.drain_seconds)
+
+
+def nworkers_changed(server: Any, new_value: int, old_value: int | None) -> None:
+    """Set how many workers make the replica ready, at the start and after SIGTTIN or SIGTTOU."""
+    replica.expect(new_value)
 
 
 def pre_fork(server: Any, worker: Any) -> None:
     """Assign the lowest free slot: the worker's name in metrics, in pg_stat_activity and in the connection counts."""
     taken = {sibling.slot for sibling in server.WORKERS.values()}
     worker.slot = next(slot for slot in count(1) if slot not in taken)
-    api_worker.connection_counts.add_slot(worker.slot)
+    replica.add_slot(worker.slot)
 
 
 def post_fork(server: Any, worker: Any) -> None:
@@ -84,4 +94,4 @@ def post_fork(server: Any, worker: Any) -> None:
 def child_exit(server: Any, worker: Any) -> None:
     """Free the slot. Runs in the master, also for a killed worker."""
     multiprocess.release_slot(worker.slot)
-    api_worker.connection_counts.clear_slot(worker.slot)
+    replica.clear_slot(worker.slot)

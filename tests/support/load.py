@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 from time import monotonic
 from typing import NamedTuple, cast
 from urllib.parse import urlsplit
@@ -16,7 +17,7 @@ ANSWER_WITHIN_SECONDS = 60.0
 class Answers:
     """The start (as monotonic() has it), status and duration in seconds of every response.
 
-    The status is 0 if the connection broke, and -1 if no response came within ANSWER_WITHIN_SECONDS.
+    The status is 0 if the connection broke during a request, and -1 if no response came within ANSWER_WITHIN_SECONDS.
     """
 
     each: list[tuple[float, int, float]] = field(default_factory=list)
@@ -39,35 +40,42 @@ async def load(
     urls: Sequence[str],
     *,
     clients: int,
-    seconds: float,
+    seconds: float = inf,
+    until: asyncio.Event | None = None,
     patient: bool = True,
     pause: float = 0.0,
     keep_alive: bool = True,
 ) -> Answers:
-    """Let the clients, spread over the URLs, send requests for this many seconds.
+    """Let the clients, spread over the URLs, send requests for this many seconds, or until the event.
 
     A `patient` client obeys Retry-After; others send the next request at once. `pause` is the time between two
     requests of a client, in seconds. Without `keep_alive` each request opens a connection.
     """
     answers = Answers()
-    until = monotonic() + seconds
+    ends = monotonic() + seconds
+    stop = until or asyncio.Event()
     await asyncio.gather(
-        *(_client(urls[number % len(urls)], until, answers, patient, pause, keep_alive) for number in range(clients))
+        *(
+            _client(urls[number % len(urls)], ends, stop, answers, patient, pause, keep_alive)
+            for number in range(clients)
+        )
     )
     return answers
 
 
-async def _client(url: str, until: float, answers: Answers, patient: bool, pause: float, keep_alive: bool) -> None:
+async def _client(
+    url: str, ends: float, stop: asyncio.Event, answers: Answers, patient: bool, pause: float, keep_alive: bool
+) -> None:
     address = urlsplit(url)
     assert address.port
     request = get(address.path + (f"?{address.query}" if address.query else ""))
     connection: Connection | None = None
-    while monotonic() < until:
+    while monotonic() < ends and not stop.is_set():
         started = monotonic()
         retry_after = 0.0
         try:
             async with asyncio.timeout(ANSWER_WITHIN_SECONDS):
-                if connection is None:
+                if connection is None or connection.is_closed:
                     connection = await connect(address.port)
                 answer = await connection.ask(request)
                 status, retry_after = answer.status, answer.retry_after
@@ -75,12 +83,12 @@ async def _client(url: str, until: float, answers: Answers, patient: bool, pause
             status = -1
         except OSError:
             status, retry_after = 0, 0.1  # wait before the next attempt, as a load balancer does
-        if connection is not None and (status <= 0 or not keep_alive):
+        if connection is not None and (status <= 0 or not keep_alive or answer.is_last):
             connection.close()
             connection = None
         answers.each.append((started, status, monotonic() - started))
         wait = retry_after if patient else 0.0
-        await asyncio.sleep(min(max(wait, pause), max(0.0, until - monotonic())))
+        await asyncio.sleep(min(max(wait, pause), max(0.0, ends - monotonic())))
     if connection is not None:
         connection.close()
 
@@ -104,6 +112,11 @@ class Answer(NamedTuple):
         return int(self.head[9:12])
 
     @property
+    def is_last(self) -> bool:
+        """Return True if the server closes the connection after this response."""
+        return re.search(rb"\r\nconnection: close\r\n", self.head + b"\r\n", re.IGNORECASE) is not None
+
+    @property
     def retry_after(self) -> float:
         found = re.search(rb"\r\nretry-after: (\d+)", self.head, re.IGNORECASE)
         return float(found[1]) if found else 0.0
@@ -124,6 +137,11 @@ class Connection(asyncio.Protocol):
         else:
             self._transport.write(request)
         return self._waiter
+
+    @property
+    def is_closed(self) -> bool:
+        """Return True if the server has closed the connection while no request was in progress."""
+        return self._transport.is_closing()
 
     def close(self) -> None:
         self._transport.close()

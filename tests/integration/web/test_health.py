@@ -9,7 +9,9 @@ from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
 
 from app.main import create_app
+from app.replica import Replica
 from app.settings import Settings
+from app.web import health
 from tests.integration.conftest import SECRET_KEY
 from tests.support.proxy import Proxy
 
@@ -27,6 +29,20 @@ async def client(proxy: Proxy) -> AsyncIterator[AsyncClient]:
 
 async def test_readyz_with_database_returns_200(client: AsyncClient) -> None:
     assert (await client.get("/readyz")).json() == {"status": "ok"}
+
+
+async def test_readyz_of_stopping_replica_returns_503_and_livez_200(
+    client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopping = Replica()
+    stopping.stop(after=60)
+    monkeypatch.setattr(health, "replica", stopping)
+
+    response = await client.get("/readyz")
+
+    assert (response.status_code, response.json()["type"]) == (503, "/problems/not-ready")
+    assert response.headers["retry-after"]
+    assert (await client.get("/livez")).status_code == 200
 
 
 @pytest.mark.parametrize("connected", [True, False], ids=["idle connection", "empty pool"])

@@ -84,6 +84,13 @@ def test_production_stack_with_surge_is_within_the_budget() -> None:
     assert {name: migrate[name] for name in terms} == {name: environment[name] for name in terms}
 
 
+def test_container_is_killed_only_after_its_workers_had_their_time() -> None:
+    for file in ("docker-compose.yml", "compose.prod.yml"):
+        service = compose(file, "api")
+        drain = float(service["environment"]["DRAIN_SECONDS"])
+        assert drain + Settings().graceful_timeout + 1 < float(service["stop_grace_period"].removesuffix("s"))
+
+
 def test_both_stacks_mount_the_configuration_in_ops() -> None:
     for file in ("docker-compose.yml", "compose.prod.yml"):
         postgres = compose(file, "postgres")

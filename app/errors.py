@@ -19,7 +19,10 @@ HeadroomError
     └── TransientDatabaseError    the cause is the database or the network
         ├── PoolExhausted         no connection was free before the deadline
         ├── DatabaseUnavailable   the server cannot be reached, or closed the connection
-        └── StatementTimeout      the server cancelled a statement at its statement or lock timeout
+        ├── StatementTimeout      the server cancelled a statement at its statement or lock timeout
+        ├── OutcomeUnknown        the connection was lost after COMMIT was sent
+        ├── TransactionConflict   the server rolled a transaction back because of a concurrent one
+        └── SchemaChanged         a schema change made a prepared statement invalid
 
 A domain derives its own errors in `app/domains/*/errors.py`. `slug` and `title` of an error are sent to the client in a
 problem response. `app/web/problems.py` maps errors to HTTP statuses.
@@ -109,12 +112,15 @@ class InvalidInput(DomainError):
 
 
 class TemporaryError(HeadroomError):
-    """The request failed. The same request may succeed after `retry_after` seconds."""
+    """The request failed. The same request may succeed after `retry_after` seconds.
+
+    None: the client must first find out what the request has done.
+    """
 
     slug: ClassVar[str]
     title: ClassVar[str]
     detail: ClassVar[str]
-    retry_after: ClassVar[int] = 1
+    retry_after: ClassVar[int | None] = 1
 
 
 class ServerBusy(TemporaryError):
@@ -159,6 +165,34 @@ class StatementTimeout(TransientDatabaseError):
     slug = "statement-timeout"
     title = "The database statement timed out"
     detail = "The database did not complete this request in time. Try again shortly."
+
+
+class OutcomeUnknown(TransientDatabaseError):
+    """The connection was lost after COMMIT was sent: the transaction was committed, or it was rolled back."""
+
+    slug = "outcome-unknown"
+    title = "The outcome of the request is unknown"
+    detail = (
+        "The connection to the database was lost while the request was being stored, so it may or may not have taken "
+        "effect. Check before you repeat it."
+    )
+    retry_after = None
+
+
+class TransactionConflict(TransientDatabaseError):
+    """The server rolled a transaction back because of a concurrent one: a serialization failure or a deadlock."""
+
+    slug = "transaction-conflict"
+    title = "The transaction conflicted with another one"
+    detail = "Another request changed the same data at the same time, and nothing was changed by this one. Try again."
+
+
+class SchemaChanged(TransientDatabaseError):
+    """A schema change made a prepared statement invalid, in a transaction that had already done something."""
+
+    slug = "schema-changed"
+    title = "The database schema changed"
+    detail = "The database was changed during this request, and nothing was changed by the request. Try again."
 
 
 def first_line(error: BaseException) -> str:

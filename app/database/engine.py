@@ -9,13 +9,14 @@ from functools import partial
 from typing import Any
 
 from sqlalchemy import URL, Connection, StaticPool, event
-from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
+from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect, ExceptionContext
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import greenlet_spawn
 
 from app.database.deadline import call_within, seconds_left
+from app.database.error_mapping import server_is_leaving
 from app.database.pool import BoundedPool
 from app.database.pool_events import NullObserver, PoolObserver, observe_closings
 from app.errors import DatabaseUnavailable, HeadroomError
@@ -49,8 +50,18 @@ def make_engine(
         connect_args=_connect_args(url, application_name, connect_timeout),
     )
     event.listen(engine.sync_engine, "do_connect", partial(_connect, observer))
+    event.listen(engine.sync_engine, "handle_error", _distrust_leaving_server)
     observe_closings(engine, observer)
     return engine
+
+
+def _distrust_leaving_server(context: ExceptionContext) -> None:
+    """Have the pool replace its connections if the error says that their server serves no more."""
+    connection = context.connection
+    if server_is_leaving(context.original_exception) and connection is not None and not connection.closed:
+        pool = connection.engine.pool
+        if isinstance(pool, BoundedPool) and not connection.invalidated:
+            pool.distrust(connection.connection._connection_record)
 
 
 async def warm_up(engine: AsyncEngine, seconds: float = 2.0) -> None:

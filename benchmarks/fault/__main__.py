@@ -7,7 +7,9 @@ import argparse
 import fnmatch
 import json
 import os
+import re
 import resource
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,7 +23,7 @@ from app.paths import PROJECT_ROOT
 from benchmarks.fault.containers import has_engine
 from benchmarks.fault.faults import FAULTS
 from benchmarks.fault.interrupts import interruptible
-from benchmarks.fault.report import cells, replace_section, section, tables, violations
+from benchmarks.fault.report import NO_RESULT, cells, replace_section, section, tables, violations
 from benchmarks.fault.topology import PSYCOPG_PGBOUNCER, SETUPS, Template, Topology
 from benchmarks.fault.trial import Fault, Row, run_trial
 
@@ -52,10 +54,11 @@ def missing_requirement(fault: Fault, setup: str) -> str | None:
 class Run:
     """A run of the harness: the trials of some faults on a checkout."""
 
-    def __init__(self, checkout: Path, directory: Path, seconds: float) -> None:
+    def __init__(self, checkout: Path, directory: Path, seconds: float, logs: Path | None = None) -> None:
         self._checkout = checkout
         self._directory = directory
         self._seconds = seconds
+        self._logs = logs
         self._template = Template(checkout, directory)
         self._numbers = 0
 
@@ -76,13 +79,22 @@ class Run:
         except Exception as error:  # noqa: BLE001 - the other trials must run
             print(f"{setup}: {fault.group}: {fault.name}: {error!r}", file=sys.stderr, flush=True)
             return Row(setup, fault.group, fault.name, note=_one_line(error))
+        finally:
+            self._keep_logs(fault, setup)
+
+    def _keep_logs(self, fault: Fault, setup: str) -> None:
+        if self._logs is not None:
+            name = re.sub(r"\W+", "-", f"{setup} {fault.group} {fault.name}")
+            for log in (self._directory / f"{self._numbers}").glob("*.log"):
+                (self._logs / name).mkdir(parents=True, exist_ok=True)
+                shutil.copy(log, self._logs / name)
 
 
 def _one_line(error: Exception) -> str:
     """Return what fits into a cell."""
     lines = str(error).splitlines()
     text = " ".join([lines[0], *lines[-1:]] if len(lines) > 1 else lines)
-    return f"no result: {type(error).__name__}: {text}".replace("|", "/")[:300]
+    return f"{NO_RESULT}: {type(error).__name__}: {text}".replace("|", "/")[:300]
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -97,6 +109,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--against", type=Path, default=PROJECT_ROOT, metavar="DIR", help="run another checkout")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the tables to this file")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results as JSON lines")
+    parser.add_argument("--logs", type=Path, metavar="DIR", help="also keep the logs of each trial in this folder")
     parser.add_argument("--document", metavar="SECTION", help="also replace this section of docs/faults.md")
     return parser.parse_args(arguments)
 
@@ -129,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with interruptible(), tempfile.TemporaryDirectory(prefix="headroom-fault-", ignore_cleanup_errors=True) as name:
         directory = Path(name)
         directory.chmod(0o755)  # PostgreSQL's user must pass through it
-        run = Run(checkout, directory, options.seconds)
+        run = Run(checkout, directory, options.seconds, options.logs)
         for setup in options.setup:
             for fault in faults:
                 if setup not in fault.setups:

@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import shutil
 import signal
 import subprocess
 import warnings
@@ -200,9 +201,18 @@ def make_data_directory(data: Path) -> None:
         os.chown(data, account.pw_uid, account.pw_gid)
 
 
-def prepare_standby(primary: PostgresServer, data: Path) -> None:
-    """Create the data directory of a standby on streaming replication."""
+@contextmanager
+def data_directory(data: Path) -> Iterator[Path]:
+    """Create an empty directory for the user who runs PostgreSQL, and delete it after the block."""
     make_data_directory(data)
+    try:
+        yield data
+    finally:
+        shutil.rmtree(data, ignore_errors=True)
+
+
+def copy_primary(primary: PostgresServer, data: Path) -> None:
+    """Fill the data directory of a standby on streaming replication."""
     source = f"host=127.0.0.1 port={primary.port} user={SUPERUSER}"
     run_program("pg_basebackup", "-d", source, "-D", data, "-R", "-X", "stream", "--checkpoint=fast", "--no-sync")
 

@@ -7,6 +7,8 @@ from benchmarks.fault.topology import SETUPS
 from benchmarks.fault.traffic import PATIENCE_SECONDS
 from benchmarks.fault.trial import Row
 
+# Begins the note of a trial that failed. Other notes say what the machine lacks.
+NO_RESULT = "no result"
 COLUMNS = (
     "fault",
     "lasts s",
@@ -79,9 +81,10 @@ def _error(number: int) -> str:
 
 
 def violations(row: Row) -> list[str]:
-    """Return what the row shows that no fault excuses."""
+    """Return what the row shows that no fault excuses, or why there is no result."""
+    name = f"{row.setup}: {row.group}: {row.fault}"
     if row.comparison is None:
-        return []
+        return [f"{name}: {row.note}"] if row.note.startswith(NO_RESULT) else []
     found = {
         "acknowledged writes are missing": row.comparison.acknowledged_missing,
         "refused writes are present": row.comparison.refused_present,
@@ -91,7 +94,7 @@ def violations(row: Row) -> list[str]:
         "answers are 500": (row.others or {}).get("500", 0),
         "requests have no answer": row.silent,
     }
-    return [f"{row.setup}: {row.group}: {row.fault}: {number} {what}" for what, number in found.items() if number]
+    return [f"{name}: {number} {what}" for what, number in found.items() if number]
 
 
 def section(name: str, heading: str, rows: Sequence[Row]) -> str:

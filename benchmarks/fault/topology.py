@@ -23,9 +23,9 @@ from benchmarks.fault.postgres import (
     PASSWORD,
     PostgresServer,
     copy_data,
+    copy_primary,
+    data_directory,
     initialise,
-    make_data_directory,
-    prepare_standby,
     wait_for_standby,
 )
 from benchmarks.fault.relay import Relay
@@ -127,13 +127,12 @@ class Topology:
         enter = self._stack.enter_context
         disk = enter(small_disk(self.directory / "disk")) if self.plan.on_small_disk else self.directory
         self.disk = disk
-        data = disk / "postgres"
-        make_data_directory(data)
+        data = enter(data_directory(disk / "postgres"))
         copy_data(self._template.data, data)
         self.primary = enter(PostgresServer(data))
         if self.plan.has_standby:
-            copy = self.directory / "standby"
-            prepare_standby(self.primary, copy)
+            copy = enter(data_directory(self.directory / "standby"))
+            copy_primary(self.primary, copy)
             self.standby = enter(PostgresServer(copy))
             wait_for_standby(self.primary)
         # `server_relay` is in front of PostgreSQL; `relay` is in front of what the API connects to.

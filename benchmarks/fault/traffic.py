@@ -110,6 +110,8 @@ class Traffic:
         title = self.ledger.begin()
         answer = await client.send(self.request_to_write(title), hang_up_after=hang_up_after)
         if isinstance(answer, Failure):
+            if answer is Failure.NOT_CONNECTED:
+                self.ledger.refuse(title)  # the request was not sent
             return
         if answer.status == 201:
             self.ledger.acknowledge(title, _header(answer, b"location"))

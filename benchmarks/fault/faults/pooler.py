@@ -26,8 +26,8 @@ def kill_pooler(trial: Trial) -> None:
     pgbouncer.start()
 
 
-@fault("stopped (SIGSTOP)")
-def stop_pooler(trial: Trial) -> None:
+@fault("frozen")
+def freeze_pooler(trial: Trial) -> None:
     container = trial.topology.pgbouncer.container
     container.freeze()
     sleep(trial.seconds)

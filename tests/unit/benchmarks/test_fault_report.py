@@ -100,12 +100,16 @@ def test_error_that_no_fault_excuses_is_a_violation(change: dict[str, object], w
     assert violations(replace(ROW, **change)) == [f"asyncpg: PostgreSQL: restarted: {words}"]  # type: ignore[arg-type]
 
 
-def test_trial_without_a_result_shows_why() -> None:
-    row = Row("asyncpg", "PostgreSQL", "disk full", note="needs root")
+@pytest.mark.parametrize(
+    ("note", "violation"),
+    [("needs root", []), ("no result: OSError", ["asyncpg: PostgreSQL: disk full: no result: OSError"])],
+)
+def test_trial_without_a_result_shows_why(note: str, violation: list[str]) -> None:
+    row = Row("asyncpg", "PostgreSQL", "disk full", note=note)
 
-    assert cells(row)[:2] == ["PostgreSQL: disk full", "needs root"]
+    assert cells(row)[:2] == ["PostgreSQL: disk full", note]
     assert len(cells(row)) == len(COLUMNS)
-    assert violations(row) == []
+    assert violations(row) == violation
 
 
 def test_each_setup_has_its_own_table() -> None:

@@ -113,12 +113,13 @@ async def test_connection_close_in_the_answer_is_obeyed() -> None:
         assert client._connection is None
 
 
-async def test_refused_connection_is_not_broken() -> None:
+async def test_refused_connection_is_not_broken_and_writes_nothing() -> None:
     async with served(lambda _: answer(200)) as traffic:
         pass
-    await traffic.read_list(Client(traffic))
+    await traffic.write(Client(traffic))
 
     assert [each.result for each in traffic.exchanges] == [Failure.NOT_CONNECTED]
+    assert traffic.ledger.compare([]).refused == 1
 
 
 async def test_client_gives_up_when_its_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,11 @@ def private_bytes(pid: int) -> int:
     return total * 1024
 
 
+def process_ids(pid: int) -> list[int]:
+    """Return the ids of a process and of its descendants, parents first."""
+    return list(_process_tree(pid))
+
+
 def _process_tree(pid: int) -> dict[int, list[str]]:
     """Return a process and its descendants by pid, with the fields of /proc/<pid>/stat that follow the name."""
     stats: dict[int, list[str]] = {}

@@ -1,0 +1,1 @@
+"""Faults under steady traffic: what clients are told is compared with what the database holds. See docs/faults.md."""

@@ -27,6 +27,9 @@ result_columns: Callable[[Any], Sequence[Any]] = attrgetter("_result_columns")
 bind_processors: Callable[[Any], Mapping[str, Any]] = attrgetter("_bind_processors")
 has_ordered_columns: Callable[[Any], bool] = attrgetter("_ordered_columns")
 
+# Of the execution of a statement: True if its rows are fetched in parts.
+is_streamed: Callable[[Any], bool] = attrgetter("_is_server_side")
+
 # Of an element of a statement: what the ORM has noted about it.
 annotations: Callable[[Any], Mapping[str, Any]] = attrgetter("_annotations")
 

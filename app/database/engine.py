@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import greenlet_spawn
 
+from app.database._sqlalchemy import entry_of
 from app.database.deadline import call_within, seconds_left
 from app.database.error_mapping import server_is_leaving
 from app.database.pool import BoundedPool
@@ -61,7 +62,7 @@ def _distrust_leaving_server(context: ExceptionContext) -> None:
     if server_is_leaving(context.original_exception) and connection is not None and not connection.closed:
         pool = connection.engine.pool
         if isinstance(pool, BoundedPool) and not connection.invalidated:
-            pool.distrust(connection.connection._connection_record)
+            pool.distrust(entry_of(connection.connection))
 
 
 async def warm_up(engine: AsyncEngine, seconds: float = 2.0) -> None:

@@ -17,6 +17,7 @@ from sqlalchemy import Engine, event
 from sqlalchemy.engine.interfaces import ExecutionContext
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.database._sqlalchemy import is_streamed
 from app.database.error_mapping import staleness
 from app.errors import OutcomeUnknown, SchemaChanged, first_line
 
@@ -93,7 +94,7 @@ def _execute(
         texts.renew(text, error)
         is_committed = kind == "unreadable" and not _in_transaction(driver_connection)
         can_run_again = context.execution_options.get(READ_ONLY) if is_committed else is_first
-        if not can_run_again or context._is_server_side:  # type: ignore[attr-defined]
+        if not can_run_again or is_streamed(context):
             if kind == "refused":
                 raise
             raise (OutcomeUnknown if is_committed else SchemaChanged)(first_line(error)) from error

@@ -46,6 +46,7 @@ USES = {
             "_connection_record",
             "_for_update_arg",
             "_is_hard_or_soft_invalidated",
+            "_is_server_side",
             "_ordered_columns",
             "_pool",
             "_raw_columns",

@@ -106,9 +106,9 @@ class Container:
 
 
 class PgBouncer:
-    """PgBouncer with the configuration and the image of a checkout, in front of a server's port."""
+    """PgBouncer with the configuration and the image of a checkout, in front of a server's host and port."""
 
-    def __init__(self, checkout: Path, directory: Path, server_port: int) -> None:
+    def __init__(self, checkout: Path, directory: Path, server: tuple[str, int]) -> None:
         self.port = free_port()
         folder = checkout / "ops/pgbouncer"
         ini = (folder / "pgbouncer.ini").read_text()
@@ -116,7 +116,7 @@ class PgBouncer:
             "listen_addr = *", "listen_addr = 127.0.0.1"
         )
         options = ["--env", f"HEADROOM_PGBOUNCER_PASSWORD={PASSWORD}"]
-        databases = f"[databases]\n{DATABASE} = host=127.0.0.1 port={server_port}\n"
+        databases = f"[databases]\n{DATABASE} = host={server[0]} port={server[1]}\n"
         for name, text in {"pgbouncer.ini": ini, "databases.ini": databases}.items():
             file = directory / name
             file.write_text(text)

@@ -19,6 +19,7 @@ from benchmarks.fault.api import Api, ApiContainer, ApiProcess, Exporter, enviro
 from benchmarks.fault.containers import PgBouncer
 from benchmarks.fault.dns import NAME, NameServer, resolving_with
 from benchmarks.fault.interrupts import deferred
+from benchmarks.fault.network import Network
 from benchmarks.fault.postgres import (
     PASSWORD,
     PostgresServer,
@@ -49,11 +50,12 @@ class Plan:
     names_both_servers: bool = False
     on_small_disk: bool = False
     resolves_name: bool = False
+    has_own_network: bool = False
     settings: dict[str, str] = field(default_factory=dict)
 
     @property
     def needs_root(self) -> bool:
-        return self.on_small_disk or self.resolves_name
+        return self.on_small_disk or self.resolves_name or self.has_own_network
 
 
 class Template:
@@ -129,7 +131,11 @@ class Topology:
         self.disk = disk
         data = enter(data_directory(disk / "postgres"))
         copy_data(self._template.data, data)
-        self.primary = enter(PostgresServer(data))
+        if self.plan.has_own_network:
+            self.network = enter(Network())
+            self.primary = enter(PostgresServer(data, self.network))
+        else:
+            self.primary = enter(PostgresServer(data))
         if self.plan.has_standby:
             copy = enter(data_directory(self.directory / "standby"))
             copy_primary(self.primary, copy)
@@ -138,7 +144,10 @@ class Topology:
         # `server_relay` is in front of PostgreSQL; `relay` is in front of what the API connects to.
         self.server_relay = self.relay = enter(Relay(free_port(), self.primary.port))
         if self.is_pooled:
-            self.pgbouncer = enter(PgBouncer(self.checkout, self.directory, self.server_relay.port))
+            server = ("127.0.0.1", self.server_relay.port)
+            if self.plan.has_own_network:
+                server = (self.primary.host, self.primary.port)
+            self.pgbouncer = enter(PgBouncer(self.checkout, self.directory, server))
             self.relay = enter(Relay(free_port(), self.pgbouncer.port))
         wrapper: list[str] = []
         if self.plan.resolves_name:
@@ -164,6 +173,8 @@ class Topology:
         driver = "psycopg" if self.is_pooled else "asyncpg"
         host = NAME if self.plan.resolves_name else "127.0.0.1"
         url = self.primary.url("headroom_app", driver)
+        if self.plan.has_own_network and not self.is_pooled:
+            return url
         if not self.plan.names_both_servers:
             return url.set(host=host, port=self.relay.port)
         assert self.standby is not None

@@ -64,6 +64,8 @@ class Template:
     def __init__(self, checkout: Path, directory: Path) -> None:
         self.data = directory / "template"
         initialise(self.data)
+        with (self.data / "postgresql.conf").open("a") as file:
+            file.writelines(network_settings(checkout))
         with PostgresServer(self.data) as server:
             server.execute("CREATE DATABASE headroom", database="postgres")
             server.execute((checkout / "ops/postgres/roles.sql").read_text())
@@ -76,6 +78,12 @@ class Template:
                 f" SELECT u.id, 'Post ' || n, repeat('x', 200) FROM users u, generate_series(1, {POSTS}) n",
             )
             server.stop()  # cleanly: the copies need no recovery
+
+
+def network_settings(checkout: Path) -> list[str]:
+    """Return the lines of the checkout's postgresql.conf that say how the server notices a lost client."""
+    lines = (checkout / "ops/postgres/postgresql.conf").read_text().splitlines(keepends=True)
+    return [line for line in lines if line.startswith("tcp_")]
 
 
 def owner_url(server: PostgresServer) -> str:
@@ -193,7 +201,7 @@ class Topology:
         rows = self.primary.query("SELECT title FROM posts WHERE starts_with(title, %s)", prefix)
         return [str(title) for (title,) in rows]
 
-    def leaked(self, within: float = 8.0) -> int:
+    def leaked(self, within: float = 20.0) -> int:
         """Return the connections that are in use without a request, or open without being in a pool.
 
         Wait `within` seconds for them to become idle, and for the pools to publish what they hold.

@@ -23,6 +23,7 @@ from app.paths import PROJECT_ROOT
 from benchmarks.fault.containers import has_engine
 from benchmarks.fault.faults import FAULTS
 from benchmarks.fault.interrupts import interruptible
+from benchmarks.fault.network import is_available
 from benchmarks.fault.report import NO_RESULT, cells, replace_section, section, tables, violations
 from benchmarks.fault.topology import PSYCOPG_PGBOUNCER, SETUPS, Template, Topology
 from benchmarks.fault.trial import Fault, Row, run_trial
@@ -46,6 +47,8 @@ def missing_requirement(fault: Fault, setup: str) -> str | None:
     """Return what this machine lacks for a trial; None if it lacks nothing."""
     if fault.plan.needs_root and os.geteuid() != 0:
         return "needs root"
+    if fault.plan.has_own_network and not is_available():
+        return "needs ip, nsenter, unshare and iptables"
     if (fault.plan.in_container or setup == PSYCOPG_PGBOUNCER) and not has_engine():
         return "needs a Docker engine"
     return None

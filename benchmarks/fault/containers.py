@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Self
 
 import psycopg
+from sqlalchemy import URL
 
 from benchmarks.fault.postgres import DATABASE, PASSWORD
 from tests.support.docker import engine_answers
 from tests.support.stacks import free_port
 from tests.support.waiting import eventually
 
+CONSOLE_USER = "headroom_console"
 _numbers = count(1)
 
 
@@ -106,17 +108,18 @@ class Container:
 
 
 class PgBouncer:
-    """PgBouncer with the configuration and the image of a checkout, in front of a server's port."""
+    """PgBouncer with the configuration and the image of a checkout, in front of a server's host and port."""
 
-    def __init__(self, checkout: Path, directory: Path, server_port: int) -> None:
+    def __init__(self, checkout: Path, directory: Path, server: tuple[str, int]) -> None:
         self.port = free_port()
         folder = checkout / "ops/pgbouncer"
         ini = (folder / "pgbouncer.ini").read_text()
         ini = ini.replace("listen_port = 6432", f"listen_port = {self.port}").replace(
             "listen_addr = *", "listen_addr = 127.0.0.1"
         )
-        options = ["--env", f"HEADROOM_PGBOUNCER_PASSWORD={PASSWORD}"]
-        databases = f"[databases]\n{DATABASE} = host=127.0.0.1 port={server_port}\n"
+        self._has_console_user = f"admin_users = {CONSOLE_USER}" in ini
+        options = ["--env", f"HEADROOM_PGBOUNCER_PASSWORD={PASSWORD}", "--env", f"HEADROOM_CONSOLE_PASSWORD={PASSWORD}"]
+        databases = f"[databases]\n{DATABASE} = host={server[0]} port={server[1]}\n"
         for name, text in {"pgbouncer.ini": ini, "databases.ini": databases}.items():
             file = directory / name
             file.write_text(text)
@@ -144,6 +147,13 @@ class PgBouncer:
         """Start PgBouncer again."""
         self.container.start()
         self.wait_until_accepting()
+
+    def migration_settings(self) -> dict[str, str]:
+        """Return the settings of the migration job that name PgBouncer's console, if the checkout has a user for it."""
+        if not self._has_console_user:
+            return {}
+        url = URL.create("postgresql+psycopg", CONSOLE_USER, PASSWORD, "127.0.0.1", self.port, "pgbouncer")
+        return {"PGBOUNCER_ADMIN_URL": url.render_as_string(hide_password=False)}
 
     def console(self, command: str) -> list[list[str]]:
         """Run a command on the console as its administrator. Return rows of text, the names of the columns first."""

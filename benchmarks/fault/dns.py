@@ -2,6 +2,7 @@
 
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Self
@@ -12,30 +13,35 @@ _HEADER = 12
 
 
 class NameServer:
-    """Answers every question for an IPv4 address with 127.0.0.1. Requires root, for port 53."""
+    """Answers every question for an IPv4 address with 127.0.0.1. Port 53 requires root."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 53) -> None:
+        self.port = port
         number = os.getpid()
         self.host = f"127.53.{number // 250 % 250}.{number % 250 + 1}"
         self.is_silent = False
 
     def __enter__(self) -> Self:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind((self.host, 53))
-        Thread(target=self._serve, name="name server", daemon=True).start()
+        self._socket.bind((self.host, self.port))
+        self._thread = Thread(target=self._serve, name="name server", daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        # An empty datagram ends the thread. The port stays in use while a thread waits on a closed socket.
+        self._socket.sendto(b"", (self.host, self.port))
+        self._thread.join()
         self._socket.close()
 
     def _serve(self) -> None:
         while True:
-            try:
-                question, client = self._socket.recvfrom(512)
-                if not self.is_silent:
-                    self._socket.sendto(answer_to(question), client)
-            except OSError:
+            question, client = self._socket.recvfrom(512)
+            if not question:
                 return
+            if not self.is_silent:
+                with suppress(OSError):  # the client has gone
+                    self._socket.sendto(answer_to(question), client)
 
 
 def answer_to(question: bytes) -> bytes:

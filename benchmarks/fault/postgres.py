@@ -1,4 +1,4 @@
-"""PostgreSQL servers as processes: the binaries of `make run`, with a port of their own on 127.0.0.1."""
+"""PostgreSQL servers as processes: the binaries of `make run`."""
 
 import os
 import pwd
@@ -15,6 +15,7 @@ from typing import Self
 import psycopg
 from sqlalchemy import URL
 
+from benchmarks.fault.network import SUBNET, Network
 from benchmarks.processes import process_ids
 from tests.support.stacks import free_port
 from tests.support.waiting import eventually
@@ -27,7 +28,6 @@ OPTIONS = {
     "max_connections": "100",
     "superuser_reserved_connections": "3",
     "reserved_connections": "5",
-    "listen_addresses": "127.0.0.1",
     "fsync": "off",
     "log_min_messages": "warning",
     "min_wal_size": "32MB",
@@ -66,10 +66,15 @@ def run_program(name: str, *arguments: str | Path) -> None:
 
 
 class PostgresServer:
-    """A server whose data directory is `data`. Connect to `port`, or as a context manager to start and stop it."""
+    """A server whose data directory is `data`. As a context manager it is started and stopped.
 
-    def __init__(self, data: Path) -> None:
+    It listens on 127.0.0.1, or in a network of its own. The methods use its Unix socket, which no network can cut.
+    """
+
+    def __init__(self, data: Path, network: Network | None = None) -> None:
         self.data = data
+        self.network = network
+        self.host = network.host if network is not None else "127.0.0.1"
         self.port = free_port()
         self.log = data.parent / f"postgres-{self.port}.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -94,9 +99,12 @@ class PostgresServer:
     def start(self) -> None:
         """Start the server, and wait until it accepts connections."""
         programs, user = _installation()
-        options = [f"-c{name}={value}" for name, value in OPTIONS.items()]
+        options = [f"-c{name}={value}" for name, value in (OPTIONS | {"listen_addresses": self.host}).items()]
         folder = str(self.data)
         command = [str(programs / "postgres"), "-D", folder, "-p", str(self.port), "-k", folder, *options]
+        if self.network is not None:
+            command = [*self.network.enter(pwd.getpwnam(user).pw_uid if user is not None else None), *command]
+            user = None  # only root may enter the network
 
         def attempt() -> bool:
             # After a kill, the old backends may still be attached to the shared memory: the first attempts can fail.
@@ -114,7 +122,7 @@ class PostgresServer:
 
     def accepts(self) -> bool:
         """Return True if the server accepts connections."""
-        conninfo = f"host=127.0.0.1 port={self.port} dbname=postgres user={SUPERUSER} connect_timeout=2"
+        conninfo = f"host={self.data} port={self.port} dbname=postgres user={SUPERUSER} connect_timeout=2"
         return psycopg.pq.PGconn.ping(conninfo.encode()) == psycopg.pq.Ping.OK
 
     def stop(self, number: signal.Signals = signal.SIGINT) -> None:
@@ -145,13 +153,13 @@ class PostgresServer:
 
     def url(self, role: str = SUPERUSER, driver: str = "psycopg", database: str = DATABASE) -> URL:
         """Return the URL of the database for a role."""
-        return URL.create(f"postgresql+{driver}", role, PASSWORD, "127.0.0.1", self.port, database)
+        return URL.create(f"postgresql+{driver}", role, PASSWORD, self.host, self.port, database)
 
     @contextmanager
     def connect(self, role: str = SUPERUSER, database: str = DATABASE) -> Iterator[psycopg.Connection]:
         """Connect in autocommit mode."""
         with psycopg.connect(
-            host="127.0.0.1",
+            host=str(self.data),
             port=self.port,
             user=role,
             password=PASSWORD,
@@ -186,6 +194,8 @@ def initialise(data: Path) -> None:
     """Create a data directory. Everyone on this machine may connect, as with the PostgreSQL of `make run`."""
     make_data_directory(data)
     run_program("initdb", "--auth=trust", "--encoding=utf8", "--no-sync", "-U", SUPERUSER, "-D", data)
+    with (data / "pg_hba.conf").open("a") as file:
+        file.write(f"host all all {SUBNET} trust\n")
 
 
 def copy_data(template: Path, data: Path) -> None:

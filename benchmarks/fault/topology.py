@@ -8,7 +8,7 @@ import errno
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -19,6 +19,7 @@ from benchmarks.fault.api import Api, ApiContainer, ApiProcess, Exporter, enviro
 from benchmarks.fault.containers import PgBouncer
 from benchmarks.fault.dns import NAME, NameServer, resolving_with
 from benchmarks.fault.interrupts import deferred
+from benchmarks.fault.network import Network
 from benchmarks.fault.postgres import (
     PASSWORD,
     PostgresServer,
@@ -49,11 +50,12 @@ class Plan:
     names_both_servers: bool = False
     on_small_disk: bool = False
     resolves_name: bool = False
+    has_own_network: bool = False
     settings: dict[str, str] = field(default_factory=dict)
 
     @property
     def needs_root(self) -> bool:
-        return self.on_small_disk or self.resolves_name
+        return self.on_small_disk or self.resolves_name or self.has_own_network
 
 
 class Template:
@@ -62,6 +64,8 @@ class Template:
     def __init__(self, checkout: Path, directory: Path) -> None:
         self.data = directory / "template"
         initialise(self.data)
+        with (self.data / "postgresql.conf").open("a") as file:
+            file.writelines(network_settings(checkout))
         with PostgresServer(self.data) as server:
             server.execute("CREATE DATABASE headroom", database="postgres")
             server.execute((checkout / "ops/postgres/roles.sql").read_text())
@@ -74,6 +78,12 @@ class Template:
                 f" SELECT u.id, 'Post ' || n, repeat('x', 200) FROM users u, generate_series(1, {POSTS}) n",
             )
             server.stop()  # cleanly: the copies need no recovery
+
+
+def network_settings(checkout: Path) -> list[str]:
+    """Return the lines of the checkout's postgresql.conf that say how the server notices a lost client."""
+    lines = (checkout / "ops/postgres/postgresql.conf").read_text().splitlines(keepends=True)
+    return [line for line in lines if line.startswith("tcp_")]
 
 
 def owner_url(server: PostgresServer) -> str:
@@ -129,7 +139,11 @@ class Topology:
         self.disk = disk
         data = enter(data_directory(disk / "postgres"))
         copy_data(self._template.data, data)
-        self.primary = enter(PostgresServer(data))
+        if self.plan.has_own_network:
+            self.network = enter(Network())
+            self.primary = enter(PostgresServer(data, self.network))
+        else:
+            self.primary = enter(PostgresServer(data))
         if self.plan.has_standby:
             copy = enter(data_directory(self.directory / "standby"))
             copy_primary(self.primary, copy)
@@ -138,7 +152,10 @@ class Topology:
         # `server_relay` is in front of PostgreSQL; `relay` is in front of what the API connects to.
         self.server_relay = self.relay = enter(Relay(free_port(), self.primary.port))
         if self.is_pooled:
-            self.pgbouncer = enter(PgBouncer(self.checkout, self.directory, self.server_relay.port))
+            server = ("127.0.0.1", self.server_relay.port)
+            if self.plan.has_own_network:
+                server = (self.primary.host, self.primary.port)
+            self.pgbouncer = enter(PgBouncer(self.checkout, self.directory, server))
             self.relay = enter(Relay(free_port(), self.pgbouncer.port))
         wrapper: list[str] = []
         if self.plan.resolves_name:
@@ -164,6 +181,8 @@ class Topology:
         driver = "psycopg" if self.is_pooled else "asyncpg"
         host = NAME if self.plan.resolves_name else "127.0.0.1"
         url = self.primary.url("headroom_app", driver)
+        if self.plan.has_own_network and not self.is_pooled:
+            return url
         if not self.plan.names_both_servers:
             return url.set(host=host, port=self.relay.port)
         assert self.standby is not None
@@ -176,13 +195,18 @@ class Topology:
         return self._stack.enter_context(ApiContainer(self.checkout, self.directory, self.settings()))
 
     def stored(self, prefix: str) -> list[str]:
-        """Return the titles of the posts that begin with `prefix`, once no statement of the API runs any more."""
+        """Return the titles of the posts that begin with `prefix`.
+
+        Wait some seconds for the last statements of the API. A backend may take longer to notice that its client has
+        gone; it counts as leaked.
+        """
         busy = f"SELECT FROM pg_stat_activity WHERE usename = 'headroom_app' AND state <> 'idle' AND {API_BACKENDS}"
-        eventually(lambda: not self.primary.query(busy), within=20)
+        with suppress(AssertionError):
+            eventually(lambda: not self.primary.query(busy), within=10)
         rows = self.primary.query("SELECT title FROM posts WHERE starts_with(title, %s)", prefix)
         return [str(title) for (title,) in rows]
 
-    def leaked(self, within: float = 8.0) -> int:
+    def leaked(self, within: float = 20.0) -> int:
         """Return the connections that are in use without a request, or open without being in a pool.
 
         Wait `within` seconds for them to become idle, and for the pools to publish what they hold.

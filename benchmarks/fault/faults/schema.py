@@ -47,6 +47,8 @@ def run_migration(trial: Trial, revision: str, body: str) -> None:
     (project / f"migrations/versions/{revision}.py").write_text(text)
     # The job gets what it gets in compose.prod.yml: its own URL, and the API's, which leads to PgBouncer.
     settings = topology.settings() | {"MIGRATION_DATABASE_URL": owner_url(topology.primary)}
+    if topology.is_pooled:
+        settings |= topology.pgbouncer.migration_settings()
     migrate(topology.checkout, project, topology.directory, settings)
 
 

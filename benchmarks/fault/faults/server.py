@@ -14,8 +14,9 @@ from benchmarks.fault.trial import Trial
 
 fault = partial(register, group="PostgreSQL")
 
-# A network that is cut for 15 times the length of other faults: 60 s by default.
+# In lengths of other faults: 60 s and 20 s by default.
 CUT = 15
+SILENCE = 5
 TERMINATE = f"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE {API_BACKENDS}"
 # Behind PgBouncer a backend has the name of the client that it served last, if the client gave one.
 TERMINATE_ROLE = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'headroom_app'"
@@ -47,14 +48,24 @@ def stop_server_for_a_while(trial: Trial) -> None:
     server.start()
 
 
-@fault("network silent")
-def silence_network(trial: Trial) -> None:
-    trial.topology.server_relay.silence()
+@fault("network cut", plan=Plan(has_own_network=True))
+def cut_network(trial: Trial) -> None:
+    """Every packet is dropped. Open connections go on where they were when the network is back."""
+    network = trial.topology.network
+    network.drop()
     sleep(trial.seconds * CUT)
+    network.restore()
+
+
+@fault("silent")
+def silence_server(trial: Trial) -> None:
+    """Connections are accepted and what is sent is acknowledged, but nothing is answered."""
+    trial.topology.server_relay.silence()
+    sleep(trial.seconds * SILENCE)
     trial.topology.server_relay.forward()
 
 
-@fault("network cut, connections lost")
+@fault("silent, connections lost")
 def lose_connections(trial: Trial) -> None:
     """The network is silent for a while. The connections are then gone on the server's side only."""
     relay, server = trial.topology.server_relay, trial.topology.primary

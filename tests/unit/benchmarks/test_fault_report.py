@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks.fault.__main__ import chosen_faults
-from benchmarks.fault.dns import answer_to
 from benchmarks.fault.faults import FAULTS
 from benchmarks.fault.ledger import Comparison
 from benchmarks.fault.report import COLUMNS, cells, replace_section, section, tables, violations
@@ -173,15 +172,3 @@ def test_names_of_faults_are_unique_and_can_be_chosen() -> None:
     assert [fault.name for fault in chosen_faults(["PostgreSQL: kill"])] == ["killed"]
     with pytest.raises(ValueError, match="no fault matches nonsense"):
         chosen_faults(["nonsense"])
-
-
-@pytest.mark.parametrize(("kind", "answers"), [(1, 1), (28, 0)])
-def test_name_server_answers_with_an_ipv4_address_only(kind: int, answers: int) -> None:
-    name = b"\x08database\x05fault\x04test\x00"
-    question = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00" + name + kind.to_bytes(2, "big") + b"\x00\x01"
-
-    answer = answer_to(question)
-
-    assert answer[:2] == question[:2]
-    assert answer[6:8] == answers.to_bytes(2, "big")
-    assert answer.endswith(b"\x7f\x00\x00\x01") == bool(answers)

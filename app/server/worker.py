@@ -8,6 +8,7 @@ from gunicorn.arbiter import Arbiter
 from uvicorn_worker import UvicornWorker
 
 from app.server.fair_listener import ConnectionCounts, FairServer, WorkerCount
+from app.server.protocol import http_protocol
 from app.settings import Settings
 
 # Created when Gunicorn's master reads its configuration, so every forked worker shares the memory.
@@ -27,6 +28,7 @@ def worker_class(settings: Settings) -> type["Worker"]:
         # UvicornWorker's name for the options of uvicorn.Config.
         CONFIG_KWARGS = {  # noqa: RUF012
             **UvicornWorker.CONFIG_KWARGS,
+            "http": http_protocol(settings),
             "timeout_graceful_shutdown": max(1, settings.graceful_timeout - KILL_MARGIN_SECONDS),
             "server_header": False,
             # A trusted proxy can claim any client address, and failed sign-ins are counted by address.

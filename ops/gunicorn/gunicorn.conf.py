@@ -39,9 +39,7 @@ bind = f"{settings.api_host}:{settings.api_port}"
 preload_app = True
 
 graceful_timeout = settings.graceful_timeout
-# Load balancers keep idle connections for 60 s. A shorter time here would close a connection that the load balancer is
-# about to use.
-keepalive = 65
+keepalive = settings.keep_alive_timeout
 # 10 % jitter, so that workers are not replaced all at once.
 max_requests = settings.max_requests
 max_requests_jitter = settings.max_requests // 10

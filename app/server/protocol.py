@@ -107,6 +107,7 @@ class ClientProtocol(HttpToolsProtocol):
         self._framed_body_bytes = 0
         self._body_bytes = 0
         self._keep_alive_after_body = False
+        self._lingering_transport: asyncio.Transport | None = None
         # Set when no further request is read: what the client sends is discarded.
         self._discards = False
         self._discarded_bytes = 0
@@ -128,6 +129,7 @@ class ClientProtocol(HttpToolsProtocol):
         """End a connection."""
         self._sweep.discard(self)
         super().connection_lost(exc)
+        self._lingering_transport = None  # it refers to this object
 
     def data_received(self, data: bytes) -> None:
         """Parse what has arrived, then check the part of a request that is incomplete."""
@@ -206,7 +208,7 @@ class ClientProtocol(HttpToolsProtocol):
             self._body_cycle = cycle
             self._framed_body_bytes, self._body_bytes = 0, len(cycle.body)
             self._keep_alive_after_body = cycle.keep_alive
-            cycle.transport = cast("asyncio.Transport", _LingeringTransport(self.transport, self._linger))
+            self._close_by_lingering(cycle)
             # A client that waits for "100 Continue" may or may not send the body after another response.
             if cycle.waiting_for_100_continue or _content_length(cycle) > KEPT_BODY_BYTES:
                 cycle.keep_alive = False
@@ -226,6 +228,17 @@ class ClientProtocol(HttpToolsProtocol):
             cycle.keep_alive = True
 
     # Closing.
+
+    @property
+    def is_lingering(self) -> bool:
+        """Return True if the response is sent, and the rest of its request is discarded until the client closes."""
+        return self._lingers
+
+    def _close_by_lingering(self, cycle: RequestResponseCycle) -> None:
+        if self._lingering_transport is None:
+            transport = _LingeringTransport(self.transport, self._linger)
+            self._lingering_transport = cast("asyncio.Transport", transport)
+        cycle.transport = self._lingering_transport
 
     def _linger(self) -> None:
         """Close our direction of the connection, and discard what the client sends until it closes its own."""
@@ -250,7 +263,7 @@ class ClientProtocol(HttpToolsProtocol):
                 # The responses of earlier requests come first, and the last of them closes the connection.
                 self._discards = True
                 cycle.keep_alive = False
-                cycle.transport = cast("asyncio.Transport", _LingeringTransport(self.transport, self._linger))
+                self._close_by_lingering(cycle)
                 return
             cycle.disconnected = True
             cycle.message_event.set()

@@ -195,7 +195,7 @@ def test_early_response_passes_through_nginx(
 
 @pytest.mark.parametrize("megabytes", MEGABYTES)
 @pytest.mark.parametrize("post", [post_with_httpx, post_with_curl_http_1_0])
-@pytest.mark.parametrize("option", ["http-keep-alive", "http-server-close", "httpclose"])
+@pytest.mark.parametrize("option", ["http-keep-alive", "http-server-close"])
 def test_early_response_passes_through_haproxy(
     api: int, tmp_path: Path, option: str, post: Callable[[str, bytes], int], megabytes: float
 ) -> None:

@@ -21,6 +21,11 @@ class Serving:
         self.port: int = server.servers[0].sockets[0].getsockname()[1]
 
     @property
+    def protocols(self) -> list[ClientProtocol]:
+        """Return the open connections."""
+        return [each for each in self.server.server_state.connections if isinstance(each, ClientProtocol)]
+
+    @property
     def connections(self) -> int:
         return len(self.server.server_state.connections)
 

@@ -85,6 +85,12 @@ class Client(socket.socket):
         self.settimeout(20)
         self.connect(("127.0.0.1", port))
 
+    def send_in_two_parts(self, head: bytes, body: bytes) -> None:
+        """Send a head, and its body after the server has read the head."""
+        self.sendall(head[:-2] + b"Expect: 100-continue\r\n\r\n")
+        assert self.recv(25) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        self.sendall(body)
+
     def response(self) -> tuple[int, dict[str, str], bytes]:
         """Return status, headers and body of the next response."""
         head = b""
@@ -214,8 +220,7 @@ def test_connection_is_kept_after_body_in_parts(server: Serving, size: int, expe
 
 def test_connection_is_closed_after_body_in_parts_if_client_asks(server: Serving) -> None:
     with Client(server.port) as client:
-        client.sendall(head("/read", "Content-Length: 4", "Connection: close"))
-        client.sendall(b"xxxx")
+        client.send_in_two_parts(head("/read", "Content-Length: 4", "Connection: close"), b"xxxx")
 
         assert client.response()[2] == b"4"
         assert client.is_closed()
@@ -292,9 +297,7 @@ def test_request_that_shares_a_packet_with_a_body_is_accepted(server: Serving) -
     """The limit of headers is that of each request, not of a packet. The connection is kept after both."""
     size = 100_000
     with Client(server.port) as client:
-        client.sendall(head("/read", f"Content-Length: {size}") + b"x" * 1000)
-        time.sleep(0.05)  # so that the body arrives in two parts, at least mostly
-        client.sendall(b"x" * (size - 1000) + GET)
+        client.send_in_two_parts(head("/read", f"Content-Length: {size}"), b"x" * size + GET)
 
         assert client.response()[2] == b"100000"
         assert client.response()[0] == 200
@@ -445,6 +448,8 @@ def test_slow_body_gets_408_of_the_application(sent: bytes) -> None:
         assert json.loads(body)["instance"] == "/length"
         assert headers["connection"] == "close"
         assert client.is_closed()
+        # Without a lingering close, which lasts LINGER_IDLE_SECONDS.
+        eventually(lambda: server.connections == 0, within=3)
 
 
 def test_slow_body_gets_408_of_the_server_if_not_of_the_application(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -471,8 +476,10 @@ def test_body_with_the_minimum_rate_is_accepted(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("target", ["/sleep/0.6", "/block/0.6"])
 @pytest.mark.parametrize("body", [b"", b"x" * 200_000])
 def test_time_of_the_application_does_not_count(target: str, body: bytes) -> None:
-    limits = {"header_seconds": 0.2, "send_seconds": 0.2, "idle_seconds": 0.2}
-    with serving(application, body_seconds=0.2, **limits) as server, Client(server.port) as client:
+    with (
+        serving(application, header_seconds=0.2, body_seconds=0.2, send_seconds=0.2, idle_seconds=0.2) as server,
+        Client(server.port) as client,
+    ):
         client.sendall(head(target, f"Content-Length: {len(body)}") + body)
 
         assert client.response()[0] == 200
@@ -485,7 +492,9 @@ def test_time_in_which_the_event_loop_is_blocked_does_not_count() -> None:
         Client(server.port) as other,
     ):
         client.sendall(GET[:10])
+        eventually(lambda: protocol._Wait.HEADERS in {each._wait for each in server.protocols}, within=10)
         other.sendall(head("/block/1", method="GET"))
+        assert other.response()[0] == 200
         client.sendall(GET[10:])
 
         assert client.response()[0] == 200

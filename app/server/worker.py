@@ -8,7 +8,6 @@ from gunicorn.arbiter import Arbiter
 from uvicorn_worker import UvicornWorker
 
 from app.server.fair_listener import ConnectionCounts, FairServer, WorkerCount
-from app.server.protocol import http_protocol
 from app.settings import Settings
 
 # Created when Gunicorn's master reads its configuration, so every forked worker shares the memory.
@@ -23,6 +22,8 @@ def worker_class(settings: Settings) -> type["Worker"]:
 
     Gunicorn's master creates workers for as long as it runs: it must not read the settings again each time.
     """
+    # It loads prometheus_client, which reads its directory when it is imported: not before the directory is open.
+    from app.server.protocol import http_protocol
 
     class ConfiguredWorker(Worker):
         # UvicornWorker's name for the options of uvicorn.Config.

@@ -229,11 +229,6 @@ class ClientProtocol(HttpToolsProtocol):
 
     # Closing.
 
-    @property
-    def is_lingering(self) -> bool:
-        """Return True if the response is sent, and the rest of its request is discarded until the client closes."""
-        return self._lingers
-
     def _close_by_lingering(self, cycle: RequestResponseCycle) -> None:
         if self._lingering_transport is None:
             transport = _LingeringTransport(self.transport, self._linger)
@@ -245,6 +240,8 @@ class ClientProtocol(HttpToolsProtocol):
         if self._lingers or self.transport.is_closing():
             return
         self._lingers = self._discards = True
+        # What arrives belongs to no request: the connection is neither idle nor does it wait for a response.
+        self.scope = cast("Any", {})
         self.flow.resume_reading()
         if self.transport.can_write_eof():  # not with TLS
             self.transport.write_eof()

@@ -142,6 +142,35 @@ class Settings(BaseSettings):
         description="Proxies whose `X-Forwarded-*` headers are trusted, separated by commas. Default: none.",
     )
     max_body_bytes: int = Field(default=1_048_576, ge=1, description="Maximum size of a request body, in bytes.")
+    max_header_bytes: int = Field(
+        default=32_768,
+        ge=1024,
+        description="Maximum size of a request's line and headers, in bytes. Larger ones get 431.",
+    )
+    max_headers: int = Field(
+        default=100, ge=1, description="Maximum number of headers of a request. More of them get 431."
+    )
+    keep_alive_timeout: int = Field(
+        default=65,
+        ge=1,
+        description="Seconds after which an idle connection is closed. Must be longer than the load balancer's own "
+        "time, often 60 s, or it may use a connection that is being closed.",
+    )
+    header_timeout: float = Field(
+        default=10.0, gt=0, description="Seconds in which the headers of a request must arrive, or it gets 408."
+    )
+    body_timeout: float = Field(
+        default=20.0,
+        gt=0,
+        description="Seconds in which a request body must arrive, or it gets 408. A body that comes faster than 1 KiB "
+        "per second over this time may go on.",
+    )
+    send_timeout: float = Field(
+        default=30.0,
+        gt=0,
+        description="Seconds after which a client is disconnected that reads its response slower than 1 KiB per "
+        "second.",
+    )
     fast_routes: Literal["auto", "off"] = Field(
         default="auto",
         description="Prepare FastAPI's operations once instead of for each request (`auto`), or leave them to FastAPI "

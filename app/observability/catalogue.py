@@ -9,6 +9,16 @@ from typing import Literal, NamedTuple
 
 from app.database.pool_events import CLOSE_REASONS, IDLE, INVALIDATION_CAUSES, USED
 
+# Why the server ends the connection of a client (app/server/protocol.py).
+REFUSAL_REASONS = (
+    "malformed",
+    "headers_too_large",
+    "header_timeout",
+    "body_timeout",
+    "send_timeout",
+    "discarded",
+)
+
 
 class MetricSpec(NamedTuple):
     """The description of a metric. The `name` of a counter includes its `_total`."""
@@ -97,6 +107,12 @@ HTTP_DURATION = MetricSpec(
     ("method", "route"),
 )
 HTTP_IN_FLIGHT = MetricSpec("http_requests_in_flight", "gauge", "HTTP requests in progress.")
+HTTP_REFUSED_CLIENTS = MetricSpec(
+    "http_refused_clients_total",
+    "counter",
+    f"Connections that the server ended because of their client, by reason: {', '.join(REFUSAL_REASONS)}.",
+    ("reason",),
+)
 WORKER_STARTS = MetricSpec("headroom_worker_starts_total", "counter", "Workers that started serving.")
 WORKER_START_TIME = MetricSpec(
     "headroom_worker_start_time_seconds", "gauge", "Unix time at which the worker started serving."

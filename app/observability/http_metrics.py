@@ -10,6 +10,7 @@ from app.observability.instruments import counter, gauge, histogram
 REQUESTS = counter(catalogue.HTTP_REQUESTS)
 DURATION = histogram(catalogue.HTTP_DURATION)
 IN_FLIGHT = gauge(catalogue.HTTP_IN_FLIGHT)
+REFUSED_CLIENTS = counter(catalogue.HTTP_REFUSED_CLIENTS)
 
 # A client may send any method, and each label value is a series of its own.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -49,3 +50,8 @@ def _requests(method: str, route: str, status: int) -> Counter:
 @cache
 def _duration(method: str, route: str) -> Histogram:
     return DURATION.labels(method, route)
+
+
+def count_refused_client(reason: str) -> None:
+    """Record a connection that the server ends because of its client."""
+    REFUSED_CLIENTS.labels(reason).inc()

@@ -27,11 +27,14 @@ def worker_class(settings: Settings) -> type["Worker"]:
 
     Gunicorn's master creates workers for as long as it runs: it must not read the settings again each time.
     """
+    # It loads prometheus_client, which reads its directory when it is imported: not before the directory is open.
+    from app.server.protocol import http_protocol
 
     class ConfiguredWorker(Worker):
         # UvicornWorker's name for the options of uvicorn.Config.
         CONFIG_KWARGS = {  # noqa: RUF012
             **UvicornWorker.CONFIG_KWARGS,
+            "http": http_protocol(settings),
             "timeout_graceful_shutdown": max(1, settings.graceful_timeout - KILL_MARGIN_SECONDS),
             "timeout_notify": NOTIFY_SECONDS,
             "limit_max_requests": None,  # FairServer recycles one worker at a time

@@ -20,7 +20,7 @@ from app.database.write_session import WriteSession, open_write_session
 from app.observability.http_metrics import HttpMetrics
 from app.observability.logging import REQUEST_LOGGER, request_id, request_scope
 from app.web.operation import remember_outer_application, route_template, selected_operation
-from app.web.problems import WEBSOCKET_STATE, answer_websocket, internal_error
+from app.web.problems import WEBSOCKET_STATE, answer_websocket, http_problem, internal_error
 
 logger = logging.getLogger(REQUEST_LOGGER)
 
@@ -242,8 +242,12 @@ async def _respond_to(error: Exception, application: Any, request: Request) -> R
     return internal_error(request.scope)
 
 
+# A key of the ASGI scope that the server sets when a body did not arrive in time. Then `receive` returns.
+BODY_OVERDUE = "headroom.body_overdue"
+
+
 class BodyLimitMiddleware:
-    """Refuses a request body of more than `max_bytes` with 413, when the route begins to read it.
+    """Refuses a request body of more than `max_bytes` with 413, when the route begins to read it; a late one with 408.
 
     A route has a limit of its own with `openapi_extra=body_limit(bytes)` in its decorator. FastAPI's `max_body_size` is
     respected too, but its refusal is plain text, not a problem.
@@ -272,6 +276,8 @@ class BodyLimitMiddleware:
             if announced > limit:
                 raise _too_large(limit)  # FastAPI passes it to the problem handler
             message = await receive()
+            if BODY_OVERDUE in scope:
+                raise HTTPException(408, "The request body did not arrive in time.")
             received += len(message.get("body", b""))
             if received > limit:
                 raise _too_large(limit)
@@ -285,6 +291,18 @@ class BodyLimitMiddleware:
         extra = getattr(operation, "openapi_extra", None) or {}
         limit: int | None = extra.get(BODY_LIMIT, getattr(operation, "max_body_size", None))
         return self.max_bytes if limit is None else limit
+
+
+def protocol_problem(status: int, detail: str, path: str) -> tuple[Sequence[tuple[bytes, bytes]], bytes]:
+    """Return headers and body of a problem response to a request that the server refuses without the application."""
+    own_id = f"{getrandbits(128):032x}"
+    token = request_id.set(own_id)
+    try:
+        response = http_problem({"path": path}, HTTPException(status, detail))
+    finally:
+        request_id.reset(token)
+    headers = (*response.raw_headers, *_SECURITY_HEADERS, (b"x-request-id", own_id.encode()))
+    return headers, bytes(response.body)
 
 
 def _too_large(limit: int) -> HTTPException:

@@ -43,9 +43,7 @@ preload_app = True
 graceful_timeout = settings.graceful_timeout
 # Seconds without a sign of life after which a worker is killed and replaced. Workers give one every second.
 timeout = settings.worker_timeout
-# Load balancers keep idle connections for 60 s. A shorter time here would close a connection that the load balancer is
-# about to use.
-keepalive = 65
+keepalive = settings.keep_alive_timeout
 # 10 % jitter: otherwise all workers would reach it at once, and wait for each other.
 max_requests = settings.max_requests
 max_requests_jitter = settings.max_requests // 10

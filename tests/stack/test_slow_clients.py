@@ -1,4 +1,7 @@
-"""No database connection is held while a client sends or reads slowly: the pool's gauge stays at 0."""
+"""No database connection is held while a client sends or reads slowly: the pool's gauge stays at 0.
+
+The limits of clients are tested in tests/unit/server/test_protocol.py. One test shows that every stack has them.
+"""
 
 import socket
 from collections.abc import Iterator
@@ -82,3 +85,10 @@ def test_slow_sender_of_a_body_holds_no_connection(stack: Stack) -> None:
 
         client.sendall(body[10:])
         assert client.recv(1024).startswith(b"HTTP/1.1 201 Created")
+
+
+def test_limits_of_clients_are_in_force(stack: Stack) -> None:
+    headers = {f"x-{number}": "x" for number in range(100)}
+    response = httpx.get(f"{stack.api}/livez", headers=headers, timeout=30)
+
+    assert (response.status_code, response.json()["type"]) == (431, "/problems/request-header-fields-too-large")

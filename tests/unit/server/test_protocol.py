@@ -1,0 +1,541 @@
+"""What a client gets from the HTTP protocol of a worker, over a real connection."""
+
+import asyncio
+import inspect
+import json
+import re
+import socket
+import time
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from fastapi import Body, FastAPI
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from app.observability import http_metrics
+from app.paths import PYPROJECT
+from app.server import protocol
+from app.web.middleware import BodyLimitMiddleware
+from app.web.problems import install_problem_handlers
+from tests.support.uvicorn_thread import LIMITS, Serving, serving
+from tests.support.waiting import eventually
+
+MEGABYTE = 1_000_000
+LOOPS = ("asyncio", "uvloop")
+
+
+async def application(scope: Scope, receive: Receive, send: Send) -> None:
+    """Do what the path names. Most paths answer without reading the body."""
+    assert scope["type"] == "http"
+    action, _, argument = scope["path"][1:].partition("/")
+    content = b"ok"
+    status = 200
+    if action == "status":
+        status = int(argument)
+    elif action == "sleep":
+        await asyncio.sleep(float(argument))
+    elif action == "block":
+        time.sleep(float(argument))  # noqa: ASYNC251 - blocks the event loop on purpose
+    elif action == "bytes":
+        content = b"x" * int(argument)
+    elif action == "headers":
+        await read_body(receive)
+        content = json.dumps([name.decode() for name, _ in scope["headers"]]).encode()
+    elif action == "read":
+        content = str(await read_body(receive)).encode()
+    headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(content)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
+
+
+async def read_body(receive: Receive) -> int:
+    """Return the size of the body, or -1 if the client disconnected."""
+    size = 0
+    while (message := await receive())["type"] == "http.request":
+        size += len(message["body"])
+        if not message["more_body"]:
+            return size
+    return -1
+
+
+@pytest.fixture(autouse=True)
+def fast_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "SWEEP_SECONDS", 0.05)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Serving]:
+    """A server whose time limits are too long to be reached."""
+    with serving(application) as server:
+        yield server
+
+
+class Client(socket.socket):
+    """A connection whose reads have a deadline."""
+
+    def __init__(self, port: int, **options: int) -> None:
+        super().__init__()
+        for name, value in options.items():
+            self.setsockopt(socket.SOL_SOCKET, getattr(socket, name), value)
+        self.settimeout(20)
+        self.connect(("127.0.0.1", port))
+
+    def send_in_two_parts(self, head: bytes, body: bytes) -> None:
+        """Send a head, and its body after the server has read the head."""
+        self.sendall(head[:-2] + b"Expect: 100-continue\r\n\r\n")
+        assert self.recv(25) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        self.sendall(body)
+
+    def response(self) -> tuple[int, dict[str, str], bytes]:
+        """Return status, headers and body of the next response."""
+        head = b""
+        while b"\r\n\r\n" not in head:
+            byte = self.recv(1)
+            assert byte, f"closed by the server after {head!r}"
+            head += byte
+        lines = head.decode().split("\r\n")[:-2]
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}
+        body = b""
+        while missing := int(headers["content-length"]) - len(body):
+            part = self.recv(missing)
+            assert part, "closed by the server within a body"
+            body += part
+        return int(lines[0].split()[1]), headers, body
+
+    def is_closed(self) -> bool:
+        """Wait for the server to close the connection in an orderly way: no reset."""
+        return self.recv(1) == b""
+
+
+def head(target: str, *headers: str, method: str = "POST", version: str = "1.1") -> bytes:
+    return "\r\n".join([f"{method} {target} HTTP/{version}", "Host: x", *headers, "", ""]).encode()
+
+
+GET = head("/", method="GET")
+
+
+@contextmanager
+def refused(reason: str) -> Iterator[None]:
+    """Expect that exactly one client is counted as refused for this reason."""
+    counter = http_metrics.REFUSED_CLIENTS.labels(reason)
+    before = counter._value.get()
+    yield
+    assert counter._value.get() == before + 1
+
+
+def assert_problem(response: tuple[int, dict[str, str], bytes], status: int) -> None:
+    actual, headers, body = response
+    assert (actual, headers["content-type"]) == (status, "application/problem+json")
+    assert headers["connection"] == "close"
+    assert headers["x-content-type-options"] == "nosniff"
+    problem = json.loads(body)
+    assert (problem["status"], problem["request_id"]) == (status, headers["x-request-id"])
+
+
+# Early responses.
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize("status", [401, 413, 503])
+def test_early_response_reaches_client_that_sends_first(loop: str, version: str, status: int) -> None:
+    """The client reads only after it has sent 3 MB. Uvicorn resets its connection in the meantime."""
+    body = b"x" * 3 * MEGABYTE
+    with serving(application, loop=loop) as server, Client(server.port) as client:
+        client.sendall(head(f"/status/{status}", f"Content-Length: {len(body)}", version=version))
+        client.sendall(body)
+
+        actual, headers, _ = client.response()
+        assert (actual, headers["connection"]) == (status, "close")
+        assert client.is_closed()
+
+
+def test_early_response_reaches_client_with_chunked_body(server: Serving) -> None:
+    with Client(server.port) as client:
+        client.sendall(head("/status/401", "Transfer-Encoding: chunked"))
+        client.sendall((b"10000\r\n" + b"x" * 65536 + b"\r\n") * 40 + b"0\r\n\r\n")
+
+        assert client.response()[0] == 401
+        assert client.is_closed()
+
+
+def test_early_response_reaches_urllib(server: Serving) -> None:
+    request = urllib.request.Request(f"http://127.0.0.1:{server.port}/status/413", data=b"x" * 10 * MEGABYTE)
+    for _ in range(8):
+        with pytest.raises(urllib.error.HTTPError, match="413") as error:
+            urllib.request.urlopen(request, timeout=20)
+        error.value.close()
+
+
+def test_early_response_keeps_connection_if_rest_of_body_is_small(server: Serving) -> None:
+    with Client(server.port) as client:
+        client.sendall(head("/status/401", "Content-Length: 20") + b"x" * 10)
+        status, headers, _ = client.response()
+        assert status == 401
+        assert "connection" not in headers
+
+        client.sendall(b"x" * 10 + GET)
+        assert client.response()[0] == 200
+
+
+def test_early_response_closes_if_client_waits_for_100(server: Serving) -> None:
+    """The client may or may not send the body then, so the server cannot know where the next request begins."""
+    with Client(server.port) as client:
+        client.sendall(head("/status/401", "Content-Length: 20", "Expect: 100-continue"))
+
+        status, headers, _ = client.response()
+        assert (status, headers["connection"]) == (401, "close")
+        assert client.is_closed()
+
+
+def test_early_response_reaches_client_with_unsupported_upgrade(server: Serving) -> None:
+    """Java's HTTP client asks for h2c in its first request."""
+    upgrade = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk")
+    with Client(server.port) as client:
+        client.sendall(head("/status/401", f"Content-Length: {3 * MEGABYTE}", *upgrade) + b"x" * 3 * MEGABYTE)
+
+        assert client.response()[0] == 401
+
+
+@pytest.mark.parametrize("size", [100, 3 * MEGABYTE])
+@pytest.mark.parametrize("expect", [(), ("Expect: 100-continue",)])
+def test_connection_is_kept_after_body_in_parts(server: Serving, size: int, expect: tuple[str, ...]) -> None:
+    with Client(server.port) as client:
+        for _ in range(2):
+            client.sendall(head("/read", f"Content-Length: {size}", *expect))
+            if expect:
+                assert client.recv(25) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            client.sendall(b"x" * (size // 2))
+            client.sendall(b"x" * (size // 2))
+
+            status, headers, body = client.response()
+            assert (status, int(body)) == (200, size)
+            assert "connection" not in headers
+
+
+def test_connection_is_closed_after_body_in_parts_if_client_asks(server: Serving) -> None:
+    with Client(server.port) as client:
+        client.send_in_two_parts(head("/read", "Content-Length: 4", "Connection: close"), b"xxxx")
+
+        assert client.response()[2] == b"4"
+        assert client.is_closed()
+
+
+@contextmanager
+def lingering(server: Serving) -> Iterator[Client]:
+    """Yield a client whose response was sent, and whose body the server discards."""
+    with Client(server.port) as client:
+        client.sendall(head("/status/413", f"Content-Length: {100 * MEGABYTE}"))
+        assert client.response()[0] == 413
+        yield client
+
+
+def test_lingering_close_ends_after_too_many_bytes(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "LINGER_BYTES", 3 * MEGABYTE)
+    with lingering(server) as client, refused("discarded"), pytest.raises(ConnectionError):
+        for _ in range(100):
+            client.sendall(b"x" * MEGABYTE)
+
+
+def test_lingering_close_ends_if_nothing_arrives(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "LINGER_IDLE_SECONDS", 0.2)
+    with lingering(server):
+        eventually(lambda: server.connections == 0, within=10)
+
+
+def test_lingering_close_ends_in_time(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "LINGER_SECONDS", 0.3)
+    with lingering(server) as client, pytest.raises(ConnectionError):
+        for _ in range(1000):
+            client.sendall(b"x" * 1024)
+            time.sleep(0.01)
+
+
+def test_lingering_close_survives_shutdown() -> None:
+    with serving(application) as server, lingering(server) as client:
+        server.server.should_exit = True
+        eventually(lambda: not server.server.servers[0].is_serving(), within=10)
+        client.sendall(b"x" * 10 * MEGABYTE)
+
+        assert client.is_closed()
+
+
+# Size and form of requests.
+
+
+@pytest.mark.parametrize("parts", [1, 30])
+def test_headers_of_limited_size_are_accepted_larger_ones_get_431(server: Serving, parts: int) -> None:
+    def ask(size: int) -> tuple[int, dict[str, str], bytes]:
+        empty = head("/", "A: ", method="GET")
+        request = head("/", "A: " + "x" * (size - len(empty)), method="GET")
+        with Client(server.port) as client:
+            for start in range(0, len(request), -(-len(request) // parts)):
+                client.sendall(request[start : start + -(-len(request) // parts)])
+            return client.response()
+
+    assert ask(LIMITS.header_bytes)[0] == 200
+    with refused("headers_too_large"):
+        response = ask(LIMITS.header_bytes + 1000)
+    assert_problem(response, 431)
+
+
+def test_headers_without_end_get_431(server: Serving) -> None:
+    with Client(server.port) as client, refused("headers_too_large"):
+        client.sendall(b"GET /where HTTP/1.1\r\nA: " + b"x" * MEGABYTE)
+
+        response = client.response()
+        assert_problem(response, 431)
+        assert json.loads(response[2])["instance"] == "/where"
+
+
+def test_request_that_shares_a_packet_with_a_body_is_accepted(server: Serving) -> None:
+    """The limit of headers is that of each request, not of a packet. The connection is kept after both."""
+    size = 100_000
+    with Client(server.port) as client:
+        client.send_in_two_parts(head("/read", f"Content-Length: {size}"), b"x" * size + GET)
+
+        assert client.response()[2] == b"100000"
+        assert client.response()[0] == 200
+        client.sendall(GET)
+        assert client.response()[0] == 200
+
+
+def test_too_many_headers_get_431(server: Serving) -> None:
+    extra = [f"A{number}: x" for number in range(LIMITS.header_count - 1)]
+    with Client(server.port) as client:
+        client.sendall(head("/", *extra, method="GET"))
+        assert client.response()[0] == 200
+
+        with refused("headers_too_large"):
+            client.sendall(head("/", "B: x", *extra, method="GET"))
+            assert_problem(client.response(), 431)
+
+
+def test_malformed_request_gets_400_problem(server: Serving) -> None:
+    with Client(server.port) as client, refused("malformed"):
+        client.sendall(b"GET / HTTP/1.1\r\nHost x\r\n\r\n")
+
+        assert_problem(client.response(), 400)
+        assert client.is_closed()
+
+
+def test_malformed_request_behind_another_gets_no_response(server: Serving) -> None:
+    """Its response would be taken for that of the request before it."""
+    with Client(server.port) as client, refused("malformed"):
+        client.sendall(head("/sleep/0.2", method="GET") + b"GET / HTTP/1.1\r\nHost x\r\n\r\n")
+
+        status, headers, _ = client.response()
+        assert (status, headers["connection"]) == (200, "close")
+        assert client.is_closed()
+
+
+def test_malformed_chunk_gets_400_problem(server: Serving) -> None:
+    with Client(server.port) as client, refused("malformed"):
+        client.sendall(head("/read", "Transfer-Encoding: chunked") + b"5\r\nxx")
+        client.sendall(b"xxx\r\nZ\r\n")
+
+        assert_problem(client.response(), 400)
+
+
+def test_trailers_are_not_headers(server: Serving) -> None:
+    with Client(server.port) as client:
+        client.sendall(
+            head("/headers", "Transfer-Encoding: chunked") + b"1\r\nx\r\n0\r\nAuthorization: Bearer x\r\n\r\n"
+        )
+
+        assert json.loads(client.response()[2]) == ["host", "transfer-encoding"]
+
+
+@pytest.mark.parametrize("line", [b"a:\r\n", b"a: " + b"x" * 500 + b"\r\n"], ids=["many trailers", "large trailers"])
+def test_trailers_without_end_get_400(server: Serving, line: bytes) -> None:
+    with Client(server.port) as client, refused("malformed"):
+        client.sendall(head("/read", "Transfer-Encoding: chunked") + b"1\r\nx\r\n0\r\n")
+        client.sendall(line * 100)
+
+        assert_problem(client.response(), 400)
+
+
+def test_chunk_extensions_without_end_get_400(server: Serving) -> None:
+    with Client(server.port) as client, refused("malformed"):
+        client.sendall(head("/read", "Transfer-Encoding: chunked") + b"1;")
+        client.sendall(b"x" * MEGABYTE)
+
+        assert_problem(client.response(), 400)
+
+
+def test_body_in_chunks_of_one_byte_is_accepted(server: Serving) -> None:
+    with Client(server.port) as client:
+        client.sendall(head("/read", "Transfer-Encoding: chunked"))
+        for _ in range(20):
+            client.sendall(b"1\r\nx\r\n" * 1000)
+        client.sendall(b"0\r\n\r\n")
+
+        assert client.response()[2] == b"20000"
+
+
+# Time.
+
+
+@pytest.mark.parametrize("sent", [b"G", GET[:-2], b"\r\n" + GET[:20]])
+@pytest.mark.parametrize("earlier", [0, 1])
+def test_slow_headers_get_408(sent: bytes, earlier: int) -> None:
+    with serving(application, header_seconds=0.2) as server, Client(server.port) as client, refused("header_timeout"):
+        for _ in range(earlier):
+            client.sendall(GET)
+            assert client.response()[0] == 200
+        client.sendall(sent)
+
+        assert_problem(client.response(), 408)
+        assert client.is_closed()
+
+
+def test_headers_byte_by_byte_get_408() -> None:
+    with serving(application, header_seconds=0.2) as server, Client(server.port) as client:
+        client.settimeout(0.01)
+        client.sendall(b"GET / HTTP/1.1\r\nA: ")
+
+        def response() -> bytes:
+            client.sendall(b"x")
+            return client.recv(1024)
+
+        assert eventually(response, within=10).startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize("requests", [0, 1])
+@pytest.mark.parametrize("sent", [b"", b"\r\n"])
+def test_idle_connection_is_closed(requests: int, sent: bytes) -> None:
+    with serving(application, idle_seconds=0.2) as server, Client(server.port) as client:
+        for _ in range(requests):
+            client.sendall(GET)
+            assert client.response()[0] == 200
+        client.sendall(sent)
+
+        assert client.is_closed()
+
+
+def test_used_connection_is_not_closed_as_idle() -> None:
+    with serving(application, idle_seconds=0.5) as server, Client(server.port) as client:
+        for _ in range(20):
+            client.sendall(GET)
+            assert client.response()[0] == 200
+            time.sleep(0.05)
+
+
+def api() -> FastAPI:
+    app = FastAPI()
+    app.add_middleware(BodyLimitMiddleware, max_bytes=MEGABYTE)
+    install_problem_handlers(app)
+
+    @app.post("/length")
+    async def length(text: str = Body()) -> int:
+        return len(text)
+
+    return app
+
+
+@pytest.mark.parametrize("sent", [b"", b'"x'])
+def test_slow_body_gets_408_of_the_application(sent: bytes) -> None:
+    with serving(api(), body_seconds=0.2) as server, Client(server.port) as client, refused("body_timeout"):
+        client.sendall(head("/length", "Content-Length: 10", "Content-Type: application/json") + sent)
+
+        status, headers, body = client.response()
+        assert (status, headers["content-type"]) == (408, "application/problem+json")
+        assert json.loads(body)["instance"] == "/length"
+        assert headers["connection"] == "close"
+        assert client.is_closed()
+        # Without a lingering close, which lasts LINGER_IDLE_SECONDS.
+        eventually(lambda: server.connections == 0, within=3)
+
+
+def test_slow_body_gets_408_of_the_server_if_not_of_the_application(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(application, body_seconds=0.2) as server, Client(server.port) as client:
+        client.sendall(head("/read", "Content-Length: 10"))
+
+        assert_problem(client.response(), 408)
+        assert client.is_closed()
+
+
+def test_body_with_the_minimum_rate_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that sends faster than the minimum takes several times BODY_TIMEOUT."""
+    monkeypatch.setattr(protocol, "MIN_BYTES_PER_SECOND", 100)
+    with serving(api(), body_seconds=0.3) as server, Client(server.port) as client:
+        client.sendall(head("/length", "Content-Length: 10002", "Content-Type: application/json") + b'"')
+        for _ in range(10):
+            client.sendall(b"x" * 1000)
+            time.sleep(0.1)
+        client.sendall(b'"')
+
+        assert client.response()[2] == b"10000"
+
+
+@pytest.mark.parametrize("target", ["/sleep/0.6", "/block/0.6"])
+@pytest.mark.parametrize("body", [b"", b"x" * 200_000])
+def test_time_of_the_application_does_not_count(target: str, body: bytes) -> None:
+    with (
+        serving(application, header_seconds=0.2, body_seconds=0.2, send_seconds=0.2, idle_seconds=0.2) as server,
+        Client(server.port) as client,
+    ):
+        client.sendall(head(target, f"Content-Length: {len(body)}") + body)
+
+        assert client.response()[0] == 200
+
+
+def test_time_in_which_the_event_loop_is_blocked_does_not_count() -> None:
+    with (
+        serving(application, header_seconds=0.5) as server,
+        Client(server.port) as client,
+        Client(server.port) as other,
+    ):
+        client.sendall(GET[:10])
+        eventually(lambda: protocol._Wait.HEADERS in {each._wait for each in server.protocols}, within=10)
+        other.sendall(head("/block/1", method="GET"))
+        assert other.response()[0] == 200
+        client.sendall(GET[10:])
+
+        assert client.response()[0] == 200
+
+
+def test_client_that_does_not_read_is_disconnected() -> None:
+    with (
+        serving(application, send_seconds=0.3) as server,
+        Client(server.port, SO_RCVBUF=4096) as client,
+        refused("send_timeout"),
+    ):
+        client.sendall(head(f"/bytes/{20 * MEGABYTE}", "Connection: close", method="GET"))
+        client.recv(1)
+
+        eventually(lambda: server.connections == 0, within=10)
+
+
+def test_client_that_reads_slowly_gets_the_response(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel takes bytes from the server only when its buffer is partly empty: not within every SEND_TIMEOUT."""
+    with serving(application, send_seconds=0.5) as server, Client(server.port, SO_RCVBUF=4096) as client:
+        client.sendall(head(f"/bytes/{8 * MEGABYTE}", "Connection: close", method="GET"))
+        received = 0
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            received += len(client.recv(2048))
+            time.sleep(0.02)
+        while data := client.recv(65536):
+            received += len(data)
+
+    assert received > 8 * MEGABYTE
+
+
+# The parts of uvicorn that the protocol relies on.
+
+
+def test_private_names_of_uvicorn_are_known_and_its_version_is_bounded() -> None:
+    names = set(re.findall(r"\bself\.(_\w+)", inspect.getsource(protocol.ClientProtocol)))
+    uvicorns = {name for name in names if hasattr(HttpToolsProtocol, name)}
+    assert uvicorns == {"_start_asgi_task"}
+    assert list(inspect.signature(HttpToolsProtocol._start_asgi_task).parameters) == ["self", "cycle", "app"]
+
+    dependencies = tomllib.loads(PYPROJECT.read_text())["project"]["dependencies"]
+    (uvicorn,) = [each for each in dependencies if re.match(r"uvicorn\b(?!-)", each)]
+    assert re.search(r"<\d", uvicorn), uvicorn

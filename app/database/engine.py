@@ -8,6 +8,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from asyncpg.exceptions import TargetServerAttributeNotMatched
 from sqlalchemy import URL, Connection, StaticPool, event
 from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect, ExceptionContext
 from sqlalchemy.exc import SQLAlchemyError
@@ -20,6 +21,7 @@ from app.database.error_mapping import server_is_leaving
 from app.database.pool import BoundedPool
 from app.database.pool_events import NullObserver, PoolObserver, observe_closings
 from app.database.pool_options import PoolOptions
+from app.database.servers import Servers
 from app.errors import DatabaseUnavailable, HeadroomError
 
 _DEFAULTS = PoolOptions()
@@ -41,15 +43,16 @@ def make_engine(
     if url.get_backend_name() == "sqlite":
         return _make_sqlite_engine(url)
     observer = observer or NullObserver()
+    own_arguments = _connect_args(url, application_name, connect_timeout)
     engine = create_async_engine(
         url,
         poolclass=BoundedPool,
         options=pool,
         observer=observer,
         hide_parameters=True,  # error messages would contain them, password hashes included
-        connect_args=_connect_args(url, application_name, connect_timeout),
     )
-    event.listen(engine.sync_engine, "do_connect", partial(_connect, observer))
+    servers = Servers(engine.dialect, url, own_arguments)
+    event.listen(engine.sync_engine, "do_connect", partial(_connect, observer, servers))
     event.listen(engine.sync_engine, "handle_error", _distrust_leaving_server)
     observe_closings(engine, observer)
     return engine
@@ -84,11 +87,16 @@ def _connect_args(url: URL, application_name: str, connect_timeout: float) -> di
 
 
 def _connect(
-    observer: PoolObserver, dialect: Dialect, record: ConnectionPoolEntry, args: list[Any], kwargs: dict[str, Any]
+    observer: PoolObserver,
+    servers: Servers,
+    dialect: Dialect,
+    record: ConnectionPoolEntry,
+    args: list[Any],
+    kwargs: dict[str, Any],
 ) -> DBAPIConnection:
     started = time.monotonic()
     try:
-        connection = _connect_within_deadline(dialect, args, kwargs)
+        connection = _connect_within_deadline(dialect, servers)
     except DatabaseUnavailable:
         observer.open_failed()
         raise
@@ -96,19 +104,19 @@ def _connect(
     return connection
 
 
-def _connect_within_deadline(dialect: Dialect, args: list[Any], kwargs: dict[str, Any]) -> DBAPIConnection:
+def _connect_within_deadline(dialect: Dialect, servers: Servers) -> DBAPIConnection:
     """Open a connection within the checkout's deadline. Every failure is a DatabaseUnavailable.
 
     asyncpg raises bare OSError and TimeoutError where psycopg raises its own OperationalError.
     """
     try:
         # The drivers' own timeouts do not know the deadline of the checkout.
-        return call_within(seconds_left(), lambda: dialect.connect(*args, **kwargs))
+        return call_within(seconds_left(), lambda: servers.connect(lambda arguments: dialect.connect(**arguments)))
     except TimeoutError as error:
         if error.__cause__ is not None:
             _clear_frames(error.__cause__)
         raise DatabaseUnavailable("cannot connect: the server did not answer in time") from None
-    except (OSError, dialect.loaded_dbapi.Error) as error:
+    except (OSError, dialect.loaded_dbapi.Error, TargetServerAttributeNotMatched) as error:
         raise DatabaseUnavailable(f"cannot connect: {error or type(error).__name__}") from error
     except asyncio.CancelledError as error:
         _clear_frames(error)

@@ -71,6 +71,10 @@ class Proxy:
         self._forgotten.set()
         self._forgotten = asyncio.Event()
 
+    def redirect(self, target: URL) -> None:
+        """Forward new connections to another server. Open ones stay where they are."""
+        self._target = target
+
     async def close(self) -> None:
         """Refuse new connections and close the open ones."""
         self._server.close()

@@ -18,13 +18,16 @@ HeadroomError
     └── TransientDatabaseError    the cause is the database or the network
         ├── PoolExhausted         no connection was free before the deadline
         ├── DatabaseUnavailable   the server cannot be reached, or closed the connection
-        └── StatementTimeout      the server cancelled a statement at its statement or lock timeout
+        ├── StatementTimeout      the server cancelled a statement at its statement or lock timeout
+        └── OutcomeUnknown        the connection was lost after COMMIT was sent
 
 A domain derives its own errors in `app/domains/*/errors.py`. `slug` and `title` of an error are sent to the client in a
 problem response. `app/web/problems.py` maps errors to HTTP statuses.
 """
 
 from typing import ClassVar
+
+from sqlalchemy.exc import TimeoutError as SQLAlchemyTimeoutError
 
 
 class HeadroomError(Exception):
@@ -108,12 +111,15 @@ class InvalidInput(DomainError):
 
 
 class TemporaryError(HeadroomError):
-    """The request failed. The same request may succeed after `retry_after` seconds."""
+    """The request failed. The same request may succeed after `retry_after` seconds.
+
+    None: the client must first find out what the request has done.
+    """
 
     slug: ClassVar[str]
     title: ClassVar[str]
     detail: ClassVar[str]
-    retry_after: ClassVar[int] = 1
+    retry_after: ClassVar[int | None] = 1
 
 
 class ServerBusy(TemporaryError):
@@ -128,8 +134,11 @@ class TransientDatabaseError(TemporaryError):
     """The cause is the database or the network."""
 
 
-class PoolExhausted(TransientDatabaseError):
-    """No connection was free before the deadline, or the queue for one was full."""
+class PoolExhausted(TransientDatabaseError, SQLAlchemyTimeoutError):
+    """No connection was free before the deadline, or the queue for one was full.
+
+    SQLAlchemy's own pools raise its TimeoutError then, so code that knows them handles this one too.
+    """
 
     slug = "pool-exhausted"
     title = "All database connections are in use"
@@ -150,6 +159,18 @@ class StatementTimeout(TransientDatabaseError):
     slug = "statement-timeout"
     title = "The database statement timed out"
     detail = "The database did not complete this request in time. Try again shortly."
+
+
+class OutcomeUnknown(TransientDatabaseError):
+    """The connection was lost after COMMIT was sent: the transaction was committed, or it was rolled back."""
+
+    slug = "outcome-unknown"
+    title = "The outcome of the request is unknown"
+    detail = (
+        "The connection to the database was lost while the request was being stored, so it may or may not have taken "
+        "effect. Check before you repeat it."
+    )
+    retry_after = None
 
 
 def first_line(error: BaseException) -> str:

@@ -15,13 +15,14 @@ from psycopg.rows import tuple_row
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.database.answers import rolled_back
 from app.database.checkout import Checkout, check_out
 from app.database.error_mapping import translate
 from app.database.liveness import is_closed
 from app.database.pool import BoundedPool
 from app.database.result_types import Convert, TypeNotSupported, result_converter
 from app.database.statement_checks import Statement, is_plain
-from app.errors import DatabaseUnavailable
+from app.errors import DatabaseUnavailable, OutcomeUnknown, PoolExhausted, first_line
 
 # PostgreSQL cuts longer names.
 MAX_NAME_BYTES = 63
@@ -128,30 +129,31 @@ async def _fetch_psycopg(
 Check = Callable[[Statement], None]
 
 
-def fast_path(engine: AsyncEngine, check: Check) -> "FastPath | None":
+def fast_path(engine: AsyncEngine, check: Check, *, reads_only: bool) -> "FastPath | None":
     """Return the fast path of the engine's driver; None if it has none (SQLite).
 
-    `check` raises TypeError for a statement that the session refuses.
+    `check` raises TypeError for a statement that the session refuses. A statement that `reads_only` changes nothing.
     """
     if not isinstance(engine.pool, BoundedPool):
         return None
     if engine.dialect.driver == "asyncpg":
-        return FastPath(engine, engine.dialect, _fetch_asyncpg, check)
+        return FastPath(engine, engine.dialect, _fetch_asyncpg, check, reads_only=reads_only)
     if engine.dialect.driver == "psycopg":
         # Numbered parameters: psycopg would have to search the text for named ones at each execution.
         dialect: Callable[..., Dialect] = type(engine.dialect)
-        return FastPath(engine, dialect(paramstyle="numeric_dollar"), _fetch_psycopg, check)
+        return FastPath(engine, dialect(paramstyle="numeric_dollar"), _fetch_psycopg, check, reads_only=reads_only)
     return None
 
 
 class FastPath:
     """Runs statements outside a transaction. Each takes one round trip, and holds a connection only that long."""
 
-    def __init__(self, engine: AsyncEngine, dialect: Dialect, fetch: Fetch, check: Check) -> None:
+    def __init__(self, engine: AsyncEngine, dialect: Dialect, fetch: Fetch, check: Check, *, reads_only: bool) -> None:
         self._engine = engine
         self._dialect = dialect
         self._fetch = fetch
         self._check = check
+        self._reads_only = reads_only
         self._aborting: set[asyncio.Task[None]] = set()
         # Weak: a statement that a request builds for itself is freed with the request.
         self._compiled: WeakKeyDictionary[Statement, CompiledStatement | None] = WeakKeyDictionary()
@@ -188,8 +190,11 @@ class FastPath:
             # A statement that the server refused is over. One that asyncpg refused (a value that does not fit its type)
             # is parsed but not executed: the server keeps waiting, and keeps the table's lock.
             over = _is_server_error(error) and not lost
-            await (checkout.release() if over else self._abort(checkout, error))
-            if known := translate(error):
+            await (checkout.release() if over else asyncio.shield(self._abort(checkout, error)))
+            known = translate(error)
+            if lost and not self._reads_only and not isinstance(known, PoolExhausted) and not rolled_back(error):
+                raise OutcomeUnknown(f"the answer to a write was lost: {first_line(error)}") from error
+            if known is not None:
                 raise known from error
             if lost:
                 raise DatabaseUnavailable(str(error)) from error

@@ -27,6 +27,7 @@ from app.errors import (
     InvalidInput,
     NotAuthenticated,
     NotFound,
+    OutcomeUnknown,
     PoolExhausted,
     StatementTimeout,
     TemporaryError,
@@ -48,7 +49,7 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (TemporaryError, 503),
 )
 # The errors of every route that uses the database.
-DATABASE_ERRORS = (PoolExhausted, DatabaseUnavailable, StatementTimeout)
+DATABASE_ERRORS = (PoolExhausted, DatabaseUnavailable, StatementTimeout, OutcomeUnknown)
 # The phrases of RFC 9110. Python 3.11 has older ones, and a slug must not depend on Python's version.
 _RENAMED_PHRASES = {
     413: "Content Too Large",
@@ -258,7 +259,7 @@ async def _temporary_error(connection: HTTPConnection, error: Exception) -> Resp
         slug=error.slug,
         title=error.title,
         detail=error.detail,
-        headers={"Retry-After": str(error.retry_after)},
+        headers={} if error.retry_after is None else {"Retry-After": str(error.retry_after)},
     )
     return await _respond(connection, response)
 

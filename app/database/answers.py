@@ -7,7 +7,7 @@ path sends one statement for each checkout, and `BoundedPool` sets its deadline 
 import asyncio
 import select
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -15,6 +15,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import Pool
+from sqlalchemy.util.concurrency import in_greenlet
 
 from app.database.liveness import file_descriptor, is_closed, shut_down
 from app.database.pool import BoundedPool
@@ -39,7 +40,7 @@ def bound_answers(engine: AsyncEngine) -> None:
     dialect.do_commit = _bounded(_noting_lost_answer(dialect.do_commit))
     if dialect.has_terminate:
         # asyncpg's close() waits for the server without a limit. terminate() does so for 2 s.
-        dialect.do_close = dialect.do_terminate
+        dialect.do_close = dialect.do_terminate = _terminating_in_its_loop(dialect.do_terminate)
     event.listen(engine.sync_engine, "handle_error", _unknown_outcome)
 
 
@@ -121,6 +122,19 @@ def _noting_lost_answer(commit: Callable[[Any], None]) -> Callable[[Any], None]:
             raise
 
     return noting
+
+
+def _terminating_in_its_loop(terminate: Callable[[Any], None]) -> Callable[[Any], None]:
+    def terminating(connection: Any) -> None:
+        if in_greenlet():
+            terminate(connection)
+            return
+        # The garbage collector, maybe in another thread. asyncpg's transport belongs to the thread of its loop.
+        driver_connection = connection.driver_connection
+        with suppress(RuntimeError):  # the loop is closed, and with it the connection
+            driver_connection._loop.call_soon_threadsafe(driver_connection.terminate)
+
+    return terminating
 
 
 def _closed_by_peer(driver_connection: Any) -> bool:

@@ -76,9 +76,17 @@ class Proxy:
         """Forward nothing more on the next connection after its client has sent this number of messages."""
         self._silence_next = after
 
+    async def stop_listening(self) -> None:
+        """Refuse new connections."""
+        self._server.close()
+
+    async def listen_again(self) -> None:
+        """Accept connections again, on the same port."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.url.port)
+
     async def close(self) -> None:
         """Refuse new connections and close the open ones."""
-        self._server.close()
+        await self.stop_listening()
         await self.cut()
 
     async def cut(self) -> None:

@@ -286,7 +286,7 @@ class _Stress:
 
 
 async def stress(url: URL, server: URL, *, operations: int, pooled: bool, callers: int = 20, seed: int = 0) -> Report:
-    """Run the stress on `url`, which leads to the database of `server`, the superuser's URL; by PgBouncer if `pooled`."""
+    """Run the stress on `url`. It leads to the database of `server`, a superuser's URL; by PgBouncer if `pooled`."""
     random = Random(seed)
     with connect(server) as admin:
         admin.execute("CREATE TABLE stress_numbers (number bigint PRIMARY KEY)")

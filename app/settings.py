@@ -205,6 +205,13 @@ class Settings(BaseSettings):
         description="Seconds in which a request must get a connection, including queue, ping and connect. Then 503.",
         json_schema_extra=_sets_option("timeout"),
     )
+    db_statement_deadline: float | None = Field(
+        default=None,
+        gt=0,
+        description="Seconds without an answer to a statement after which its connection is closed. Then 503. "
+        "Default: the server's `statement_timeout` and 2 s.",
+        json_schema_extra=_sets_option("statement_deadline"),
+    )
     db_pool_max_waiters: int = Field(
         default=100,
         ge=0,
@@ -214,7 +221,7 @@ class Settings(BaseSettings):
     db_pool_recycle: int = Field(
         default=3600,
         ge=1,
-        description="Age in seconds at which a connection is replaced.",
+        description="Age in seconds at which a connection is replaced, at the latest.",
         json_schema_extra=_sets_option("recycle"),
     )
     db_pool_pre_ping: bool = Field(

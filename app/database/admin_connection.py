@@ -12,7 +12,7 @@ from psycopg.rows import DictRow, dict_row
 from sqlalchemy import URL
 
 from app.database.conninfo import hosts, parameters
-from app.database.liveness import shut_down
+from app.database.liveness import SocketProbe, shut_down
 from app.errors import DatabaseUnavailable, first_line
 from app.polling import poll
 
@@ -70,18 +70,17 @@ class AdminConnection:
         return "on" in reported
 
     async def _query(self, statement: str) -> list[dict[str, Any]]:
-        if self._connection is not None:
-            try:
-                return await self._rows(self._connection, statement)
-            except psycopg.OperationalError:
-                if not self._connection.closed:
-                    raise
-                # The server closed an idle connection, as it does when it restarts: try a new one.
-            finally:
-                if self._connection.closed:
-                    self._connection = None
-        self._connection = await self._open()
-        return await self._rows(self._connection, statement)
+        # The server closes idle connections when it restarts. A statement that was sent is never sent again.
+        if self._connection is not None and SocketProbe(self._connection).closed_by_server():
+            await self.close()
+        connection = self._connection
+        if connection is None:
+            connection = self._connection = await self._open()
+        try:
+            return await self._rows(connection, statement)
+        finally:
+            if connection.closed:
+                self._connection = None
 
     async def _rows(self, connection: psycopg.AsyncConnection[DictRow], statement: str) -> list[dict[str, Any]]:
         self._expired = False

@@ -55,7 +55,7 @@ class Checkout(NamedTuple):
         if self.proxy is None:  # SQLAlchemy's proxy does this itself when it is garbage-collected
             # Closing it would have to be awaited: the next checkout finds the socket shut down, and replaces it.
             shut_down(self.driver_connection)
-            self.pool._do_return_conn(self.record)
+            self.pool.return_from_anywhere(self.record)
 
 
 async def check_out(engine: AsyncEngine) -> Checkout:
@@ -65,6 +65,7 @@ async def check_out(engine: AsyncEngine) -> Checkout:
     record = pool.checkout_nowait()
     if record is not None:
         return Checkout(pool, record)
-    proxy = await engine.raw_connection()
+    proxy: Any = await engine.raw_connection()
+    proxy._pool.expect_answer(proxy._connection_record)
     # The proxy's own pool: while this caller waited, `dispose()` may have given the engine another one.
     return Checkout(proxy._pool, proxy._connection_record, proxy)

@@ -44,7 +44,7 @@ class SocketProbe:
             return True
         if self._poll is None:
             self._poll = select.poll()  # select() fails for descriptors above 1023
-            self._poll.register(_file_descriptor(self._connection), select.POLLIN)
+            self._poll.register(file_descriptor(self._connection), select.POLLIN)
         return bool(self._poll.poll(0))
 
 
@@ -90,7 +90,7 @@ def ping(dialect: Any, connection: DBAPIConnection, *, within: float) -> bool:
 def shut_down(driver_connection: Any) -> None:
     """Shut the connection's socket down without a protocol message. A pending statement then fails at once."""
     if not is_closed(driver_connection):
-        with suppress(OSError), socket.socket(fileno=os.dup(_file_descriptor(driver_connection))) as duplicate:
+        with suppress(OSError), socket.socket(fileno=os.dup(file_descriptor(driver_connection))) as duplicate:
             duplicate.shutdown(socket.SHUT_RDWR)
 
 
@@ -104,7 +104,8 @@ def is_closed(driver_connection: Any) -> bool:
     return bool(closed()) or bool(driver_connection._transport.is_closing())
 
 
-def _file_descriptor(driver_connection: Any) -> int:
+def file_descriptor(driver_connection: Any) -> int:
+    """Return the descriptor of the socket of an open connection."""
     pgconn = getattr(driver_connection, "pgconn", None)
     if pgconn is None:  # asyncpg
         return int(driver_connection._transport.get_extra_info("socket").fileno())

@@ -7,6 +7,7 @@ vanished would use up the deadline of the checkout. And a server that was found 
 import random
 from collections.abc import Callable
 from functools import partial
+from traceback import clear_frames
 from typing import Any, TypeVar
 
 from sqlalchemy import URL
@@ -49,6 +50,8 @@ class Servers:
             except Exception as error:  # noqa: BLE001 - whatever it is, another server may accept
                 reason = "did not answer in time" if isinstance(error, TimeoutError) else first_line(error)
                 reasons.append(f"{self._names[index]}: {reason}")
+                if error.__cause__ is not None:  # closes the socket of a cancelled connect: engine._clear_frames()
+                    clear_frames(error.__cause__.__traceback__)
             else:
                 self._first = index
                 return connection

@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .PHONY: help run up down docker secrets budget seed migrate migration downgrade current history \
         test test-unit test-integration test-stack test-fastapi coverage bench bench-capacity bench-pages bench-overload \
-        bench-metrics fault pictures dashboard docs lint format types contracts check lock clean
+        bench-metrics bench-pool-stress fault pictures dashboard docs lint format types contracts check lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -96,6 +96,9 @@ bench-pages: $(READY) ## benchmark deep pages, search and sign-in with a million
 
 bench-metrics: $(READY) ## benchmark the metrics: cost per request, and a scrape after 2,000 worker deaths
 	@$(BIN)/python -m benchmarks.metrics $(args)
+
+bench-pool-stress: $(READY) ## stress the pool with random faults: make bench-pool-stress args="--operations 200000"
+	@$(BIN)/python -m benchmarks.pool_stress $(args)
 
 bench-overload: $(READY) ## benchmark overload: goodput and rejections with 300 and 1,000 clients
 	@$(BIN)/python -m benchmarks.overload $(args)

@@ -30,6 +30,8 @@ problem response. `app/web/problems.py` maps errors to HTTP statuses.
 
 from typing import ClassVar
 
+from sqlalchemy.exc import TimeoutError as SQLAlchemyTimeoutError
+
 
 class HeadroomError(Exception):
     """Root of the tree. The message is for the log; only a DomainError's message is sent to the client."""
@@ -143,8 +145,11 @@ class TransientDatabaseError(TemporaryError):
     """The cause is the database or the network."""
 
 
-class PoolExhausted(TransientDatabaseError):
-    """No connection was free before the deadline, or the queue for one was full."""
+class PoolExhausted(TransientDatabaseError, SQLAlchemyTimeoutError):
+    """No connection was free before the deadline, or the queue for one was full.
+
+    SQLAlchemy's own pools raise its TimeoutError then, so code that knows them handles this one too.
+    """
 
     slug = "pool-exhausted"
     title = "All database connections are in use"

@@ -20,10 +20,13 @@ class PoolOptions:
     """Connections that may be opened beyond `size` under load."""
     timeout: float = 3.0
     """Deadline of a checkout: the queue, a ping and a connect included."""
+    statement_deadline: float | None = None
+    """Time without an answer to a statement after which its connection is closed. None: 2 s more than the server's
+    `statement_timeout`, and no limit if the server has none."""
     max_waiters: int = 100
     """Callers that may wait in the queue; further ones are refused at once."""
     recycle: int = 3600
-    """Age at which a connection is replaced."""
+    """Age at which a connection is replaced, at the latest. Up to a tenth of it is taken off at random."""
     ping_after: float | None = PING_AFTER
     """Idle time after which a connection is pinged before it is checked out. None: never."""
     shrink_after: float = 10.0

@@ -23,22 +23,14 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError
 
+from app.database_url import parse_database_url
 from app.errors import ConfigurationError
 from app.pool_options import PING_AFTER, PoolOptions
 
-SUPPORTED_DRIVERS = ("postgresql+asyncpg", "postgresql+psycopg", "sqlite+aiosqlite")
-
 
 def _database_url(value: object) -> URL:
-    try:
-        url = value if isinstance(value, URL) else make_url(str(value))  # str(URL) would mask the password
-    except (ArgumentError, ValueError):
-        raise ValueError("is not a database URL") from None
-    if url.drivername not in SUPPORTED_DRIVERS:
-        raise ValueError(f"starts with {url.drivername!r}; supported are {', '.join(SUPPORTED_DRIVERS)}")
-    return url
+    return parse_database_url(value if isinstance(value, URL) else str(value))
 
 
 DatabaseURL = Annotated[URL, PlainValidator(_database_url)]
@@ -82,8 +74,8 @@ class Settings(BaseSettings):
     # Database.
     database_url: DatabaseURL | None = Field(
         default=None,
-        description="URL of the database, with an async driver. Default: the PostgreSQL of `make run`, if it is "
-        "running.",
+        description="URL of the database. Without a driver, asyncpg is used. Default: the PostgreSQL of `make run`, if "
+        "it is running.",
         json_schema_extra=SECRET,
     )
     db_pooler: Literal["none", "pgbouncer"] = Field(
@@ -243,6 +235,13 @@ class Settings(BaseSettings):
         description="Seconds in which a request must get a connection, including queue, ping and connect. Then 503.",
         json_schema_extra=_sets_option("timeout"),
     )
+    db_statement_deadline: float | None = Field(
+        default=None,
+        gt=0,
+        description="Seconds without an answer to a statement after which its connection is closed. Then 503. "
+        "Default: the server's `statement_timeout` and 2 s.",
+        json_schema_extra=_sets_option("statement_deadline"),
+    )
     db_pool_max_waiters: int = Field(
         default=PoolOptions.max_waiters,
         ge=0,
@@ -252,7 +251,7 @@ class Settings(BaseSettings):
     db_pool_recycle: int = Field(
         default=PoolOptions.recycle,
         ge=1,
-        description="Age in seconds at which a connection is replaced.",
+        description="Age in seconds at which a connection is replaced, at the latest.",
         json_schema_extra=_sets_option("recycle"),
     )
     db_pool_pre_ping: bool = Field(

@@ -56,7 +56,7 @@ class Checkout(NamedTuple):
         if self.proxy is None:  # SQLAlchemy's proxy does this itself when it is garbage-collected
             # Closing it would have to be awaited: the next checkout finds the socket shut down, and replaces it.
             shut_down(self.driver_connection)
-            self.pool.return_entry(self.record)
+            self.pool.return_from_anywhere(self.record)
 
 
 async def check_out(engine: AsyncEngine) -> Checkout:
@@ -66,6 +66,7 @@ async def check_out(engine: AsyncEngine) -> Checkout:
     record = pool.checkout_nowait()
     if record is not None:
         return Checkout(pool, record)
-    proxy = await engine.raw_connection()
+    proxy: Any = await engine.raw_connection()
+    pool_of(proxy).expect_answer(entry_of(proxy))
     # The proxy's own pool: while this caller waited, `dispose()` may have given the engine another one.
     return Checkout(pool_of(proxy), entry_of(proxy), proxy)

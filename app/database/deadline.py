@@ -1,10 +1,12 @@
-"""The deadline of a checkout, passed down to its ping and its connect."""
+"""The deadline of a checkout, passed down to its ping and its connect, and the limit of a statement."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy.util import await_only, greenlet_spawn
@@ -13,6 +15,13 @@ Result = TypeVar("Result")
 
 # Deadline of the checkout in progress, on the clock of time.monotonic(); infinite outside a checkout.
 _deadline: ContextVar[float] = ContextVar("checkout deadline", default=float("inf"))
+
+
+@dataclass
+class AnswerLimit:
+    """The longest time in seconds until the server answers a statement. One for all pools of an engine."""
+
+    seconds: float = math.inf
 
 
 @contextmanager

@@ -2,13 +2,16 @@
 
 import asyncio
 import math
+import socket
 import time
 import traceback
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from sqlalchemy import URL, Connection, StaticPool, event
+from asyncpg import InterfaceError, PostgresError
+from asyncpg.exceptions import TargetServerAttributeNotMatched
+from sqlalchemy import URL, Connection, Engine, StaticPool, event
 from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect, ExceptionContext
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -16,14 +19,26 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import greenlet_spawn
 
 from app.database._sqlalchemy import entry_of
-from app.database.deadline import call_within, seconds_left
+from app.database.answers import CancellableConnection, bound_answers
+from app.database.deadline import AnswerLimit, call_within, seconds_left
 from app.database.error_mapping import server_is_leaving
+from app.database.liveness import shut_down, socket_of
 from app.database.pool import BoundedPool
 from app.database.pool_events import NullObserver, PoolObserver, observe_closings
-from app.errors import DatabaseUnavailable, HeadroomError
+from app.database.servers import Servers
+from app.errors import DatabaseUnavailable, HeadroomError, first_line
 from app.pool_options import PoolOptions
 
 _DEFAULTS = PoolOptions()
+# Added to the server's statement_timeout: the server cancels a statement first, unless it cannot answer.
+STATEMENT_MARGIN_SECONDS = 2.0
+# A peer that acknowledges nothing for this time is gone, whether or not data was sent.
+TCP_USER_TIMEOUT_SECONDS = 10
+KEEPALIVE_IDLE_SECONDS = 30
+KEEPALIVE_INTERVAL_SECONDS = 5
+KEEPALIVE_COUNT = 2
+
+_STATEMENT_TIMEOUT = "SELECT setting::int FROM pg_settings WHERE name = 'statement_timeout'"  # milliseconds
 
 
 def make_engine(
@@ -42,16 +57,21 @@ def make_engine(
     if url.get_backend_name() == "sqlite":
         return _make_sqlite_engine(url)
     observer = observer or NullObserver()
+    limit = AnswerLimit() if pool.statement_deadline is None else AnswerLimit(pool.statement_deadline)
     engine = create_async_engine(
         url,
         poolclass=BoundedPool,
         options=pool,
         observer=observer,
+        answer_limit=limit,
         hide_parameters=True,  # error messages would contain them, password hashes included
-        connect_args=_connect_args(url, application_name, connect_timeout),
+        _initialize=False,  # SQLAlchemy would do it under a lock, which a silent connection never releases: _Opener
     )
-    event.listen(engine.sync_engine, "do_connect", partial(_connect, observer))
+    servers = Servers(engine.dialect, url, _connect_args(url, application_name, connect_timeout))
+    opener = _Opener(url, servers, observer, limit, pool.statement_deadline is None)
+    event.listen(engine.sync_engine, "do_connect", opener)
     event.listen(engine.sync_engine, "handle_error", _distrust_leaving_server)
+    bound_answers(engine)
     observe_closings(engine, observer)
     return engine
 
@@ -80,40 +100,112 @@ async def warm_up(engine: AsyncEngine, seconds: float = 2.0) -> None:
 def _connect_args(url: URL, application_name: str, connect_timeout: float) -> dict[str, Any]:
     if url.get_driver_name() == "asyncpg":
         return {"server_settings": {"application_name": application_name}, "timeout": connect_timeout}
-    # libpq takes whole seconds, and treats 1 as 2.
-    return {"application_name": application_name, "connect_timeout": max(2, math.ceil(connect_timeout))}
+    options = {
+        "application_name": application_name,
+        # libpq takes whole seconds, and treats 1 as 2.
+        "connect_timeout": max(2, math.ceil(connect_timeout)),
+        "keepalives_idle": KEEPALIVE_IDLE_SECONDS,
+        "keepalives_interval": KEEPALIVE_INTERVAL_SECONDS,
+        "keepalives_count": KEEPALIVE_COUNT,
+        "tcp_user_timeout": TCP_USER_TIMEOUT_SECONDS * 1000,
+    }
+    own = {name: value for name, value in options.items() if name not in url.query or name == "application_name"}
+    return own | {"async_creator_fn": CancellableConnection.connect}
 
 
-def _connect(
-    observer: PoolObserver, dialect: Dialect, record: ConnectionPoolEntry, args: list[Any], kwargs: dict[str, Any]
-) -> DBAPIConnection:
-    started = time.monotonic()
-    try:
-        connection = _connect_within_deadline(dialect, args, kwargs)
-    except DatabaseUnavailable:
-        observer.open_failed()
-        raise
-    observer.opened(time.monotonic() - started)
-    return connection
+class _Opener:
+    """Opens the connections of an engine, each within the deadline of its checkout, and prepares them for SQLAlchemy.
 
-
-def _connect_within_deadline(dialect: Dialect, args: list[Any], kwargs: dict[str, Any]) -> DBAPIConnection:
-    """Open a connection within the checkout's deadline. Every failure is a DatabaseUnavailable.
-
-    asyncpg raises bare OSError and TimeoutError where psycopg raises its own OperationalError.
+    What SQLAlchemy does when a connection is open (type codecs, and a few queries on the first one) is done here, for
+    each connection on its own: several may be the first one.
     """
-    try:
-        # The drivers' own timeouts do not know the deadline of the checkout.
-        return call_within(seconds_left(), lambda: dialect.connect(*args, **kwargs))
-    except TimeoutError as error:
-        if error.__cause__ is not None:
-            _clear_frames(error.__cause__)
-        raise DatabaseUnavailable("cannot connect: the server did not answer in time") from None
-    except (OSError, dialect.loaded_dbapi.Error) as error:
-        raise DatabaseUnavailable(f"cannot connect: {error or type(error).__name__}") from error
-    except asyncio.CancelledError as error:
-        _clear_frames(error)
-        raise
+
+    def __init__(
+        self, url: URL, servers: Servers, observer: PoolObserver, limit: AnswerLimit, from_server: bool
+    ) -> None:
+        self._url = url
+        self._servers = servers
+        self._observer = observer
+        self._limit = limit
+        self._limit_is_from_server = from_server
+        self._is_initialised = False
+
+    def __call__(
+        self, dialect: Dialect, record: ConnectionPoolEntry, args: list[Any], kwargs: dict[str, Any]
+    ) -> DBAPIConnection:
+        """Open a connection. Raise DatabaseUnavailable for every failure of the network or the server."""
+        started = time.monotonic()
+        try:
+            connection = self._open_within_deadline(dialect)
+        except DatabaseUnavailable:
+            self._observer.open_failed()
+            raise
+        self._observer.opened(time.monotonic() - started)
+        return connection
+
+    def _open_within_deadline(self, dialect: Dialect) -> DBAPIConnection:
+        # asyncpg raises bare OSError and TimeoutError where psycopg raises its own OperationalError.
+        try:
+            # The drivers' own timeouts do not know the deadline of the checkout.
+            return call_within(seconds_left(), lambda: self._servers.connect(partial(self._open, dialect)))
+        except TimeoutError as error:
+            if error.__cause__ is not None:
+                _clear_frames(error.__cause__)
+            raise DatabaseUnavailable("cannot connect: the server did not answer in time") from None
+        except (
+            OSError,
+            dialect.loaded_dbapi.Error,
+            PostgresError,
+            InterfaceError,
+            TargetServerAttributeNotMatched,
+            SQLAlchemyError,
+        ) as error:
+            raise DatabaseUnavailable(f"cannot connect: {first_line(error)}") from error
+        except asyncio.CancelledError as error:
+            _clear_frames(error)
+            raise
+
+    def _open(self, dialect: Dialect, arguments: dict[str, Any]) -> DBAPIConnection:
+        connection = dialect.connect(**arguments)
+        try:
+            if dialect.driver == "asyncpg":
+                _set_tcp_timeouts(dialect.get_driver_connection(connection))
+            if (on_connect := dialect.on_connect_url(self._url)) is not None:
+                on_connect(connection)
+            if not self._is_initialised:
+                self._initialise(dialect, connection)
+                self._is_initialised = True
+        except BaseException:
+            shut_down(dialect.get_driver_connection(connection))
+            with suppress(Exception):
+                dialect.do_terminate(connection)
+            raise
+        return connection
+
+    def _initialise(self, dialect: Dialect, dbapi_connection: DBAPIConnection) -> None:
+        """Let SQLAlchemy's dialect learn about the server, and learn its statement_timeout."""
+        pool = StaticPool(lambda: dbapi_connection, dialect=dialect)
+        with Engine(pool, dialect, self._url).connect() as connection:
+            dialect.initialize(connection)
+            if self._limit_is_from_server:
+                milliseconds = connection.exec_driver_sql(_STATEMENT_TIMEOUT).scalar_one()
+                self._limit.seconds = milliseconds / 1000 + STATEMENT_MARGIN_SECONDS if milliseconds else math.inf
+
+
+def _set_tcp_timeouts(connection: Any) -> None:
+    """Set what libpq's connection parameters set, on a connection of asyncpg's."""
+    sock = socket_of(connection)
+    if sock.family == socket.AF_UNIX:
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", KEEPALIVE_IDLE_SECONDS),
+        ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL_SECONDS),
+        ("TCP_KEEPCNT", KEEPALIVE_COUNT),
+        ("TCP_USER_TIMEOUT", TCP_USER_TIMEOUT_SECONDS * 1000),
+    ):
+        if (option := getattr(socket, name, None)) is not None:  # macOS does not have all of them
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _clear_frames(error: BaseException) -> None:

@@ -16,6 +16,7 @@ from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database._sqlalchemy import bind_processors, has_ordered_columns, result_columns
+from app.database.answers import rolled_back
 from app.database.checkout import Checkout, check_out
 from app.database.error_mapping import server_is_leaving, staleness, translate
 from app.database.liveness import is_closed
@@ -23,7 +24,7 @@ from app.database.pool import BoundedPool
 from app.database.result_types import Convert, TypeNotSupported, result_converter
 from app.database.stale_statements import StatementTexts
 from app.database.statement_checks import Statement, is_plain
-from app.errors import DatabaseUnavailable, OutcomeUnknown, first_line
+from app.errors import DatabaseUnavailable, OutcomeUnknown, PoolExhausted, first_line
 
 # PostgreSQL cuts longer names.
 MAX_NAME_BYTES = 63
@@ -209,16 +210,19 @@ class FastPath:
             over = _is_server_error(error) and not lost
             if server_is_leaving(error):
                 checkout.pool.distrust(checkout.record)
-            await (checkout.release() if over else self._abort(checkout, error))
+            await (checkout.release() if over else asyncio.shield(self._abort(checkout, error)))
             if (kind := staleness(error)) is not None:
                 self._texts.renew(statement.sql, error)
                 # Outside a transaction, a statement that the server refused has done nothing.
                 if kind == "unreadable" and not self._reads_only:
-                    raise OutcomeUnknown(first_line(error)) from error
+                    raise OutcomeUnknown(f"the answer to a write is unreadable: {first_line(error)}") from error
                 if not is_second_run:
                     once = statement._replace(sql=self._texts.once(statement.sql))
                     return await self.fetch(once, parameters, is_second_run=True)
-            if known := translate(error):
+            known = translate(error)
+            if lost and not self._reads_only and not isinstance(known, PoolExhausted) and not rolled_back(error):
+                raise OutcomeUnknown(f"the answer to a write was lost: {first_line(error)}") from error
+            if known is not None:
                 raise known from error
             if lost:
                 raise DatabaseUnavailable(str(error)) from error

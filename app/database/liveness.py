@@ -13,7 +13,7 @@ from sqlalchemy import URL
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.util import await_only
 
-from app.database.conninfo import conninfo
+from app.database.conninfo import conninfo, hosts
 from app.errors import DatabaseUnavailable
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class SocketProbe:
             return True
         if self._poll is None:
             self._poll = select.poll()  # select() fails for descriptors above 1023
-            self._poll.register(_file_descriptor(self._connection), select.POLLIN)
+            self._poll.register(file_descriptor(self._connection), select.POLLIN)
         return bool(self._poll.poll(0))
 
 
@@ -90,7 +90,7 @@ def ping(dialect: Any, connection: DBAPIConnection, *, within: float) -> bool:
 def shut_down(driver_connection: Any) -> None:
     """Shut the connection's socket down without a protocol message. A pending statement then fails at once."""
     if not is_closed(driver_connection):
-        with suppress(OSError), socket.socket(fileno=os.dup(_file_descriptor(driver_connection))) as duplicate:
+        with suppress(OSError), socket.socket(fileno=os.dup(file_descriptor(driver_connection))) as duplicate:
             duplicate.shutdown(socket.SHUT_RDWR)
 
 
@@ -104,19 +104,30 @@ def is_closed(driver_connection: Any) -> bool:
     return bool(closed()) or bool(driver_connection._transport.is_closing())
 
 
-def _file_descriptor(driver_connection: Any) -> int:
+def socket_of(connection: Any) -> Any:
+    """Return the socket of an open connection of asyncpg's."""
+    return connection._transport.get_extra_info("socket")
+
+
+def file_descriptor(driver_connection: Any) -> int:
+    """Return the descriptor of the socket of an open connection."""
     pgconn = getattr(driver_connection, "pgconn", None)
     if pgconn is None:  # asyncpg
-        return int(driver_connection._transport.get_extra_info("socket").fileno())
+        return int(socket_of(driver_connection).fileno())
     return int(pgconn.socket)
 
 
 async def check_accepts_connections(url: URL) -> None:
-    """Check that the server accepts connections, without opening one (as `pg_isready` does).
+    """Check that a server of the URL accepts connections, without opening one (as `pg_isready` does).
 
     Raise DatabaseUnavailable.
     """
-    address = conninfo(url, connect_timeout=2)  # libpq's minimum
-    answer = await asyncio.to_thread(psycopg.pq.PGconn.ping, address.encode())
-    if answer != psycopg.pq.Ping.OK:
-        raise DatabaseUnavailable(f"the server does not accept connections: {psycopg.pq.Ping(answer).name}")
+    # At the same time: one that vanished would delay the answer of another one.
+    pings = [
+        asyncio.to_thread(psycopg.pq.PGconn.ping, conninfo(each, connect_timeout=2).encode())  # libpq's minimum
+        for each in hosts(url)
+    ]
+    for answered in asyncio.as_completed(pings):
+        if (answer := await answered) == psycopg.pq.Ping.OK:
+            return
+    raise DatabaseUnavailable(f"the server does not accept connections: {psycopg.pq.Ping(answer).name}")

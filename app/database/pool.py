@@ -5,18 +5,22 @@ can overtake its queue, and a failed connect does not wake the next waiter (docs
 """
 
 import asyncio
+import logging
+import math
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from contextvars import copy_context
 from typing import Any, Self
 
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from app.database._sqlalchemy import close_proxy, entry_of, is_invalidated
-from app.database.deadline import checkout_deadline, current_deadline, seconds_left
+from app.database.deadline import AnswerLimit, checkout_deadline, current_deadline, seconds_left
 from app.database.liveness import SocketProbe, is_closed, ping, shut_down
 from app.database.pool_events import (
     CLOSE_REASON,
@@ -33,16 +37,32 @@ from app.database.pool_events import (
 from app.errors import DatabaseUnavailable, PoolExhausted
 from app.pool_options import PoolOptions
 
+logger = logging.getLogger(__name__)
+
 # Minimum time for a ping. After a pause of the process, no time may be left for a connection that is alive. Pauses of
 # half a second were seen: a processor quota, a full garbage collection.
 MIN_PING_SECONDS = 0.1
 
 # Minimum time between two replacements of all connections.
 DISTRUST_SECONDS = 1.0
+# Connections that a worker opens at the same time: after an outage, all workers of all replicas open theirs.
+MAX_OPENING = 3
+# After a failed attempt to open a connection, the next one waits; twice as long after each failure.
+FIRST_RETRY_SECONDS = 0.05
+MAX_RETRY_SECONDS = 1.0
+# Additional time for listeners that run when a connection is open.
+LISTENER_SECONDS = 0.1
+# Share of `recycle` that is taken off at random. Connections that were opened together are not replaced together.
+RECYCLE_JITTER = 0.1
+# Time between two looks for overdue answers, at most, and as a share of their limit.
+MAX_WATCH_SECONDS = 0.5
+WATCHES_PER_LIMIT = 8
 
 # Keys in the `info` of a pool entry: facts about the connection, gone when the connection is.
 _IDLE_SINCE = "headroom.idle_since"
 _PROBE = "headroom.probe"
+_OPENED_AT = "headroom.opened_at"
+_RECYCLE_AT = "headroom.recycle_at"
 # Key in `record_info`: a fact about the slot.
 _TASK = "headroom.task"
 
@@ -60,6 +80,9 @@ class BoundedPool(Pool):
       for `ping_after` is pinged; one that the server closed is noticed without a round trip.
     - A connection beyond `size` is closed after `shrink_after` seconds of idleness, not when it is returned. Closing at
       once costs 4 times the CPU under load (docs/decisions/0001-own-pool.md).
+    - At most MAX_OPENING connections are opened at the same time. After a failure, the next attempt waits for up to
+      MAX_RETRY_SECONDS.
+    - A connection whose answer is overdue is shut down, and its holder gets the driver's error at once.
 
     The observer is notified of every event.
     """
@@ -71,10 +94,12 @@ class BoundedPool(Pool):
         creator: Callable[..., Any],
         options: PoolOptions,
         observer: PoolObserver | None = None,
+        answer_limit: AnswerLimit | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(creator, recycle=options.recycle, **kwargs)
         self._options = options
+        self._answer_limit = answer_limit or AnswerLimit()
         self._observer = observer or NullObserver()
         # Occupied slots: connections that are idle, in use, being opened or being closed.
         self._occupied = 0
@@ -84,6 +109,14 @@ class BoundedPool(Pool):
         # Waiters and their deadlines, in order of arrival. A connection that is being opened is for the first of them.
         self._waiters: dict[asyncio.Future[ConnectionPoolEntry], float] = {}
         self._opening: set[asyncio.Task[None]] = set()
+        self._returning: set[asyncio.Task[None]] = set()
+        self._may_open = asyncio.Semaphore(MAX_OPENING)
+        self._failed_opens = 0
+        self._open_after = 0.0
+        # The event loop that the connections belong to, and the timer that looks for overdue answers.
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._watch: asyncio.TimerHandle | None = None
+        self._watch_at = 0.0
         self._holding_tasks: set[asyncio.Task[Any]] = set()
         self._holders: dict[ConnectionPoolEntry, Holder] = {}
         self._disposed = False
@@ -104,12 +137,35 @@ class BoundedPool(Pool):
         """Return the snapshot as text, as SQLAlchemy's pools do."""
         return str(self.state)
 
+    # The methods of SQLAlchemy's QueuePool that monitoring code calls, with the same arithmetic.
+
+    def size(self) -> int:
+        """Return the number of connections that stay open."""
+        return self._options.size
+
+    def checkedin(self) -> int:
+        """Return the number of idle connections."""
+        return len(self._idle)
+
+    def checkedout(self) -> int:
+        """Return the number of connections that are in use, being opened or being closed."""
+        return self._occupied - len(self._idle)
+
+    def overflow(self) -> int:
+        """Return the number of connections beyond `size()`: negative while fewer are open."""
+        return self._occupied - self._options.size
+
+    def timeout(self) -> float:
+        """Return the deadline of a checkout in seconds."""
+        return self._options.timeout
+
     def recreate(self) -> Self:
         """Return a new pool with the same options, as SQLAlchemy requires."""
         return self.__class__(
             self._creator,
             self._options,
             self._observer,
+            self._answer_limit,
             echo=self.echo,
             logging_name=self._orig_logging_name,
             reset_on_return=self._reset_on_return,
@@ -175,7 +231,7 @@ class BoundedPool(Pool):
         self._refuse_second_checkout()
         record = self._idle.pop()
         self._record_task(record)
-        self._record_acquired(record, started)
+        self._record_acquired(record, started, self._answer_limit.seconds)
         return record
 
     def return_nowait(self, record: ConnectionPoolEntry) -> bool:
@@ -188,7 +244,7 @@ class BoundedPool(Pool):
 
     def return_proxy_nowait(self, connection: PoolProxiedConnection) -> bool:
         """Return a connection that has no transaction; False if that needs a wait, and `close()` must do it."""
-        if self._disposed or self.dispatch.checkin or self.dispatch.reset:
+        if self._disposed or self.dispatch.checkin or self.dispatch.reset or is_closed(connection.driver_connection):
             return False
         # Marked as reset: a rollback would do nothing with asyncpg, and cost a round trip with psycopg.
         close_proxy(connection, transaction_reset=True)
@@ -202,7 +258,7 @@ class BoundedPool(Pool):
         return (
             not (dispatch.checkout or dispatch.checkin or dispatch.reset)
             and not is_invalidated(record)
-            and (options.recycle < 0 or time.time() - record.starttime < options.recycle)  # type: ignore[attr-defined]
+            and now < record.info.get(_RECYCLE_AT, 0)
             and (ping_after is None or now - record.info[_IDLE_SINCE] < ping_after)
             and not self._probe(record).closed_by_server()
         )
@@ -227,9 +283,11 @@ class BoundedPool(Pool):
             self._holding_tasks.add(task)
             slot_info(record)[_TASK] = task
 
-    def _record_acquired(self, record: ConnectionPoolEntry, started: float) -> None:
+    def _record_acquired(self, record: ConnectionPoolEntry, started: float, answer_within: float = math.inf) -> None:
         now = time.monotonic()
-        self._holders[record] = Holder(now, copy_context())
+        self._holders[record] = Holder(now, copy_context(), now + answer_within)
+        if self._watch is None:
+            self._schedule_watch()
         self._observer.acquired(now - started)
 
     def _record_released(self, record: ConnectionPoolEntry) -> None:
@@ -238,25 +296,75 @@ class BoundedPool(Pool):
         if self._options.one_per_task:
             self._holding_tasks.discard(slot_info(record).pop(_TASK, None))
 
+    def expect_answer(self, record: ConnectionPoolEntry) -> None:
+        """Shut the connection down unless `expect_no_answer()` is called within the limit of a statement."""
+        if (holder := self._holders.get(record)) is not None:
+            holder.answer_due = time.monotonic() + self._answer_limit.seconds
+
+    def expect_no_answer(self, record: ConnectionPoolEntry) -> None:
+        """Let the holder keep the connection without a deadline: the server has answered."""
+        if (holder := self._holders.get(record)) is not None:
+            holder.answer_due = math.inf
+
+    def _schedule_watch(self) -> None:
+        seconds = min(MAX_WATCH_SECONDS, self._answer_limit.seconds / WATCHES_PER_LIMIT)
+        self._watch_at = time.monotonic() + seconds
+        self._watch = asyncio.get_running_loop().call_later(seconds, self._end_overdue_waits)
+
+    def _end_overdue_waits(self) -> None:
+        """Shut down the connections whose answer is overdue. One timer for all: setting it costs a request nothing."""
+        now = time.monotonic()
+        # After a pause of the process, the answer may have arrived, and the driver has yet to read it.
+        if now - self._watch_at < MAX_WATCH_SECONDS:
+            for record, holder in tuple(self._holders.items()):
+                if holder.answer_due < now and record.dbapi_connection is not None:
+                    holder.answer_due = math.inf
+                    logger.warning("no answer of the database for %.1f s: closed", self._answer_limit.seconds)
+                    slot_info(record)[INVALIDATION] = ("hard", "unanswered")
+                    shut_down(record.driver_connection)
+        if self._holders:
+            self._schedule_watch()
+        else:
+            self._watch = None
+
     # SQLAlchemy calls the two methods below in a greenlet, where `await_only` takes the place of `await`.
 
     def _do_get(self) -> ConnectionPoolEntry:
         self._refuse_second_checkout()
-        record = self._take()
+        started = time.monotonic()
+        is_replacement = False
+        while True:
+            record = self._take()
+            try:
+                if (is_replacement and record.info.get(_OPENED_AT, 0) >= started) or self._is_usable(record):
+                    break
+            except BaseException as error:
+                self._discard(record, error)
+                raise
+            self._discard(record)
+            is_replacement = True
         self._record_task(record)
         try:
-            self._replace_if_broken(record)
             if record.dbapi_connection is not None and getattr(record.driver_connection, "autocommit", False):
                 record.dbapi_connection.autocommit = False  # psycopg's, left on by a statement outside a transaction
         except BaseException as error:
-            try:
-                record.invalidate(error)
-            finally:
-                self._do_return_conn(record)
+            self._record_released(record)
+            self._discard(record, error)
             raise
         return record
 
+    def _discard(self, record: ConnectionPoolEntry, error: BaseException | None = None) -> None:
+        """Close a connection that was taken and is not handed to the caller, and free its slot."""
+        try:
+            if error is not None:
+                record.invalidate(error)
+        finally:
+            self._free_slot()
+
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        if self._loop is not _running_loop():
+            self.return_from_anywhere(record)
+            return
         self._record_released(record)
         if record.dbapi_connection is not None and is_closed(record.driver_connection):
             # psycopg closes a connection whose cancelled statement does not end, and fires no event.
@@ -270,6 +378,22 @@ class BoundedPool(Pool):
             self._pass_on(record)
 
     return_entry = _do_return_conn  # for callers other than SQLAlchemy
+
+    def return_from_anywhere(self, record: ConnectionPoolEntry) -> None:
+        """Return an entry in the next event-loop iteration. May be called from any thread, as garbage collectors do."""
+        loop = self._loop
+        assert loop is not None, "the loop that opened the connection"
+
+        def return_in_loop() -> None:
+            task = loop.create_task(greenlet_spawn(self.return_entry, record))
+            self._returning.add(task)  # asyncio holds tasks weakly
+            task.add_done_callback(self._returning.discard)
+
+        try:
+            loop.call_soon_threadsafe(return_in_loop)
+        except RuntimeError:  # the loop is closed, and with it the connection
+            self._record_released(record)
+            self._occupied -= 1
 
     def _pass_on(self, record: ConnectionPoolEntry) -> None:
         """Give the connection to the first waiter, or keep it."""
@@ -356,29 +480,75 @@ class BoundedPool(Pool):
         return None
 
     def _open(self, waiter: asyncio.Future[ConnectionPoolEntry]) -> None:
-        """Start opening a connection in a free slot, with the waiter's deadline."""
+        """Start opening a connection in a free slot."""
         self._occupied += 1
-        task = waiter.get_loop().create_task(greenlet_spawn(self._open_within, self._waiters[waiter]))
+        loop = waiter.get_loop()
+        if self._loop is not loop:
+            self._loop, self._watch, self._may_open = loop, None, asyncio.Semaphore(MAX_OPENING)
+        task = loop.create_task(self._open_in_turn())
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
 
-    def _open_within(self, deadline: float) -> None:
+    async def _open_in_turn(self) -> None:
+        """Open a connection for the first waiter, unless no waiter is left when it is this one's turn."""
         task: Any = asyncio.current_task()
         try:
-            with checkout_deadline(deadline):
-                record = self._create_connection()
-        except BaseException as error:
+            async with self._may_open:
+                if (seconds := self._open_after - time.monotonic()) > 0:
+                    await asyncio.sleep(seconds)
+                record = await self._open_now() if self._has_waiter() else None
+        except BaseException:
             self._opening.discard(task)
-            failed = isinstance(error, Exception)
-            # After the deadline, the waiter that it was opened for has left, and the next waiter still has time.
-            if failed and time.monotonic() < deadline and (waiter := self._pop_waiter()) is not None:
-                waiter.set_exception(error)
             self._free_slot()
-            if not failed:
-                raise
+            raise
+        self._opening.discard(task)
+        if record is not None:
+            await greenlet_spawn(self._pass_on, record)
         else:
-            self._opening.discard(task)
-            self._pass_on(record)
+            self._free_slot()
+
+    async def _open_now(self) -> ConnectionPoolEntry | None:
+        """Open a connection. If that fails, tell those that wait for it now, and return None."""
+        waiting = dict(self._waiters)
+        deadline = max(waiting.values())
+
+        def create() -> ConnectionPoolEntry:
+            with checkout_deadline(deadline):
+                return self._create_connection()
+
+        try:
+            # The opener keeps the deadline itself. This bounds the application's own listeners for the event "connect".
+            async with asyncio.timeout(deadline - time.monotonic() + LISTENER_SECONDS):
+                record = await greenlet_spawn(create)
+        except Exception as error:  # noqa: BLE001 - raised by the waiters
+            self._failed_opens += 1
+            longest = min(MAX_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(self._failed_opens, 10))
+            self._open_after = time.monotonic() + longest * random.uniform(0.5, 1)  # noqa: S311 - not a secret
+            # After the deadline, these waiters have left.
+            if time.monotonic() < deadline:
+                self._report_failed_open(error, waiting)
+            return None
+        self._failed_opens = 0
+        self._open_after = 0.0
+        record.info[_OPENED_AT] = time.monotonic()
+        record.info[_RECYCLE_AT] = self._recycle_at()
+        return record
+
+    def _report_failed_open(self, error: Exception, waiting: Iterable[asyncio.Future[ConnectionPoolEntry]]) -> None:
+        """Raise the error in the first waiter; in all of `waiting` if no open connection could serve them."""
+        if self._occupied > len(self._opening):
+            first = self._pop_waiter()
+            waiting = () if first is None else (first,)
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_exception(error)
+
+    def _recycle_at(self) -> float:
+        jitter = random.uniform(0, RECYCLE_JITTER)  # noqa: S311 - not a secret
+        return time.monotonic() + self._options.recycle * (1 - jitter)
+
+    def _has_waiter(self) -> bool:
+        return any(not waiter.done() for waiter in self._waiters)
 
     def _free_slot(self) -> None:
         """Free a slot. Open a connection in it if waiters outnumber pending opens."""
@@ -395,33 +565,43 @@ class BoundedPool(Pool):
         finally:
             self._free_slot()
 
-    def _replace_if_broken(self, record: ConnectionPoolEntry) -> None:
-        """Probe the connection, and ping it if it was idle. Invalidate it if it is broken; SQLAlchemy then reopens."""
+    def _is_usable(self, record: ConnectionPoolEntry) -> bool:
+        """Probe the connection, and ping it if it was idle. If it is broken or too old, close it and return False."""
         connection = record.dbapi_connection
         idle_since = record.info.get(_IDLE_SINCE)
         if connection is None or idle_since is None:  # just opened
-            return
+            return True
+        now = time.monotonic()
         ping_after = self._options.ping_after
         kind: InvalidationKind = "soft"
         cause: InvalidationCause = "pool"
         if self._invalidate_time <= record.starttime:  # type: ignore[attr-defined]
             silent = not self._probe(record).closed_by_server()
-            if silent and (ping_after is None or time.monotonic() - idle_since < ping_after):
-                return
+            must_ping = not silent or (ping_after is not None and now - idle_since >= ping_after)
+            if not must_ping or self._is_answered(connection):
+                recycle_at = record.info.setdefault(_RECYCLE_AT, self._recycle_at())  # not if SQLAlchemy reopened it
+                if now < recycle_at and not is_invalidated(record):
+                    return True
+                record.close()
+                return False
             kind, cause = "hard", "unanswered" if silent else "hung_up"
-            started = time.monotonic()
-            try:
-                # Half of the time that is left: the other half is for opening a replacement.
-                at_least = min(MIN_PING_SECONDS, self._options.timeout / 2)
-                if ping(self._dialect, connection, within=max(at_least, seconds_left() / 2)):
-                    return
-            except TimeoutError:
-                # What swallowed this ping (a vanished peer, a firewall) has probably cut the other connections too.
-                self._invalidate_time = time.time()
-            finally:
-                self._observer.pinged(time.monotonic() - started)
         shut_down(record.driver_connection)  # a graceful close could take as long again
         self._give_up(record, kind, cause)
+        return False
+
+    def _is_answered(self, connection: DBAPIConnection) -> bool:
+        """Ping the server."""
+        started = time.monotonic()
+        try:
+            # Half of the time that is left: the other half is for opening a replacement.
+            at_least = min(MIN_PING_SECONDS, self._options.timeout / 2)
+            return ping(self._dialect, connection, within=max(at_least, seconds_left() / 2))
+        except TimeoutError:
+            # What swallowed this ping (a vanished peer, a firewall) has probably cut the other connections too.
+            self._invalidate_time = time.time()
+            return False
+        finally:
+            self._observer.pinged(time.monotonic() - started)
 
     def _give_up(self, record: ConnectionPoolEntry, kind: InvalidationKind, cause: InvalidationCause) -> None:
         slot_info(record)[INVALIDATION] = (kind, cause)
@@ -441,6 +621,13 @@ def leak_suspects(engine: AsyncEngine, after: float) -> list[tuple[float, Holder
     """Return `BoundedPool.leak_suspects()` of the engine's current pool."""
     pool: Pool = engine.pool
     return pool.leak_suspects(after) if isinstance(pool, BoundedPool) else []
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _expire(waiter: asyncio.Future[ConnectionPoolEntry]) -> None:

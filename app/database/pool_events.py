@@ -4,6 +4,7 @@ The database package knows no metrics library. A `PoolObserver` is notified of e
 """
 
 import asyncio
+import math
 from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, get_args
@@ -26,7 +27,7 @@ CloseReason = Literal[
 InvalidationKind = Literal["hard", "soft"]
 InvalidationCause = Literal[
     "hung_up",  # the server closed it while it was idle
-    "unanswered",  # it did not answer a ping
+    "unanswered",  # it did not answer a ping, or a statement in time
     "pool",  # another connection did not answer, or its server stopped serving, so none of the same age is trusted
     "cancelled",  # its request was cancelled during a statement
     "disconnect",  # the server closed it during a statement
@@ -129,6 +130,8 @@ class Holder:
 
     since: float
     context: Context
+    answer_due: float = math.inf
+    """Deadline of the answer that the holder waits for."""
     reported: bool = False
 
 

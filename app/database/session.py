@@ -21,12 +21,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.sql.dml import ReturningDelete, ReturningInsert, ReturningUpdate
 
+from app.database.answers import rolled_back
 from app.database.error_mapping import translate
 from app.database.fast_path import fast_path
 from app.database.stale_statements import READ_ONLY, statement_texts
 from app.database.statement_checks import Statement, require_entity, require_returning, require_select
 from app.database.write_session import WriteSession, open_write_session, watch_failed_statements
-from app.errors import SchemaChanged, TransactionConflict
+from app.errors import OutcomeUnknown, SchemaChanged, TransactionConflict, first_line
 
 # With any columns.
 Returning = ReturningInsert[*tuple[Any, ...]] | ReturningUpdate[*tuple[Any, ...]] | ReturningDelete[*tuple[Any, ...]]
@@ -81,6 +82,8 @@ class _Statements:
                 await connection.execution_options(isolation_level="AUTOCOMMIT", **{READ_ONLY: self._reads_only})
                 yield connection
         except DBAPIError as error:
+            if not self._reads_only and error.connection_invalidated and not rolled_back(error):
+                raise OutcomeUnknown(f"the answer to a write was lost: {first_line(error)}") from error
             raise translate(error) or error from error
 
 
@@ -143,7 +146,7 @@ class StatementSession(_Statements):
     async def returned(self, statement: Returning, **parameters: Any) -> Row | None:
         """Run an INSERT, UPDATE or DELETE with RETURNING and return its first row, or None. It is committed then.
 
-        Raise as `ReadSession.all()`. If the connection is lost, it is unknown whether the statement was committed.
+        Raise as `ReadSession.all()`. Raise OutcomeUnknown if the connection is lost before the answer.
         """
         rows = await self._run(statement, parameters)
         return rows[0] if rows else None
@@ -163,7 +166,8 @@ class Database:
         """Open a transaction. Commit it when the block ends; roll it back when the block or the commit raises.
 
         The connection is checked out at the first statement. After the block, the session is unusable.
-        Raise TransientDatabaseError, also from inside the block. Raise RuntimeError if
+        Raise TransientDatabaseError, also from inside the block; OutcomeUnknown if the connection is lost after COMMIT
+        was sent and before its answer. Raise RuntimeError if
         the block caught the error of a failed statement, or began the response: a commit would come too late.
         """
         session = self._new_write_session()

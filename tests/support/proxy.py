@@ -44,6 +44,7 @@ class Proxy:
         self._running = asyncio.Event()
         self._running.set()
         self._forgotten = asyncio.Event()
+        self._silence_next: int | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.opened = 0
         self.executed = 0
@@ -71,9 +72,25 @@ class Proxy:
         self._forgotten.set()
         self._forgotten = asyncio.Event()
 
+    def redirect(self, target: URL) -> None:
+        """Forward new connections to another server. Open ones stay where they are."""
+        self._target = target
+
+    def silence_next(self, *, after: int) -> None:
+        """Forward nothing more on the next connection after its client has sent this number of messages."""
+        self._silence_next = after
+
+    async def stop_listening(self) -> None:
+        """Refuse new connections."""
+        self._server.close()
+
+    async def listen_again(self) -> None:
+        """Accept connections again, on the same port."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.url.port)
+
     async def close(self) -> None:
         """Refuse new connections and close the open ones."""
-        self._server.close()
+        await self.stop_listening()
         await self.cut()
 
     async def cut(self) -> None:
@@ -84,12 +101,15 @@ class Proxy:
 
     async def _serve(self, reader: StreamReader, writer: StreamWriter) -> None:
         self.opened += 1
+        forgotten, silent_after = self._forgotten, self._silence_next
+        if silent_after is not None:
+            forgotten, self._silence_next = asyncio.Event(), None
         upstream_reader, upstream_writer = await self._connect()
         for source, sink, messages in (
             (reader, upstream_writer, _Messages()),
             (upstream_reader, writer, None),
         ):
-            task = asyncio.create_task(self._pump(source, sink, messages, self._forgotten))
+            task = asyncio.create_task(self._pump(source, sink, messages, forgotten, silent_after))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -100,13 +120,22 @@ class Proxy:
         return await asyncio.open_connection(self._target.host, self._target.port)
 
     async def _pump(
-        self, source: StreamReader, sink: StreamWriter, messages: _Messages | None, forgotten: asyncio.Event
+        self,
+        source: StreamReader,
+        sink: StreamWriter,
+        messages: _Messages | None,
+        forgotten: asyncio.Event,
+        silent_after: int | None,
     ) -> None:
+        sent = 0
         try:
             with suppress(ConnectionError):
                 while data := await source.read(65_536):
                     self.bytes += len(data)
                     for kind in messages.types(data) if messages else ():
+                        sent += 1
+                        if silent_after is not None and sent > silent_after:
+                            forgotten.set()
                         self.executed += kind in (b"E", b"Q")  # Execute, or a simple Query
                         self.round_trips += kind in (
                             b"S",

@@ -91,6 +91,20 @@ async def test_connection_closed_by_the_server_is_opened_again(connection: Admin
     assert await connection.query(ONE) == [{"one": 1}]
 
 
+async def test_statement_whose_connection_is_lost_is_not_sent_again(proxy: Proxy) -> None:
+    async with AdminConnection(proxy.url, application_name=APPLICATION_NAME) as connection:
+        await connection.query(ONE)
+        executed = proxy.executed
+        running = asyncio.create_task(connection.query("SELECT pg_sleep(1.5)"))
+        await wait_until(lambda: proxy.executed > executed, running)
+        await proxy.cut()
+
+        with pytest.raises(DatabaseUnavailable):
+            await running
+        assert proxy.executed == executed + 1
+        assert await connection.query(ONE) == [{"one": 1}]
+
+
 async def test_refused_statement_is_database_unavailable_and_keeps_connection(connection: AdminConnection) -> None:
     [before] = await connection.query(PID)
     with pytest.raises(DatabaseUnavailable) as caught:

@@ -261,7 +261,7 @@ async def test_ping_and_connect_to_hanging_server_share_one_deadline(new_databas
             await database.read.first(PID)
 
         assert monotonic() - started < 4
-        assert (state(database).used, state(database).idle) == (0, 0)
+        await wait_until(lambda: (state(database).used, state(database).idle) == (0, 0))
         change_options(database, timeout=30)
         proxy.resume()
         assert await database.read.first(PID) is not None

@@ -295,7 +295,7 @@ async def test_closed_coroutine_of_a_read_frees_its_slot(database: Database) -> 
 
     reading.close()  # as the garbage collector would
 
-    assert state(database).used == 0
+    await wait_until(lambda: state(database).used == 0)
     assert await database.read.first(NOW) is not None
 
 

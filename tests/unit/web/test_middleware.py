@@ -10,6 +10,7 @@ from httpx import ASGITransport, AsyncClient
 
 from app.errors import (
     DatabaseUnavailable,
+    OutcomeUnknown,
     PoolExhausted,
     StatementTimeout,
     TransactionConflict,
@@ -67,6 +68,19 @@ async def test_transient_error_response_has_retry_after_and_no_internals(
     assert response.status_code == 503
     assert response.headers["retry-after"] == "1"
     assert response.json()["type"] == f"/problems/{error.slug}"
+    assert "internal" not in response.text
+
+
+async def test_response_of_unknown_outcome_has_no_retry_after(app: FastAPI, client: AsyncClient) -> None:
+    @app.get("/lost")
+    async def lost() -> None:
+        raise OutcomeUnknown("host=db.internal")
+
+    response = await client.get("/lost")
+
+    assert response.status_code == 503
+    assert "retry-after" not in response.headers
+    assert response.json()["type"] == "/problems/outcome-unknown"
     assert "internal" not in response.text
 
 

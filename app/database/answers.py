@@ -1,0 +1,152 @@
+"""Answers of the server on an open connection: their deadline, and what a lost one means.
+
+SQLAlchemy's ordinary path sends everything through the dialect, so the dialect's methods are bounded here. The fast
+path sends one statement for each checkout, and `BoundedPool` sets its deadline (docs/decisions/0020-deadlines.md).
+"""
+
+import asyncio
+import select
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import psycopg
+from sqlalchemy import event
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import Pool
+from sqlalchemy.util.concurrency import in_greenlet
+
+from app.database._sqlalchemy import entry_of, pool_of
+from app.database.liveness import file_descriptor, is_closed, shut_down
+from app.database.pool import BoundedPool
+from app.errors import OutcomeUnknown
+
+# Maximum time of a cancel request, and of the wait until the cancelled statement has ended.
+CANCEL_SECONDS = 2.0
+
+_UNKNOWN = "COMMIT was sent, and the connection was lost before its answer"
+# PostgreSQL sends this error only after it rolled back: a backend that has committed answers before it exits. PgBouncer
+# sends it too, whatever the server does, but without the function that raised it.
+_ADMIN_SHUTDOWN = "57P01"
+_EXECUTIONS = ("do_execute", "do_executemany", "do_execute_no_params")
+
+
+def bound_answers(engine: AsyncEngine) -> None:
+    """Give each wait of the engine's ordinary path a deadline, and raise OutcomeUnknown for a lost answer to COMMIT."""
+    dialect: Any = engine.dialect
+    for name in _EXECUTIONS:
+        setattr(dialect, name, _bounded_execution(getattr(dialect, name)))
+    dialect.do_rollback = _bounded(dialect.do_rollback)
+    dialect.do_commit = _bounded(_noting_lost_answer(dialect.do_commit))
+    if dialect.has_terminate:
+        # asyncpg's close() waits for the server without a limit. terminate() does so for 2 s.
+        dialect.do_close = dialect.do_terminate = _terminating_in_its_loop(dialect.do_terminate)
+    event.listen(engine.sync_engine, "handle_error", _unknown_outcome)
+
+
+def rolled_back(error: BaseException) -> bool:
+    """Return True if PostgreSQL itself said that it rolled back, before the connection was lost."""
+    cause: Any = error
+    while cause is not None:
+        function = getattr(cause, "server_source_function", None)  # asyncpg's
+        function = function or getattr(getattr(cause, "diag", None), "source_function", None)
+        if function and getattr(cause, "sqlstate", None) == _ADMIN_SHUTDOWN:
+            return True
+        cause = cause.__cause__
+    return False
+
+
+class CancellableConnection(psycopg.AsyncConnection[Any]):
+    """A connection of psycopg's that ends a cancelled statement within CANCEL_SECONDS. psycopg takes up to 10 s."""
+
+    async def cancel_safe(self, *, timeout: float = CANCEL_SECONDS) -> None:  # noqa: ASYNC109 - psycopg's parameter
+        """Cancel the statement that is running. If it does not end, the connection is shut down."""
+        asyncio.get_running_loop().call_later(CANCEL_SECONDS, self._shut_down_if_active)
+        await super().cancel_safe(timeout=min(timeout, CANCEL_SECONDS))
+
+    def _shut_down_if_active(self) -> None:
+        if self.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
+            shut_down(self)
+
+
+@contextmanager
+def _expected_answer(connection: Any) -> Iterator[None]:
+    """Let the pool shut the connection, SQLAlchemy's proxy, down if the block takes longer than its deadline."""
+    pool: Pool = pool_of(connection)
+    record = entry_of(connection)
+    if not isinstance(pool, BoundedPool) or record is None:
+        yield
+        return
+    pool.expect_answer(record)
+    try:
+        yield
+    finally:
+        pool.expect_no_answer(record)
+
+
+def _bounded(call: Callable[[Any], None]) -> Callable[[Any], None]:
+    def bounded(connection: Any) -> None:
+        with _expected_answer(connection):
+            call(connection)
+
+    return bounded
+
+
+def _bounded_execution(execute: Callable[..., None]) -> Callable[..., None]:
+    def bounded(cursor: Any, statement: str, *rest: Any, context: Any = None) -> None:
+        if context is None and rest:  # positional
+            *_, context = rest
+        else:
+            rest = (*rest, context)
+        if context is None:
+            execute(cursor, statement, *rest)
+            return
+        with _expected_answer(context.root_connection.connection):
+            execute(cursor, statement, *rest)
+
+    return bounded
+
+
+def _noting_lost_answer(commit: Callable[[Any], None]) -> Callable[[Any], None]:
+    def noting(connection: Any) -> None:
+        driver_connection = connection.driver_connection
+        # Then the server never reads COMMIT: the outcome is known.
+        lost_before = is_closed(driver_connection) or _closed_by_peer(driver_connection)
+        if lost_before:
+            shut_down(driver_connection)
+        try:
+            commit(connection)
+        except Exception as error:
+            if not lost_before and is_closed(driver_connection) and not rolled_back(error):
+                error.add_note(_UNKNOWN)
+            raise
+
+    return noting
+
+
+def _terminating_in_its_loop(terminate: Callable[[Any], None]) -> Callable[[Any], None]:
+    def terminating(connection: Any) -> None:
+        if in_greenlet():
+            terminate(connection)
+            return
+        # The garbage collector, maybe in another thread. asyncpg's transport belongs to the thread of its loop.
+        driver_connection = connection.driver_connection
+        with suppress(RuntimeError):  # the loop is closed, and with it the connection
+            driver_connection._loop.call_soon_threadsafe(driver_connection.terminate)
+
+    return terminating
+
+
+def _closed_by_peer(driver_connection: Any) -> bool:
+    """Return True if the end of the stream has arrived. Unlike unread data, it cannot be a harmless notice."""
+    poll = select.poll()
+    poll.register(file_descriptor(driver_connection), select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
+def _unknown_outcome(context: ExceptionContext) -> BaseException | None:
+    """Replace the error of a COMMIT whose answer was lost. SQLAlchemy discards the connection itself."""
+    if _UNKNOWN in getattr(context.original_exception, "__notes__", ()):
+        return OutcomeUnknown(_UNKNOWN)
+    return None

@@ -1,0 +1,309 @@
+"""Every wait for the server has a deadline on our side, and a lost answer to COMMIT is told apart."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from time import monotonic
+from typing import Any
+
+import pytest
+from sqlalchemy import URL, event, insert, select
+from sqlalchemy.util import greenlet_spawn
+
+from app.database import Database, PoolOptions, make_engine
+from app.database.engine import STATEMENT_MARGIN_SECONDS, TCP_USER_TIMEOUT_SECONDS
+from app.database.liveness import SocketProbe, file_descriptor
+from app.domains.users.models import User
+from app.errors import DatabaseUnavailable, OutcomeUnknown
+from tests.integration.database.helpers import PID, SLEEP, change_options, checked_out, pool_of, state, wait_until
+from tests.support.postgres import as_role, connect
+from tests.support.proxy import Proxy
+
+NewDatabase = Callable[..., AbstractAsyncContextManager[Database]]
+
+# A statement has this long. The tests allow BUSY_SECONDS more for a busy machine.
+DEADLINE = 0.6
+BUSY_SECONDS = 5.0
+NAMES = select(User.name)
+ANN = {"email": "ann@example.com", "name": "Ann", "password_hash": "x"}
+ADD_USER = insert(User).values(**ANN).returning(User.id)
+
+
+@pytest.fixture(params=["asyncpg", "psycopg"])
+def database_setup(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def new_database(proxy: Proxy) -> NewDatabase:
+    """Create databases behind the proxy: one connection, no ping, and a short deadline for a statement."""
+
+    @asynccontextmanager
+    async def new(url: URL = proxy.url, **options: Any) -> AsyncIterator[Database]:
+        options = {
+            "size": 1,
+            "max_overflow": 0,
+            "timeout": 30,
+            "ping_after": None,
+            "statement_deadline": DEADLINE,
+        } | options
+        engine = make_engine(url=url, application_name="headroom:deadlines", pool=PoolOptions(**options))
+        try:
+            yield Database(engine)
+        finally:
+            await engine.dispose()
+
+    return new
+
+
+@pytest.mark.parametrize("messages", [1, 2, 3, 4, 6, 8])
+async def test_connection_silent_while_opening_is_given_up_at_the_deadline(
+    new_database: NewDatabase, proxy: Proxy, messages: int
+) -> None:
+    async with new_database(timeout=1) as database:
+        proxy.silence_next(after=messages)
+        started = monotonic()
+        with pytest.raises(DatabaseUnavailable):
+            await database.read.first(PID)
+        assert 1 <= monotonic() - started < 1 + BUSY_SECONDS
+
+        change_options(database, timeout=30)
+        assert await database.read.first(PID) is not None
+
+
+@pytest.mark.parametrize("messages", [1, 2, 3, 4, 6, 8])
+async def test_connection_silent_while_opening_blocks_no_other(
+    new_database: NewDatabase, proxy: Proxy, messages: int
+) -> None:
+    """SQLAlchemy would initialise its dialect on the first connection, and hold a lock meanwhile."""
+    async with new_database(size=2) as database:
+        proxy.silence_next(after=messages)
+        first = asyncio.create_task(database.read.first(PID))
+        await wait_until(lambda: proxy.opened == 1, first)
+
+        started = monotonic()
+        assert all(await asyncio.gather(first, database.read.first(PID))), "one after the other, on the second one"
+        assert monotonic() - started < BUSY_SECONDS
+
+
+async def test_read_without_an_answer_is_unavailable_at_its_deadline(new_database: NewDatabase, proxy: Proxy) -> None:
+    async with new_database() as database:
+        await database.read.first(PID)
+        proxy.forget()
+
+        started = monotonic()
+        with pytest.raises(DatabaseUnavailable):
+            await database.read.first(PID)
+
+        assert DEADLINE < monotonic() - started < DEADLINE + BUSY_SECONDS
+        await wait_until(lambda: state(database).used == 0)
+        assert await database.read.first(PID) is not None
+
+
+async def test_read_of_entities_without_an_answer_is_unavailable(new_database: NewDatabase, proxy: Proxy) -> None:
+    async with new_database() as database:
+        await database.read.entities(select(User))
+        proxy.forget()
+
+        started = monotonic()
+        with pytest.raises(DatabaseUnavailable):
+            await database.read.entities(select(User))
+
+        assert DEADLINE < monotonic() - started < DEADLINE + BUSY_SECONDS
+
+
+async def test_statement_of_a_transaction_without_an_answer_is_unavailable(
+    new_database: NewDatabase, proxy: Proxy
+) -> None:
+    async with new_database() as database:
+        started = 0.0
+        with pytest.raises(DatabaseUnavailable):
+            async with database.write() as session:
+                await session.execute(PID)
+                proxy.forget()
+                started = monotonic()
+                await session.execute(PID)
+
+        assert DEADLINE < monotonic() - started < DEADLINE + BUSY_SECONDS
+        assert state(database).used == 0
+
+
+async def test_commit_without_an_answer_is_outcome_unknown(new_database: NewDatabase, proxy: Proxy) -> None:
+    async with new_database() as database:
+        started = 0.0
+        with pytest.raises(OutcomeUnknown):
+            async with database.write() as session:
+                session.add(User(**ANN))
+                await session.flush()
+                proxy.forget()
+                started = monotonic()
+
+        assert DEADLINE < monotonic() - started < DEADLINE + BUSY_SECONDS
+        assert state(database).used == 0
+        assert await database.read.all(NAMES) == []
+
+
+async def test_rollback_without_an_answer_ends_at_its_deadline(new_database: NewDatabase, proxy: Proxy) -> None:
+    async with new_database() as database:
+        started = 0.0
+        with pytest.raises(LookupError):
+            async with database.write() as session:
+                await session.execute(PID)
+                proxy.forget()
+                started = monotonic()
+                raise LookupError
+
+        assert monotonic() - started < DEADLINE + BUSY_SECONDS
+        assert state(database).used == 0
+
+
+async def test_write_of_one_statement_without_an_answer_is_outcome_unknown(
+    new_database: NewDatabase, proxy: Proxy
+) -> None:
+    async with new_database() as database:
+        await database.read.first(PID)
+        proxy.forget()
+
+        with pytest.raises(OutcomeUnknown):
+            await database.statement.returned(ADD_USER)
+
+
+async def test_write_on_the_ordinary_path_without_an_answer_is_outcome_unknown(
+    new_database: NewDatabase, proxy: Proxy
+) -> None:
+    add_users = insert(User).values([ANN]).returning(User.id)  # the fast path does not take VALUES lists
+    async with new_database() as database:
+        assert await database.statement.returned(add_users) is not None
+        proxy.forget()
+
+        with pytest.raises(OutcomeUnknown):
+            await database.statement.returned(add_users.values([ANN | {"email": "bob@example.com"}]))
+
+
+async def test_idle_holder_keeps_its_connection_beyond_the_deadline(new_database: NewDatabase) -> None:
+    """Only waits for the server are bounded, not the time between two statements."""
+    async with new_database(statement_deadline=0.2) as database, database.write() as session:
+        before = (await session.execute(PID)).one()
+        await asyncio.sleep(0.5)
+        assert (await session.execute(PID)).one() == before
+
+
+async def test_commit_on_a_connection_closed_before_is_unavailable(
+    new_database: NewDatabase, database_url: URL
+) -> None:
+    """The client may repeat the request: the server never read COMMIT."""
+    async with new_database(statement_deadline=60) as database:
+        with pytest.raises(DatabaseUnavailable):
+            async with database.write() as session:
+                session.add(User(**ANN))
+                await session.flush()
+                with connect(database_url) as admin:
+                    admin.execute("SELECT pg_terminate_backend(%s, 30000)", ((await session.execute(PID)).one().pid,))
+                driver = (await (await session.connection()).get_raw_connection()).driver_connection
+                await wait_until(lambda: SocketProbe(driver).closed_by_server())
+
+
+async def test_backend_terminated_during_commit_is_unavailable(new_database: NewDatabase, database_url: URL) -> None:
+    """PostgreSQL says that it rolled back, in the message that it sends before it closes the connection."""
+    with connect(database_url) as admin:
+        admin.execute(
+            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql"
+            " AS $$BEGIN PERFORM pg_sleep(30); RETURN NULL; END$$"
+        )
+        admin.execute(
+            "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON users DEFERRABLE INITIALLY DEFERRED"
+            " FOR EACH ROW EXECUTE FUNCTION slow()"
+        )
+
+    async def write(database: Database) -> None:
+        async with database.write() as session:
+            session.add(User(**ANN))
+
+    def terminate() -> bool:
+        with connect(database_url) as admin:
+            query = (
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND wait_event = 'PgSleep'"
+            )
+            return bool(admin.execute(query).fetchall())
+
+    async with new_database(statement_deadline=60) as database:
+        writing = asyncio.create_task(write(database))
+        await wait_until(terminate, writing)
+        with pytest.raises(DatabaseUnavailable):
+            await writing
+
+
+async def test_cancelled_statement_without_an_answer_frees_its_slot(new_database: NewDatabase, proxy: Proxy) -> None:
+    async with new_database(statement_deadline=60) as database:
+        await database.read.first(PID)
+        executed = proxy.executed
+        reading = asyncio.create_task(database.read.first(SLEEP, seconds=60))
+        await wait_until(lambda: proxy.executed > executed, reading)
+        proxy.forget()
+
+        started = monotonic()
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        await wait_until(lambda: state(database).used == 0)
+
+        assert monotonic() - started < 4.5 + BUSY_SECONDS
+
+
+async def test_dispose_without_an_answer_ends_in_seconds(new_database: NewDatabase, proxy: Proxy) -> None:
+    async with new_database() as database:
+        await database.read.first(PID)
+        proxy.forget()
+
+        started = monotonic()
+        await database.engine.dispose()
+
+        assert monotonic() - started < 2 + BUSY_SECONDS
+
+
+async def test_statement_deadline_follows_the_servers_timeout(new_database: NewDatabase, database_url: URL) -> None:
+    async with new_database(statement_deadline=None) as database:
+        await database.read.first(PID)
+        assert pool_of(database)._answer_limit.seconds == 10 + STATEMENT_MARGIN_SECONDS
+
+    owner = as_role(database_url, "headroom_owner")
+    async with new_database(owner, statement_deadline=None) as database:
+        await database.read.first(PID)
+        assert pool_of(database)._answer_limit.seconds == float("inf"), "the role has no statement_timeout"
+
+
+async def test_connection_has_tcp_keepalive_and_user_timeout(new_database: NewDatabase) -> None:
+    async with new_database() as database, checked_out(database) as connection:
+        with socket.socket(fileno=socket.dup(file_descriptor(connection))) as sock:
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            milliseconds = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+            assert milliseconds == TCP_USER_TIMEOUT_SECONDS * 1000
+
+
+async def test_connection_closed_meanwhile_is_not_returned_without_a_wait(new_database: NewDatabase) -> None:
+    async with new_database() as database:
+        proxy: Any = await database.engine.raw_connection()
+        await proxy.driver_connection.close()
+
+        assert not pool_of(database).return_proxy_nowait(proxy)
+        await greenlet_spawn(proxy.close)
+        assert state(database).used == 0
+
+
+async def test_listener_of_the_application_that_hangs_is_bounded(new_database: NewDatabase, proxy: Proxy) -> None:
+    async with new_database(timeout=1) as database:
+
+        @event.listens_for(database.engine.sync_engine, "connect")
+        def query(connection: Any, _: object) -> None:
+            proxy.pause()
+            connection.cursor().execute("SELECT 1")
+
+        started = monotonic()
+        with pytest.raises(DatabaseUnavailable):
+            await database.read.first(PID)
+        await wait_until(lambda: state(database).used == 0)
+        proxy.resume()
+
+        assert monotonic() - started < 1 + BUSY_SECONDS

@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .PHONY: help run up down docker secrets budget seed migrate migration downgrade current history \
         test test-unit test-integration test-stack test-fastapi coverage bench bench-capacity bench-pages bench-overload \
-        bench-metrics pictures dashboard docs lint format types contracts check lock clean
+        bench-metrics bench-listener pictures dashboard docs lint format types contracts check lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -99,6 +99,9 @@ bench-metrics: $(READY) ## benchmark the metrics: cost per request, and a scrape
 
 bench-overload: $(READY) ## benchmark overload: goodput and rejections with 300 and 1,000 clients
 	@$(BIN)/python -m benchmarks.overload $(args)
+
+bench-listener: $(READY) ## benchmark the listener against plain Uvicorn workers, and the balance of kept clients over time
+	@$(BIN)/python -m benchmarks.listener $(args)
 
 pictures: $(READY) ## take the screenshots of the documentation (needs chromium and chromedriver)
 	@$(BIN)/python -m docs.pictures

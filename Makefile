@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .PHONY: help run up down docker secrets budget seed migrate migration downgrade current history \
         test test-unit test-integration test-stack test-fastapi coverage bench bench-capacity bench-pages bench-overload \
-        bench-metrics bench-pool-stress fault pictures dashboard docs lint format types contracts check lock clean
+        bench-metrics bench-pool-stress bench-listener fault pictures dashboard docs lint format types contracts check lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -102,6 +102,9 @@ bench-pool-stress: $(READY) ## stress the pool with random faults: make bench-po
 
 bench-overload: $(READY) ## benchmark overload: goodput and rejections with 300 and 1,000 clients
 	@$(BIN)/python -m benchmarks.overload $(args)
+
+bench-listener: $(READY) ## benchmark the listener against plain Uvicorn workers, and the balance of kept clients over time
+	@$(BIN)/python -m benchmarks.listener $(args)
 
 # Only a full run of this checkout writes into docs/faults.md.
 fault: $(READY) ## cause every fault under traffic; write docs/faults.md: make fault against=DIR args="--only killed"

@@ -1,8 +1,8 @@
 """A listener that spreads new connections evenly over the workers of a replica.
 
 All workers listen on one socket, and the kernel lets whichever worker comes first accept everything. Clients that keep
-their connections then exhaust one worker's pool while the pools of the others are idle. Here, a worker that has more
-connections than another one defers. The measurements, and why not SO_REUSEPORT: docs/decisions/0004-fair-listener.md.
+their connections then exhaust one worker's pool while the pools of the others are idle. Here, a worker defers unless it
+has the fewest connections. The measurements, and why not SO_REUSEPORT: docs/decisions/0004-fair-listener.md.
 """
 
 import asyncio
@@ -16,11 +16,11 @@ from app.replica import NOT_SERVING, Replica
 
 logger = logging.getLogger(__name__)
 
-# Seconds for which a worker with more connections leaves a new one to the other workers. They accept it within
-# microseconds unless they are busy. Next to a stuck worker with few connections, this allows 500 accepts a second.
+# Seconds for which a worker that is clearly ahead leaves a new connection to the other workers. They accept it within
+# microseconds unless they are busy. The deferral also ends when one of its own connections is closed.
 DEFER_SECONDS = 0.002
-# How far accepting in one event-loop iteration may take a worker ahead of the worker with the fewest connections, as a
-# part of those. With one accept in each iteration, 1,000 clients that connect at once wait too long (decision 0004).
+# How far a worker may be ahead of the worker with the fewest connections, as a part of those. With one accept in each
+# event-loop iteration, 1,000 clients that connect at once wait too long (decision 0004).
 MAX_EXCESS_RATIO = 1 / 8
 # Seconds without accepting after the process ran out of file descriptors or memory.
 EXHAUSTED_PAUSE_SECONDS = 1.0
@@ -28,94 +28,116 @@ _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 class WorkerCount:
-    """The number of open connections of one worker, compared with the other workers."""
+    """The number of connections of one worker that are in use, compared with the other workers."""
 
     def __init__(self, replica: Replica, slot: int) -> None:
         self._replica = replica
         self._connections = replica.connections
         self._slot = slot
         self._listening = False
+        # Connections that do not count, because they have had no request lately.
+        self.idle = 0
+        # The slots of the other workers that serve, in ascending order, and how many of them are lower than this one.
+        self._others: list[int] = []
+        self._lower = 0
+        # Called when a connection was closed.
+        self.on_close: Callable[[], None] = _do_nothing
 
     def start(self) -> None:
         """Record that the worker listens and has no connection."""
         self._listening = True
         self._replica.serve(self._slot)
+        self.refresh()
 
     def stop(self) -> None:
         """Record that the worker no longer listens. Later updates have no effect."""
         self._listening = False
         self._replica.leave(self._slot)
 
+    def refresh(self) -> None:
+        """Find the other workers that serve. Called at every tick: a stuck worker is no reason to defer."""
+        self._others = [slot for slot in self._replica.serving() if slot != self._slot]
+        self._lower = sum(slot < self._slot for slot in self._others)
+
     def update(self, connections: int) -> None:
         """Set the number of open connections."""
         if self._listening:
-            self._connections[self._slot] = connections
+            self._connections[self._slot] = max(0, connections - self.idle)
 
     def increment(self) -> None:
         """Count a connection that was accepted, before uvicorn knows it."""
         if self._listening:
             self._connections[self._slot] += 1
 
-    @property
-    def excess(self) -> int:
-        """Return how many more connections this worker has than the listening worker with the fewest."""
-        return self._own - self._fewest_of_others
+    def closed(self, connections: int) -> None:
+        """Set the number of open connections after one was closed."""
+        self.update(connections)
+        self.on_close()
 
-    @property
-    def accept_limit(self) -> int:
-        """Return how many connections to accept in one event-loop iteration; at least 1."""
-        return max(1, int(self._fewest_of_others * MAX_EXCESS_RATIO) - self.excess)
+    def compare(self) -> tuple[int, int, bool]:
+        """Return the number of this worker, that of the other worker with the fewest, and whether this worker is first.
 
-    @property
-    def _own(self) -> int:
-        return self._connections[self._slot]
+        The worker with the fewest connections is first, among equals the one with the lowest slot. Without other
+        workers, the second number is the worker's own.
+        """
+        connections = self._connections
+        own = connections[self._slot]
+        others = [connections[slot] for slot in self._others]
+        if NOT_SERVING in others:
+            self.refresh()
+            others = [connections[slot] for slot in self._others]
+        if not others:
+            return own, own, True
+        fewest = min(others)
+        return own, fewest, own < fewest or (own == fewest and others.index(fewest) >= self._lower)
 
-    @property
-    def _fewest_of_others(self) -> int:
-        connections, slots = self._connections, self._replica.highest_slot + 1
-        others = (*connections[1 : self._slot], *connections[self._slot + 1 : slots])
-        return min((count for count in others if count != NOT_SERVING), default=self._own)
+
+def _do_nothing() -> None:
+    pass
 
 
 class CountedConnections(set[Any]):
-    """Uvicorn's set of open connections, which updates the worker's count."""
+    """Uvicorn's set of open connections. It updates the worker's count when one is closed; the listener counts accepts.
+
+    Called for every connection, so without super(), which takes as long as the rest.
+    """
 
     def __init__(self, count: WorkerCount) -> None:
         super().__init__()
         self._count = count
 
-    def add(self, connection: Any) -> None:
-        """Add a connection."""
-        super().add(connection)
-        self._count.update(len(self))
-
     def discard(self, connection: Any) -> None:
         """Remove a connection, if it is there."""
-        super().discard(connection)
-        self._count.update(len(self))
+        set.discard(self, connection)
+        self._count.closed(len(self))
 
     def remove(self, connection: Any) -> None:
         """Remove a connection. Uvicorn's WebSocket protocols call this."""
-        super().remove(connection)
-        self._count.update(len(self))
+        set.remove(self, connection)
+        self._count.closed(len(self))
 
 
 class FairListener:
     """Accepts connections from a socket, a few in each event-loop iteration.
 
-    If another worker has fewer connections, it waits for DEFER_SECONDS first.
+    A worker that is not first skips one iteration: an idle worker accepts the connection meanwhile. A worker that is
+    clearly ahead then defers for DEFER_SECONDS. Both are short, because the first worker may be busy or stuck.
     """
 
     def __init__(
         self, sock: socket.socket, open_: Callable[[socket.socket], Coroutine[Any, Any, None]], count: WorkerCount
     ) -> None:
         self._socket = sock
+        # The enumerations of `socket.family` and `socket.type` are expensive to convert for each connection.
+        self._kind = int(sock.family), int(sock.type), sock.proto
         self._open = open_
         self._count = count
         self._loop = asyncio.get_running_loop()
         # Accepted connections whose handshake is in progress.
-        self.opening: set[asyncio.Task[None]] = set()
+        self.opening: set[Coroutine[Any, Any, None]] = set()
         self._pause: asyncio.TimerHandle | None = None
+        self._is_deferring = False
+        self._has_skipped = False
         sock.setblocking(False)
         self._listen()
 
@@ -130,8 +152,17 @@ class FairListener:
         while self._accept():
             pass
 
+    def resume(self) -> None:
+        """End a deferral if this worker is not clearly ahead any more. Called when a connection was closed."""
+        if self._is_deferring and self._pause is not None:
+            own, fewest, _ = self._count.compare()
+            if own <= _limit(fewest):
+                self._pause.cancel()
+                self._listen()
+
     def _listen(self) -> None:
         self._pause = None
+        self._is_deferring = False
         self._loop.add_reader(self._socket, self._accept_or_defer)
 
     def _pause_for(self, seconds: float, then: Callable[[], None]) -> None:
@@ -139,24 +170,38 @@ class FairListener:
         self._pause = self._loop.call_later(seconds, then)
 
     def _accept_or_defer(self) -> None:
-        if self._count.excess > 0:
-            self._pause_for(DEFER_SECONDS, self._listen_and_accept)
-        else:
-            self._accept_some()
+        own, fewest, is_first = self._count.compare()
+        if not is_first:
+            if not self._has_skipped:
+                # The socket stays readable, so the next iteration calls this again if no other worker was faster.
+                self._has_skipped = True
+                return
+            if own > _limit(fewest):
+                self._has_skipped = False
+                self._is_deferring = True
+                self._pause_for(DEFER_SECONDS, self._listen_and_accept)
+                return
+        self._has_skipped = False
+        self._accept_some(own, fewest)
 
     def _listen_and_accept(self) -> None:
         self._listen()
-        self._accept_some()
+        own, fewest, _ = self._count.compare()
+        self._accept_some(own, fewest)
 
-    def _accept_some(self) -> None:
-        for _ in range(self._count.accept_limit):
-            if not self._accept():
+    def _accept_some(self, own: int, fewest: int) -> None:
+        """Accept a connection, and more until this worker has reached its limit."""
+        accepted = self._accept()
+        for _ in range(int(fewest * (1 + MAX_EXCESS_RATIO)) - own - 1):
+            if not accepted:
                 break
+            accepted = self._accept()
 
     def _accept(self) -> bool:
         """Accept a connection. Return False if there is none, or none can be accepted now."""
         try:
-            connection, _ = self._socket.accept()
+            # `accept()` would convert what is known already. Private, but unchanged since Python 3.4.
+            descriptor, _ = self._socket._accept()  # type: ignore[attr-defined]
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return False  # another worker accepted it, or the client closed it
         except OSError as error:
@@ -168,8 +213,31 @@ class FairListener:
             self._pause_for(EXHAUSTED_PAUSE_SECONDS, self._listen)
             return False
         self._count.increment()
+        connection = socket.socket(*self._kind, fileno=descriptor)
         connection.setblocking(False)
-        task = self._loop.create_task(self._open(connection))
-        self.opening.add(task)
-        task.add_done_callback(self.opening.discard)
+        self._run(self._open(connection))
         return True
+
+    def _run(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine that opens a connection, its first step at once.
+
+        A task would begin at the next event-loop iteration. (Python 3.12 has eager tasks.)
+        """
+        self.opening.add(coroutine)
+
+        def step(_: object = None) -> None:
+            try:
+                awaited: asyncio.Future[Any] = coroutine.send(None)
+            except BaseException as error:
+                self.opening.discard(coroutine)
+                if not isinstance(error, StopIteration):
+                    raise
+            else:
+                awaited.add_done_callback(step)
+
+        step()
+
+
+def _limit(fewest: int) -> int:
+    """Return with how many connections a worker is not clearly ahead of the worker with `fewest`; at least one more."""
+    return max(fewest + 1, int(fewest * (1 + MAX_EXCESS_RATIO)))

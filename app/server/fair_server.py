@@ -13,12 +13,15 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from uvicorn import Config, Server
+from uvicorn.server import ServerState
 
 from app.replica import Replica
 from app.server import keep_alive
+from app.server.balance import Balancer
 from app.server.fair_listener import CountedConnections, FairListener, WorkerCount
 from app.server.master import Turn
 
@@ -33,6 +36,7 @@ IDLE_GRACE_SECONDS = 1.0
 HANDSHAKE_SECONDS = 1.0
 TICK_SECONDS = 0.1
 TICKS_PER_SECOND = 10
+TICKS_PER_MOVE = 3
 
 
 class FairServer(Server):
@@ -61,24 +65,30 @@ class FairServer(Server):
         self._count = WorkerCount(replica, slot)
         self.server_state.connections = CountedConnections(self._count)
         self._closing_state = keep_alive.ClosingState(self.server_state)
-        # The state of new connections.
-        self._state = self.server_state
+        self._balancer = Balancer(replica, slot, self._count, self.server_state, self._closing_state)
         self._listeners: list[FairListener] = []
         self._is_leaving = False
+        self._has_left = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the application, then listen on the sockets."""
         await super().startup(sockets=[])  # without sockets, uvicorn starts only the application
         self._count.start()
+        self._make_protocol = self._protocol_factory(self.server_state)
         self._listeners = [FairListener(each, self._open, self._count) for each in sockets or ()]
+        self._count.on_close = self._resume_listeners
 
     async def on_tick(self, counter: int) -> bool:
         """Do what is due every TICK_SECONDS. Return True if the worker must leave."""
         leave = await super().on_tick(counter)
         self._replica.tick(self._slot)
+        self._count.refresh()
         if counter % TICKS_PER_SECOND == 0:
             self._closing_state.copy_headers(self.server_state)
             leave = leave or self._is_orphaned()
+            self._balancer.find_idle(asyncio.get_running_loop().time())
+        if counter % TICKS_PER_MOVE == 0 and not self._is_leaving:
+            self._balancer.move()
         return leave or self._is_leaving or self._must_be_recycled()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -97,12 +107,16 @@ class FairServer(Server):
         deadline = loop.time() + (sys.maxsize if seconds is None else seconds)
         self._stop_listening(sockets or [])
         # A connection is known to uvicorn after its handshake. A client may never finish its TLS handshake.
-        if opening := {task for listener in self._listeners for task in listener.opening}:
-            await asyncio.wait(opening, timeout=HANDSHAKE_SECONDS)
+        handshakes_end = min(deadline, loop.time() + HANDSHAKE_SECONDS)
+        await self._tick_while(lambda: any(each.opening for each in self._listeners) and loop.time() < handshakes_end)
         await self._close_connections(deadline)
         if seconds is not None:
             self.config.timeout_graceful_shutdown = max(0, deadline - loop.time())  # type: ignore[assignment]
         await super().shutdown(sockets)
+
+    def _resume_listeners(self) -> None:
+        for listener in self._listeners:
+            listener.resume()
 
     def _must_be_recycled(self) -> bool:
         """Return True if the worker has served `max_requests`, all others serve, and none of them is being recycled."""
@@ -130,7 +144,7 @@ class FairServer(Server):
             counter += 1
 
     def _stop_listening(self, sockets: list[socket.socket]) -> None:
-        self._state = self._closing_state
+        self._make_protocol = self._protocol_factory(self._closing_state)
         for listener in self._listeners:
             listener.close()
             if self._replica.is_stopping:
@@ -139,6 +153,7 @@ class FairServer(Server):
         for each in sockets:
             each.close()
         self._count.stop()
+        self._has_left = True
 
     async def _close_connections(self, deadline: float) -> None:
         """Retire every connection. Close those that stay idle, until none is left or the deadline has passed."""
@@ -163,15 +178,16 @@ class FairServer(Server):
 
         await self._tick_while(requests_may_arrive)
 
+    def _protocol_factory(self, state: ServerState) -> Callable[[], asyncio.Protocol]:
+        """Return a function that makes the protocol of a new connection."""
+        protocol: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        return partial(protocol, config=self.config, server_state=state, app_state=self.lifespan.state)
+
     async def _open(self, connection: socket.socket) -> None:
         """Give an accepted connection to uvicorn's HTTP protocol, after the TLS handshake if there is one."""
-
-        def protocol() -> asyncio.Protocol:
-            make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
-            return make(config=self.config, server_state=self._state, app_state=self.lifespan.state)
-
+        loop = asyncio.get_running_loop()
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(protocol, connection, ssl=self.config.ssl)
+            await loop.connect_accepted_socket(self._make_protocol, connection, ssl=self.config.ssl)
         except OSError as error:  # the client closed it, or the TLS handshake failed
             logger.debug("an accepted connection could not be opened: %s", error)
             connection.close()

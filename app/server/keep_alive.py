@@ -50,6 +50,11 @@ def restore(connection: Any, state: ServerState) -> None:
     connection.server_state = state
 
 
+def last_request(connection: Any) -> object:
+    """Return an object that stands for the last request of a connection; None before the first."""
+    return connection.cycle
+
+
 def is_idle(connection: Any) -> bool:
     """Return True if the client has sent nothing since the last response, or since the connection was opened."""
     # The parser replaces the connection's scope at the first byte of a request.

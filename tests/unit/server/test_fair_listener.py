@@ -12,7 +12,7 @@ from app.server import fair_listener
 from app.server.fair_listener import WorkerCount
 from app.server.fair_server import FairServer
 from tests.support.load import connect, get
-from tests.unit.server.conftest import OTHER_SLOT, OWN_SLOT, wait_until
+from tests.unit.server.conftest import OTHER_SLOT, OWN_SLOT, serve_in_other_slot, wait_until
 
 
 async def test_worker_count_is_visible_to_other_workers(
@@ -44,16 +44,19 @@ async def test_worker_with_more_connections_defers_once_then_accepts(
     assert (await first.ask(get("/"))).status == 200
     assert not pauses
 
-    replica.connections[OTHER_SLOT] = 0  # a stuck worker: it has fewer connections and accepts none
+    serve_in_other_slot(server, replica, 0)  # a busy worker: it has fewer connections and accepts none
     second = await connect(sock.getsockname()[1])
     assert (await asyncio.wait_for(second.ask(get("/")), 10)).status == 200
+    assert not pauses, "one connection more is no reason to wait"
+    third = await connect(sock.getsockname()[1])
+    assert (await asyncio.wait_for(third.ask(get("/")), 10)).status == 200
     assert pauses == [fair_listener.DEFER_SECONDS]
 
     replica.clear_slot(OTHER_SLOT)
-    third = await connect(sock.getsockname()[1])
-    assert (await third.ask(get("/"))).status == 200
+    fourth = await connect(sock.getsockname()[1])
+    assert (await fourth.ask(get("/"))).status == 200
     assert len(pauses) == 1, "a worker that does not listen is no reason to defer"
-    for connection in (first, second, third):
+    for connection in (first, second, third, fourth):
         connection.close()
 
 
@@ -71,14 +74,14 @@ async def test_worker_accepts_up_to_an_eighth_more_than_another_at_once(
     iterations: int,
 ) -> None:
     accepted: list[int] = []
-    replica.connections[OTHER_SLOT] = other
+    if other >= 0:
+        serve_in_other_slot(server, replica, other)
     original = fair_listener.FairListener._accept_some
 
-    def accept_some(self: Any) -> None:
+    def accept_some(self: Any, _: int, fewest: int) -> None:
         replica.connections[OWN_SLOT] = own
-        before = len(self.opening)
-        original(self)
-        accepted.append(len(self.opening) - before)
+        original(self, own, fewest if other >= 0 else own)
+        accepted.append(replica.connections[OWN_SLOT] - own)
 
     monkeypatch.setattr(fair_listener.FairListener, "_accept_some", accept_some)
     # Connected without an await, so that the event loop finds all of them at once.
@@ -98,20 +101,53 @@ async def test_stopped_worker_is_ignored_by_other_workers(
     other = WorkerCount(replica, OTHER_SLOT)
     other.start()
     other.update(9)
-    assert other.excess == 8
+    assert other.compare() == (9, 1, False)
 
     server.should_exit = True
     await wait_until(lambda: sock.fileno() == -1)
 
-    assert other.excess == 0
+    assert other.compare() == (9, 9, True)
     connection.close()
+
+
+@pytest.mark.parametrize(("own", "other", "is_first"), [(1, 1, True), (1, 0, False), (0, 1, True), (9, 8, False)])
+async def test_worker_with_the_fewest_connections_is_first(
+    server: FairServer, replica: Replica, own: int, other: int, is_first: bool
+) -> None:
+    serve_in_other_slot(server, replica, other)
+    replica.connections[OWN_SLOT] = own
+    seen_by_other = WorkerCount(replica, OTHER_SLOT)
+    seen_by_other.refresh()
+
+    assert server._count.compare() == (own, other, is_first)
+    assert seen_by_other.compare() == (other, own, not is_first), "exactly one worker is first"
+
+
+async def test_closed_connection_ends_a_deferral(
+    server: FairServer, replica: Replica, sock: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise short connections would wait for a worker that has other work to do."""
+    monkeypatch.setattr(fair_listener, "DEFER_SECONDS", 60)
+    connections = [await connect(sock.getsockname()[1]) for _ in range(2)]
+    for connection in connections:
+        await connection.ask(get("/"))
+    serve_in_other_slot(server, replica, 0)
+    third = await connect(sock.getsockname()[1])
+    response = third.ask(get("/"))
+    await wait_until(lambda: server._listeners[0]._is_deferring)
+
+    connections[0].close()
+
+    assert (await asyncio.wait_for(response, 10)).status == 200
+    for connection in (connections[1], third):
+        connection.close()
 
 
 async def test_listener_without_file_descriptors_resumes_after_a_pause(
     server: FairServer, sock: socket.socket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class ExhaustedOnce:
-        def accept(self) -> Any:
+        def _accept(self) -> Any:
             server._listeners[0]._socket = sock
             raise OSError(errno.EMFILE, "Too many open files")
 

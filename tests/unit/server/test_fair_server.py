@@ -15,7 +15,7 @@ from app.server import fair_server, keep_alive
 from app.server.fair_server import FairServer
 from app.server.master import Turn
 from tests.support.load import Connection, connect, get
-from tests.unit.server.conftest import OTHER_SLOT, OWN_SLOT, wait_until
+from tests.unit.server.conftest import OTHER_SLOT, OWN_SLOT, serve_in_other_slot, wait_until
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def port(sock: socket.socket) -> int:
 async def leave(server: FairServer) -> None:
     """Tell the server to stop, and wait until it does not listen any more."""
     server.should_exit = True
-    await wait_until(lambda: server._state is server._closing_state)
+    await wait_until(lambda: server._has_left)
 
 
 async def idle_connection(port: int) -> Connection:
@@ -180,8 +180,8 @@ async def test_worker_goes_on_serving_while_its_successors_start(
     assert not (await (await connect(port)).ask(get("/"))).is_last
     assert replica.connections[OWN_SLOT] == 1
 
-    replica.serve(OTHER_SLOT)
-    await wait_until(lambda: server._state is server._closing_state)
+    serve_in_other_slot(server, replica, 0)
+    await wait_until(lambda: server._has_left)
 
 
 async def test_worker_leaves_if_its_successors_do_not_start(
@@ -204,7 +204,7 @@ async def test_worker_of_a_stopping_replica_serves_until_the_announced_time(
     assert not (await (await connect(port)).ask(get("/"))).is_last
 
     replica.stop(after=0)
-    await wait_until(lambda: server._state is server._closing_state)
+    await wait_until(lambda: server._has_left)
 
 
 async def test_worker_at_max_requests_waits_for_its_turn(server: FairServer, replica: Replica, port: int) -> None:
@@ -212,14 +212,14 @@ async def test_worker_at_max_requests_waits_for_its_turn(server: FairServer, rep
     server._turn, server._max_requests = turn, 1
     # Another process holds the lock, as a worker that is being recycled.
     holder = _holder_of(turn)
-    replica.serve(OTHER_SLOT)
+    serve_in_other_slot(server, replica, 0)
     await idle_connection(port)
     assert not await on_next_tick(server, replica)
     holder.communicate("exit")
 
     replica.clear_slot(OTHER_SLOT)
     assert not await on_next_tick(server, replica), "the recycled worker's successor does not serve yet"
-    replica.serve(OTHER_SLOT)
+    serve_in_other_slot(server, replica, 0)
 
     await wait_until(lambda: server._is_leaving)
 

@@ -33,6 +33,7 @@ class Taken(Conflict):
         ("25006", DatabaseUnavailable),
         ("22021", InvalidInput),
         ("22003", InvalidInput),
+        ("22P02", InvalidInput),
         ("42P01", None),
         ("23505", None),
     ],

@@ -8,8 +8,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help run up down docker secrets budget seed migrate migration downgrade current history \
-        test test-unit test-integration test-stack test-fastapi coverage bench bench-capacity bench-pages bench-overload \
-        bench-metrics bench-pool-stress bench-listener fault pictures dashboard docs lint format types contracts check lock clean
+        test test-unit test-integration test-stack test-fastapi test-fast-routes-off coverage bench bench-capacity \
+        bench-pages bench-overload bench-metrics bench-pool-stress bench-listener fault pictures dashboard docs lint format \
+        types contracts check lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,7 +77,11 @@ test-integration: $(READY) ## run the tests against a PostgreSQL server
 test-stack: $(READY) ## run the tests of the whole stack, in containers and as local processes
 	@$(BIN)/pytest $(PARALLEL) tests/stack tests/fault
 
-test-fastapi: $(READY) ## run FastAPI's own test suite with and without fast routes, and compare
+test-fast-routes-off: $(READY) ## run the tests of the API on plain FastAPI, with FAST_ROUTES=off
+	@FAST_ROUTES=off $(BIN)/pytest $(PARALLEL) --ignore-glob='*/test_fast_routes*' \
+		tests/unit/web tests/unit/domains tests/integration/web tests/integration/domains
+
+test-fastapi: $(READY) ## run FastAPI's own test suite and instrumentations with fast routes, and compare with plain FastAPI
 	@$(BIN)/python -m tests.fastapi_suite.run
 
 coverage: $(READY) ## run the unit and integration tests; print the lines of app/ that they do not execute

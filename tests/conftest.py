@@ -118,9 +118,12 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _clean_environment() -> Iterator[None]:
-    """Remove the settings of the caller's shell and .env: no test may reach a configured database."""
+    """Remove the settings of the caller's shell and .env: no test may reach a configured database.
+
+    FAST_ROUTES stays: `make test-fast-routes-off` sets it.
+    """
     saved = dict(os.environ)
-    for name in Settings.model_fields:
+    for name in Settings.model_fields.keys() - {"fast_routes"}:
         os.environ.pop(name.upper(), None)
         os.environ.pop(f"{name.upper()}_FILE", None)
     env_file = Settings.model_config["env_file"]

@@ -58,6 +58,7 @@ _SERVER_IS_LEAVING = {
 }
 _NOT_STORABLE = {
     "22021",  # character_not_in_repertoire: a NUL byte
+    "22P02",  # invalid_text_representation: JSON with Infinity or a lone surrogate
     "22P05",  # untranslatable_character
     "22001",  # string_data_right_truncation
     "22003",  # numeric_value_out_of_range

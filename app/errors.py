@@ -19,7 +19,9 @@ HeadroomError
         ├── PoolExhausted         no connection was free before the deadline
         ├── DatabaseUnavailable   the server cannot be reached, or closed the connection
         ├── StatementTimeout      the server cancelled a statement at its statement or lock timeout
-        └── OutcomeUnknown        the connection was lost after COMMIT was sent
+        ├── OutcomeUnknown        the connection was lost after COMMIT was sent
+        ├── TransactionConflict   the server rolled a transaction back because of a concurrent one
+        └── SchemaChanged         a schema change made a prepared statement invalid
 
 A domain derives its own errors in `app/domains/*/errors.py`. `slug` and `title` of an error are sent to the client in a
 problem response. `app/web/problems.py` maps errors to HTTP statuses.
@@ -171,6 +173,22 @@ class OutcomeUnknown(TransientDatabaseError):
         "effect. Check before you repeat it."
     )
     retry_after = None
+
+
+class TransactionConflict(TransientDatabaseError):
+    """The server rolled a transaction back because of a concurrent one: a serialization failure or a deadlock."""
+
+    slug = "transaction-conflict"
+    title = "The transaction conflicted with another one"
+    detail = "Another request changed the same data at the same time, and nothing was changed by this one. Try again."
+
+
+class SchemaChanged(TransientDatabaseError):
+    """A schema change made a prepared statement invalid, in a transaction that had already done something."""
+
+    slug = "schema-changed"
+    title = "The database schema changed"
+    detail = "The database was changed during this request, and nothing was changed by the request. Try again."
 
 
 def first_line(error: BaseException) -> str:

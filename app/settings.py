@@ -279,8 +279,9 @@ class Settings(BaseSettings):
     )
     pgbouncer_admin_url: DatabaseURL | None = Field(
         default=None,
-        description="URL of PgBouncer's console for the exporter, as one of PgBouncer's `stats_users`. Default, with "
-        "`DB_POOLER=pgbouncer`: `DATABASE_URL` with the database `pgbouncer`.",
+        description="URL of PgBouncer's console, for the exporter as one of PgBouncer's `stats_users`, for the "
+        "migration job as one of its `admin_users`. Default, with `DB_POOLER=pgbouncer`: `DATABASE_URL` with the "
+        "database `pgbouncer`.",
         json_schema_extra=SECRET,
     )
     exporter_deadline: float = Field(

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from time import monotonic
-from typing import Literal
+from typing import Any, Literal
 from zlib import crc32
 
 from alembic import context
@@ -15,8 +15,8 @@ from app import registry
 from app.budget.check import check_budget
 from app.budget.model import MIGRATE
 from app.database import Base, PoolOptions, make_engine
-from app.database.admin_connection import wait_until_available
-from app.errors import HeadroomError, MigrationLockTimeout
+from app.database.admin_connection import reconnect_pgbouncer, wait_until_available
+from app.errors import DatabaseUnavailable, HeadroomError, MigrationLockTimeout
 from app.observability.logging import configure_logging
 from app.polling import poll
 from app.settings import Settings, load_settings
@@ -60,8 +60,8 @@ def render_item(kind: str, item: object, autogenerate: object) -> str | Literal[
     return False
 
 
-def migrate(connection: Connection) -> None:
-    """Run Alembic's command on the connection."""
+def migrate(connection: Connection, applied: list[Any]) -> None:
+    """Run Alembic's command on the connection. Append each step that it applies to `applied`."""
     context.configure(
         connection=connection,
         target_metadata=Base.metadata,
@@ -70,6 +70,7 @@ def migrate(connection: Connection) -> None:
         # One transaction for each revision: `autocommit_block()` can then be used for CREATE INDEX CONCURRENTLY, and
         # applied revisions stay applied.
         transaction_per_migration=True,
+        on_version_apply=lambda step, **_: applied.append(step),
     )
     with context.begin_transaction():
         context.run_migrations()
@@ -109,17 +110,38 @@ async def run(settings: Settings, url: URL) -> None:
     engine = make_engine(
         url=url, application_name=APPLICATION_NAME, pool=PoolOptions(size=MIGRATE.direct, max_overflow=0)
     )
+    applied: list[Any] = []
     try:
         async with engine.connect() as connection:
             if changes_schema and is_postgresql:
                 await connection.execution_options(isolation_level="AUTOCOMMIT")
                 await acquire_lock(connection, settings.migration_lock_timeout)
             async with engine.connect() as migration:
-                await migration.run_sync(migrate)
+                await migration.run_sync(migrate, applied)
                 if changes_schema and is_postgresql:
                     await grant_revisions_to_exporter(migration)
     finally:
         await engine.dispose()
+        console = settings.known_pgbouncer_admin_url()
+        if applied and console is not None:
+            await renew_pooler(console)
+
+
+async def renew_pooler(console: URL) -> None:
+    """Have PgBouncer replace its server connections, whose prepared statements the migration may have made stale.
+
+    A failure is logged: the API recovers without this, at the cost of one more round trip for each stale statement.
+    """
+    try:
+        await reconnect_pgbouncer(console, application_name=APPLICATION_NAME)
+    except DatabaseUnavailable as error:
+        logger.warning(
+            "PgBouncer keeps its server connections from before the migration: %s (set PGBOUNCER_ADMIN_URL to its"
+            " console, as one of its admin_users, or run RECONNECT there)",
+            error,
+        )
+    else:
+        logger.info("PgBouncer renews its server connections")
 
 
 async def grant_revisions_to_exporter(connection: AsyncConnection) -> None:

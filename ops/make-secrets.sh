@@ -33,7 +33,7 @@ url() { # url NAME SCHEME-AND-ROLE PASSWORD-FILE ADDRESS
   fi
 }
 
-for role in superuser owner app monitor pgbouncer; do
+for role in superuser owner app monitor pgbouncer console; do
   random "${role}_password" 24
 done
 random secret_key 32
@@ -41,3 +41,4 @@ url database_url postgresql+psycopg://headroom_app app_password pgbouncer:6432/h
 url migration_database_url postgresql+psycopg://headroom_owner owner_password postgres:5432/headroom
 url monitor_database_url postgresql+psycopg://headroom_monitor monitor_password postgres:5432/headroom
 url pgbouncer_admin_url postgresql+psycopg://headroom_monitor monitor_password pgbouncer:6432/pgbouncer
+url pgbouncer_console_url postgresql+psycopg://headroom_console console_password pgbouncer:6432/pgbouncer

@@ -11,7 +11,7 @@ import psycopg
 from psycopg.rows import DictRow, dict_row
 from sqlalchemy import URL
 
-from app.database.conninfo import parameters
+from app.database.conninfo import hosts, parameters
 from app.database.liveness import SocketProbe, shut_down
 from app.errors import DatabaseUnavailable, first_line
 from app.polling import poll
@@ -42,7 +42,7 @@ class AdminConnection:
         await self.close()
 
     async def query(self, statement: str) -> list[dict[str, Any]]:
-        """Run one statement and return its rows, by column name.
+        """Run one statement and return its rows, by column name; no rows for a command.
 
         Raise DatabaseUnavailable if the server cannot be reached, refuses, or does not answer in time.
         """
@@ -82,7 +82,7 @@ class AdminConnection:
         expiry = asyncio.get_running_loop().call_later(QUERY_SECONDS, expire)
         try:
             cursor = await connection.execute(statement.encode())
-            return await cursor.fetchall()
+            return await cursor.fetchall() if cursor.description else []
         except psycopg.OperationalError as error:
             if self._expired:
                 raise DatabaseUnavailable(f"no answer within {QUERY_SECONDS:g} s") from error
@@ -121,3 +121,13 @@ async def wait_until_available(url: URL, *, deadline: float, application_name: s
     error = await poll(attempt, until=lambda error: error is None, deadline=deadline)
     if error is not None:
         raise error
+
+
+async def reconnect_pgbouncer(console: URL, *, application_name: str) -> None:
+    """Have each PgBouncer of the URL replace its server connections, each when its transaction ends.
+
+    Raise DatabaseUnavailable if one cannot be reached, or refuses because the user is none of its `admin_users`.
+    """
+    for url in hosts(console):
+        async with AdminConnection(url, application_name=application_name) as connection:
+            await connection.query("RECONNECT")

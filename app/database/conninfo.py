@@ -20,6 +20,23 @@ def parameters(url: URL) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if name in _libpq_options() and value}
 
 
+def hosts(url: URL) -> list[URL]:
+    """Return a URL for each host of the URL; the URL itself if it has at most one."""
+    found = parameters(url)
+    names = str(found.get("host", "")).split(",")
+    ports = str(found.get("port", "")).split(",")
+    if len(names) == 1:
+        return [url]
+    ports = ports * len(names) if len(ports) == 1 else ports  # one port is for all hosts
+    bare = url.difference_update_query(["host", "port"])
+    return [
+        bare.set(host=name, port=int(port) if port else None)
+        if not name.startswith("/")
+        else bare.set(host=None, port=None).update_query_dict({"host": name} | ({"port": port} if port else {}))
+        for name, port in zip(names, ports, strict=True)
+    ]
+
+
 def conninfo(url: URL, **changes: Any) -> str:
     """Return the same as a connection string, quoted as libpq requires. `changes` override parameters of the URL."""
     return psycopg.conninfo.make_conninfo("", **(parameters(url) | changes))

@@ -10,7 +10,7 @@ from typing import Any
 
 from asyncpg import InterfaceError, PostgresError
 from sqlalchemy import URL, Connection, Engine, StaticPool, event
-from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
+from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect, ExceptionContext
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -18,6 +18,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from app.database.answers import CancellableConnection, bound_answers
 from app.database.deadline import AnswerLimit, call_within, seconds_left
+from app.database.error_mapping import server_is_leaving
 from app.database.liveness import shut_down
 from app.database.pool import BoundedPool
 from app.database.pool_events import NullObserver, PoolObserver, observe_closings
@@ -65,8 +66,18 @@ def make_engine(
     )
     event.listen(engine.sync_engine, "do_connect", _Opener(url, observer, limit, pool.statement_deadline is None))
     bound_answers(engine)
+    event.listen(engine.sync_engine, "handle_error", _distrust_leaving_server)
     observe_closings(engine, observer)
     return engine
+
+
+def _distrust_leaving_server(context: ExceptionContext) -> None:
+    """Have the pool replace its connections if the error says that their server serves no more."""
+    connection = context.connection
+    if server_is_leaving(context.original_exception) and connection is not None and not connection.closed:
+        pool = connection.engine.pool
+        if isinstance(pool, BoundedPool) and not connection.invalidated:
+            pool.distrust(connection.connection._connection_record)
 
 
 async def warm_up(engine: AsyncEngine, seconds: float = 2.0) -> None:

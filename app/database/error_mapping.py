@@ -3,32 +3,70 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
+from asyncpg.exceptions import OutdatedSchemaCacheError, ProtocolError
 from sqlalchemy import Index, MetaData, PrimaryKeyConstraint, UniqueConstraint
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, EmulatedDBAPIException
 
 from app.database.base import Base
-from app.errors import DatabaseUnavailable, DomainError, HeadroomError, InvalidInput, PoolExhausted, StatementTimeout
+from app.errors import (
+    DatabaseUnavailable,
+    DomainError,
+    HeadroomError,
+    InvalidInput,
+    PoolExhausted,
+    SchemaChanged,
+    StatementTimeout,
+    TransactionConflict,
+    TransientDatabaseError,
+)
 
-_STATEMENT_TIMEOUT = {
-    "57014",  # query_canceled: statement_timeout
-    "55P03",  # lock_not_available: lock_timeout
+# What the server says about its own state, by SQLSTATE or by its class (the first two characters). Each is a 503, and
+# the log has one line for it. docs/api.md has the same table, and a test compares the two.
+SERVER_STATES: Mapping[str, type[TransientDatabaseError]] = {
+    "08": DatabaseUnavailable,  # connection_exception; also PgBouncer's errors
+    "25006": DatabaseUnavailable,  # read_only_sql_transaction: this server is no longer the primary
+    "25P03": DatabaseUnavailable,  # idle_in_transaction_session_timeout
+    "53": DatabaseUnavailable,  # insufficient_resources: disk, memory, connections, a configured limit
+    "57": DatabaseUnavailable,  # operator_intervention: shutdown, crash, starting up, database dropped
+    "58": DatabaseUnavailable,  # system_error: an operation on a file failed
+    "XX001": DatabaseUnavailable,  # data_corrupted
+    "XX002": DatabaseUnavailable,  # index_corrupted
+    "25P04": StatementTimeout,  # transaction_timeout
+    "55P03": StatementTimeout,  # lock_not_available: lock_timeout, or NOWAIT
+    "57014": StatementTimeout,  # query_canceled: statement_timeout
+    "40001": TransactionConflict,  # serialization_failure; on a standby, a conflict with recovery
+    "40P01": TransactionConflict,  # deadlock_detected
+    "26000": SchemaChanged,  # invalid_sql_statement_name: the prepared statement is gone
+    "42P05": SchemaChanged,  # duplicate_prepared_statement
 }
-_SERVER_UNAVAILABLE = {
-    "57P01",  # admin_shutdown: restart, or pg_terminate_backend
+# Errors of a class with other meanings, which mean a stale plan if this function of the server raised them. Its
+# messages are translated.
+_STALE_IF_RAISED_BY = {
+    "0A000": "RevalidateCachedQuery",  # cached plan must not change result type
+    "42704": "lookup_type_cache",  # type with OID ... does not exist
+}
+# Internal errors (XX000) that mean that an object was dropped between two steps. These messages are never translated.
+_DROPPED_MEANWHILE = ("cache lookup failed for ", "could not open relation with OID ")
+# The server accepts no more work, or no writes: another server may have taken its role.
+_SERVER_IS_LEAVING = {
+    "25006",  # read_only_sql_transaction
+    "57P01",  # admin_shutdown
     "57P02",  # crash_shutdown
-    "57P03",  # cannot_connect_now: starting up
-    "53300",  # too_many_connections
-    "25006",  # read_only_sql_transaction: this server is no longer the primary
-    "25P03",  # idle_in_transaction_session_timeout
+    "57P03",  # cannot_connect_now
 }
 _NOT_STORABLE = {
     "22021",  # character_not_in_repertoire: a NUL byte
     "22P05",  # untranslatable_character
     "22001",  # string_data_right_truncation
     "22003",  # numeric_value_out_of_range
+    "54000",  # program_limit_exceeded: too large for an index, or for its type
 }
+
+# "refused": the server refused the statement, so it has done nothing outside its transaction.
+# "unreadable": the server executed the statement, and asyncpg could not decode the rows.
+Staleness = Literal["refused", "unreadable"]
 
 
 @contextmanager
@@ -50,31 +88,65 @@ def violations(meaning: Mapping[str, DomainError], metadata: MetaData = Base.met
 def translate(error: Exception) -> HeadroomError | None:
     """Return the error of the tree for a driver error, bare or wrapped by SQLAlchemy; None if it has no counterpart."""
     driver_error = _driver_error(error)
-    sqlstate = str(getattr(driver_error, "sqlstate", None) or "")
-    # Only the first line: the statement and the row's values follow it.
-    summary = (str(driver_error) or type(driver_error).__name__).splitlines()[0]
-    if sqlstate in _STATEMENT_TIMEOUT:
-        return StatementTimeout(summary)
+    sqlstate = _sqlstate(driver_error)
+    summary = _summary(driver_error)
     # asyncpg itself refuses a number that is too large for its column.
-    if sqlstate in _NOT_STORABLE or isinstance(driver_error and driver_error.__cause__, OverflowError):
+    if sqlstate in _NOT_STORABLE or isinstance(driver_error.__cause__, OverflowError):
         return InvalidInput("A value in this request cannot be stored.")
     # PgBouncer: no server connection became free. It closes the connection, with the unspecific SQLSTATE 08P01.
     if "query_wait_timeout" in summary:
         return PoolExhausted(f"the pooler had no server connection: {summary}")
-    lost = isinstance(error, OSError) or (isinstance(error, DBAPIError) and error.connection_invalidated)
-    if lost or sqlstate in _SERVER_UNAVAILABLE or sqlstate.startswith("08"):
+    if (known := SERVER_STATES.get(sqlstate) or SERVER_STATES.get(sqlstate[:2])) is not None:
+        return known(summary)
+    if staleness(error) is not None:
+        return SchemaChanged(summary)
+    if isinstance(error, OSError) or (isinstance(error, DBAPIError) and error.connection_invalidated):
         return DatabaseUnavailable(summary)
     return None
 
 
-def _driver_error(error: Exception) -> BaseException | None:
+def staleness(error: BaseException) -> Staleness | None:
+    """Return how a statement failed that was prepared before a schema change; None for any other error."""
+    driver_error = _driver_error(error)
+    # asyncpg, when a composite type, the number of columns or the width of a column has changed.
+    if isinstance(driver_error, OutdatedSchemaCacheError | ProtocolError | BufferError):
+        return "unreadable"
+    sqlstate = _sqlstate(driver_error)
+    if SERVER_STATES.get(sqlstate) is SchemaChanged:
+        return "refused"
+    if sqlstate in _STALE_IF_RAISED_BY:
+        diagnostics: Any = getattr(driver_error, "diag", None)
+        function = (
+            getattr(driver_error, "server_source_function", None)
+            if diagnostics is None
+            else diagnostics.source_function
+        )
+        return "refused" if function == _STALE_IF_RAISED_BY[sqlstate] else None
+    if sqlstate == "XX000" and str(driver_error).startswith(_DROPPED_MEANWHILE):
+        return "refused"
+    return None
+
+
+def server_is_leaving(error: BaseException) -> bool:
+    """Return True if the server turned read-only or shuts down, so that its other connections are useless too."""
+    return _sqlstate(_driver_error(error)) in _SERVER_IS_LEAVING
+
+
+def _driver_error(error: BaseException) -> BaseException:
     """Return the driver's own exception. SQLAlchemy wraps it once, its asyncpg dialect twice."""
-    if not isinstance(error, DBAPIError):
-        return error
-    try:
-        return error.driver_exception
-    except ValueError:  # raised by SQLAlchemy's dialect itself, without an error of the driver
-        return error.orig
+    if isinstance(error, DBAPIError) and error.orig is not None:
+        error = error.orig
+    # Not `driver_exception`: InvalidCachedStatementError does not know its cause, and raises ValueError.
+    return error.__cause__ or error if isinstance(error, EmulatedDBAPIException) else error
+
+
+def _sqlstate(driver_error: BaseException) -> str:
+    return str(getattr(driver_error, "sqlstate", None) or "")
+
+
+def _summary(driver_error: BaseException) -> str:
+    # Only the first line: the statement and the row's values follow it.
+    return (str(driver_error) or type(driver_error).__name__).splitlines()[0]
 
 
 def _violated(error: Exception, metadata: MetaData) -> Iterable[str]:

@@ -17,10 +17,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database.answers import rolled_back
 from app.database.checkout import Checkout, check_out
-from app.database.error_mapping import translate
+from app.database.error_mapping import server_is_leaving, staleness, translate
 from app.database.liveness import is_closed
 from app.database.pool import BoundedPool
 from app.database.result_types import Convert, TypeNotSupported, result_converter
+from app.database.stale_statements import StatementTexts
 from app.database.statement_checks import Statement, is_plain
 from app.errors import DatabaseUnavailable, OutcomeUnknown, PoolExhausted, first_line
 
@@ -129,34 +130,45 @@ async def _fetch_psycopg(
 Check = Callable[[Statement], None]
 
 
-def fast_path(engine: AsyncEngine, check: Check, *, reads_only: bool) -> "FastPath | None":
+def fast_path(engine: AsyncEngine, texts: StatementTexts, check: Check, *, reads_only: bool) -> "FastPath | None":
     """Return the fast path of the engine's driver; None if it has none (SQLite).
 
-    `check` raises TypeError for a statement that the session refuses. A statement that `reads_only` changes nothing.
+    `check` raises TypeError for a statement that the session refuses. If it `reads_only`, a statement may run again
+    after the server has executed it.
     """
     if not isinstance(engine.pool, BoundedPool):
         return None
     if engine.dialect.driver == "asyncpg":
-        return FastPath(engine, engine.dialect, _fetch_asyncpg, check, reads_only=reads_only)
+        return FastPath(engine, engine.dialect, _fetch_asyncpg, texts, check, reads_only)
     if engine.dialect.driver == "psycopg":
         # Numbered parameters: psycopg would have to search the text for named ones at each execution.
         dialect: Callable[..., Dialect] = type(engine.dialect)
-        return FastPath(engine, dialect(paramstyle="numeric_dollar"), _fetch_psycopg, check, reads_only=reads_only)
+        return FastPath(engine, dialect(paramstyle="numeric_dollar"), _fetch_psycopg, texts, check, reads_only)
     return None
 
 
 class FastPath:
     """Runs statements outside a transaction. Each takes one round trip, and holds a connection only that long."""
 
-    def __init__(self, engine: AsyncEngine, dialect: Dialect, fetch: Fetch, check: Check, *, reads_only: bool) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        dialect: Dialect,
+        fetch: Fetch,
+        texts: StatementTexts,
+        check: Check,
+        reads_only: bool,
+    ) -> None:
         self._engine = engine
         self._dialect = dialect
         self._fetch = fetch
+        self._texts = texts
         self._check = check
         self._reads_only = reads_only
         self._aborting: set[asyncio.Task[None]] = set()
         # Weak: a statement that a request builds for itself is freed with the request.
         self._compiled: WeakKeyDictionary[Statement, CompiledStatement | None] = WeakKeyDictionary()
+        texts.on_renewal(self._compiled.clear)
 
     def compiled(self, statement: Statement) -> CompiledStatement | None:
         """Return the compiled statement, from the cache if possible; None if it must take the ordinary path.
@@ -167,11 +179,16 @@ class FastPath:
             return self._compiled[statement]
         except KeyError:
             self._check(statement)
-            self._compiled[statement] = compiled = compile_statement(statement, self._dialect)
+            compiled = compile_statement(statement, self._dialect)
+            if compiled is not None:
+                compiled = compiled._replace(sql=compiled.sql + self._texts.comment)
+            self._compiled[statement] = compiled
             return compiled
 
-    async def fetch(self, statement: CompiledStatement, parameters: Mapping[str, Any]) -> list[Any]:
-        """Run the statement and return its rows.
+    async def fetch(
+        self, statement: CompiledStatement, parameters: Mapping[str, Any], *, is_second_run: bool = False
+    ) -> list[Any]:
+        """Run the statement and return its rows. If a schema change made it stale, run it once more.
 
         Raise TransientDatabaseError and InvalidInput of the error tree; other driver errors are raised unchanged.
         """
@@ -190,7 +207,17 @@ class FastPath:
             # A statement that the server refused is over. One that asyncpg refused (a value that does not fit its type)
             # is parsed but not executed: the server keeps waiting, and keeps the table's lock.
             over = _is_server_error(error) and not lost
+            if server_is_leaving(error):
+                checkout.pool.distrust(checkout.record)
             await (checkout.release() if over else asyncio.shield(self._abort(checkout, error)))
+            if (kind := staleness(error)) is not None:
+                self._texts.renew(statement.sql, error)
+                # Outside a transaction, a statement that the server refused has done nothing.
+                if kind == "unreadable" and not self._reads_only:
+                    raise OutcomeUnknown(first_line(error)) from error
+                if not is_second_run:
+                    once = statement._replace(sql=self._texts.once(statement.sql))
+                    return await self.fetch(once, parameters, is_second_run=True)
             known = translate(error)
             if lost and not self._reads_only and not isinstance(known, PoolExhausted) and not rolled_back(error):
                 raise OutcomeUnknown(f"the answer to a write was lost: {first_line(error)}") from error

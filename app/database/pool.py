@@ -54,6 +54,8 @@ RECYCLE_JITTER = 0.1
 # Time between two looks for overdue answers, at most, and as a share of their limit.
 MAX_WATCH_SECONDS = 0.5
 WATCHES_PER_LIMIT = 8
+# Minimum time between two replacements of all connections.
+DISTRUST_SECONDS = 1.0
 
 # Keys in the `info` of a pool entry: facts about the connection, gone when the connection is.
 _IDLE_SINCE = "headroom.idle_since"
@@ -181,6 +183,18 @@ class BoundedPool(Pool):
             for task in self._opening:
                 task.cancel()
             await_only(asyncio.wait(set(self._opening)))
+
+    def distrust(self, record: ConnectionPoolEntry) -> None:
+        """Replace this connection, and the others that are open now, each at its next checkout.
+
+        Call this if their server serves no more. The others are replaced at most once in DISTRUST_SECONDS: a server
+        that stays read-only would otherwise make every failed write reconnect the whole pool.
+        """
+        now = time.time()
+        if now - self._invalidate_time >= DISTRUST_SECONDS:
+            self._invalidate_time = now
+        else:
+            record.invalidate(soft=True)
 
     def leak_suspects(self, after: float) -> list[tuple[float, Holder]]:
         """Return the holders of connections held for more than `after` seconds, with those seconds; each one once.

@@ -28,7 +28,7 @@ InvalidationKind = Literal["hard", "soft"]
 InvalidationCause = Literal[
     "hung_up",  # the server closed it while it was idle
     "unanswered",  # it did not answer a ping, or a statement in time
-    "pool",  # another connection did not answer a ping, so none of the same age is trusted
+    "pool",  # another connection did not answer, or its server stopped serving, so none of the same age is trusted
     "cancelled",  # its request was cancelled during a statement
     "disconnect",  # the server closed it during a statement
     "error",  # anything else

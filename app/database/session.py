@@ -8,7 +8,10 @@
   neither BEGIN and COMMIT nor entities.
 """
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -21,14 +24,21 @@ from sqlalchemy.sql.dml import ReturningDelete, ReturningInsert, ReturningUpdate
 from app.database.answers import rolled_back
 from app.database.error_mapping import translate
 from app.database.fast_path import fast_path
+from app.database.stale_statements import READ_ONLY, statement_texts
 from app.database.statement_checks import Statement, require_entity, require_returning, require_select
 from app.database.write_session import WriteSession, open_write_session, watch_failed_statements
-from app.errors import OutcomeUnknown, first_line
+from app.errors import OutcomeUnknown, SchemaChanged, TransactionConflict, first_line
 
 # With any columns.
 Returning = ReturningInsert[*tuple[Any, ...]] | ReturningUpdate[*tuple[Any, ...]] | ReturningDelete[*tuple[Any, ...]]
 
 Entity = TypeVar("Entity", bound=DeclarativeBase)
+Result = TypeVar("Result")
+
+logger = logging.getLogger(__name__)
+
+# Before attempt N + 1 of `Database.run_write()`, it waits for up to this time, times 2 to the power of N.
+RETRY_SECONDS = 0.02
 
 
 class Row(Protocol):
@@ -48,7 +58,7 @@ class _Statements:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self._fast_path = fast_path(engine, self._check, reads_only=self._reads_only)
+        self._fast_path = fast_path(engine, statement_texts(engine), self._check, reads_only=self._reads_only)
 
     async def _run(self, statement: Statement, parameters: dict[str, Any]) -> Sequence[Row]:
         if self._fast_path is None:
@@ -69,7 +79,7 @@ class _Statements:
             async with self._engine.connect() as connection:
                 # One round trip; BEGIN and ROLLBACK would make three. Set on the connection, not on the engine: a
                 # request that is cancelled while SQLAlchemy prepares the engine's option would leak its connection.
-                await connection.execution_options(isolation_level="AUTOCOMMIT")
+                await connection.execution_options(isolation_level="AUTOCOMMIT", **{READ_ONLY: self._reads_only})
                 yield connection
         except DBAPIError as error:
             if not self._reads_only and error.connection_invalidated and not rolled_back(error):
@@ -156,8 +166,8 @@ class Database:
         """Open a transaction. Commit it when the block ends; roll it back when the block or the commit raises.
 
         The connection is checked out at the first statement. After the block, the session is unusable.
-        Raise PoolExhausted, DatabaseUnavailable, StatementTimeout, also from inside the block. Raise OutcomeUnknown if
-        the connection is lost after COMMIT was sent and before its answer. Raise RuntimeError if
+        Raise TransientDatabaseError, also from inside the block; OutcomeUnknown if the connection is lost after COMMIT
+        was sent and before its answer. Raise RuntimeError if
         the block caught the error of a failed statement, or began the response: a commit would come too late.
         """
         session = self._new_write_session()
@@ -172,6 +182,25 @@ class Database:
             if open_write_session.get() is session:  # no token: the block may end in another context than it began in
                 open_write_session.set(outer)
             await session.close_as_owner()
+
+    async def run_write(self, work: Callable[[WriteSession], Awaitable[Result]], *, attempts: int = 3) -> Result:
+        """Run `work` in a write session and return its result, when the transaction is committed.
+
+        If the server rolls the transaction back because of a concurrent one (a serialization failure, a deadlock) or of
+        a schema change, run `work` again, each time in a new session after a short random delay. So `work` must change
+        nothing but the database, and must use no entity of an earlier session. Raise as `write()`; after the last
+        attempt TransactionConflict or SchemaChanged.
+        """
+        for attempt in range(1, attempts):
+            try:
+                async with self.write() as session:
+                    return await work(session)
+            except (TransactionConflict, SchemaChanged) as error:
+                logger.info("attempt %d of %d: %s", attempt, attempts, error)
+            # At random, so that the transactions do not meet again.
+            await asyncio.sleep(random.uniform(0, RETRY_SECONDS * 2**attempt))  # noqa: S311 - not a secret
+        async with self.write() as session:
+            return await work(session)
 
     def _new_write_session(self) -> WriteSession:
         return WriteSession(self.engine)

@@ -29,9 +29,11 @@ from app.errors import (
     NotFound,
     OutcomeUnknown,
     PoolExhausted,
+    SchemaChanged,
     StatementTimeout,
     TemporaryError,
     TooManyAttempts,
+    TransactionConflict,
 )
 from app.observability.logging import request_id
 
@@ -49,7 +51,14 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (TemporaryError, 503),
 )
 # The errors of every route that uses the database.
-DATABASE_ERRORS = (PoolExhausted, DatabaseUnavailable, StatementTimeout, OutcomeUnknown)
+DATABASE_ERRORS = (
+    PoolExhausted,
+    DatabaseUnavailable,
+    StatementTimeout,
+    OutcomeUnknown,
+    TransactionConflict,
+    SchemaChanged,
+)
 # The phrases of RFC 9110. Python 3.11 has older ones, and a slug must not depend on Python's version.
 _RENAMED_PHRASES = {
     413: "Content Too Large",

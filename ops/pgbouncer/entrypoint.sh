@@ -1,6 +1,6 @@
 #!/bin/sh
-# Write the password of PgBouncer's own role to a file that only PgBouncer can read. It queries PostgreSQL for the
-# passwords of the other roles.
+# Write the passwords of PgBouncer's own role and of the migration job's console user to a file that only PgBouncer can
+# read. It queries PostgreSQL for the passwords of the other roles.
 set -eu
 
 if [ -n "${HEADROOM_PGBOUNCER_PASSWORD_FILE:-}" ]; then
@@ -8,9 +8,20 @@ if [ -n "${HEADROOM_PGBOUNCER_PASSWORD_FILE:-}" ]; then
 fi
 : "${HEADROOM_PGBOUNCER_PASSWORD:?must be set, or HEADROOM_PGBOUNCER_PASSWORD_FILE must name a file that is not empty}"
 
+if [ -n "${HEADROOM_CONSOLE_PASSWORD_FILE:-}" ]; then
+  HEADROOM_CONSOLE_PASSWORD=$(cat "$HEADROOM_CONSOLE_PASSWORD_FILE")
+fi
+
 umask 077
-# In userlist.txt a quote is escaped by doubling it. No other character needs escaping.
-quoted=$(printf '%s' "$HEADROOM_PGBOUNCER_PASSWORD" | sed 's/"/""/g')
-printf '"headroom_pgbouncer" "%s"\n' "$quoted" >/run/headroom-pgbouncer/userlist.txt
-unset HEADROOM_PGBOUNCER_PASSWORD quoted
+user() { # user NAME PASSWORD; in userlist.txt a quote is escaped by doubling it, and nothing else needs escaping
+  printf '"%s" "%s"\n' "$1" "$(printf '%s' "$2" | sed 's/"/""/g')"
+}
+{
+  user headroom_pgbouncer "$HEADROOM_PGBOUNCER_PASSWORD"
+  # Without a password, the migration job cannot have server connections renewed, and says so.
+  if [ -n "${HEADROOM_CONSOLE_PASSWORD:-}" ]; then
+    user headroom_console "$HEADROOM_CONSOLE_PASSWORD"
+  fi
+} >/run/headroom-pgbouncer/userlist.txt
+unset HEADROOM_PGBOUNCER_PASSWORD HEADROOM_CONSOLE_PASSWORD
 exec "$@"

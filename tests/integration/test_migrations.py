@@ -19,9 +19,10 @@ from alembic.util import CommandError
 from sqlalchemy import URL
 from sqlalchemy.exc import DBAPIError
 
+from app.database.conninfo import parameters
 from app.observability import logging as logging_module
 from app.paths import PROJECT_ROOT
-from tests.support.postgres import Server, connect
+from tests.support.postgres import PgBouncer, Server, as_role, connect
 
 # Subprocesses run in `tmp_path`, where there is no `.env`, so they need the absolute path.
 PYPROJECT = PROJECT_ROOT / "pyproject.toml"
@@ -309,6 +310,39 @@ command.downgrade(config, "-2")
     checked = [sys.executable, "-m", "ruff", "check", "--isolated", "--line-length=120", "--select=E,F,I,W"]
     assert subprocess.run([*checked, *written], check=False).returncode == 0
     assert "uq_samples_name" in "".join(path.read_text() for path in written)
+
+
+@pytest.mark.parametrize("console_user", ["headroom_console", "headroom_monitor"])
+def test_migration_behind_pgbouncer_renews_its_server_connections(
+    console_user: str, target: URL, postgres: Server, pgbouncer: PgBouncer, tmp_path: Path
+) -> None:
+    """The second user is none of PgBouncer's admin_users: the job warns, and succeeds."""
+    write_slow_revision(tmp_path)
+    console = as_role(pgbouncer.url(target), console_user).set(database="pgbouncer")
+    environment = os.environ | {
+        "DB_POOLER": "pgbouncer",
+        "DB_BUDGET": "off",
+        "PGBOUNCER_ADMIN_URL": console.set(drivername="postgresql+psycopg").render_as_string(hide_password=False),
+    }
+    with connect(target) as admin:
+        admin.execute(f"GRANT CONNECT ON DATABASE {target.database} TO headroom_app".encode())
+
+    def backend() -> int:
+        with psycopg.connect(**parameters(as_role(pgbouncer.url(target), "headroom_app"))) as client:
+            row = client.execute("SELECT pg_backend_pid()").fetchone()
+            assert row is not None
+            return int(row[0])
+
+    before = backend()
+    assert backend() == before
+    job = start_job(tmp_path, environment)
+    output = job.communicate(timeout=60)[0]
+
+    assert job.returncode == 0, output
+    assert (backend() != before) == (console_user == "headroom_console")
+    assert ("set PGBOUNCER_ADMIN_URL" in output) == (console_user == "headroom_monitor")
+    again = start_job(tmp_path, environment)
+    assert "PgBouncer" not in again.communicate(timeout=60)[0], "nothing was applied"
 
 
 def start_job(scripts: Path, environment: dict[str, str]) -> subprocess.Popen[str]:

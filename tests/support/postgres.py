@@ -129,7 +129,7 @@ def run_pgbouncer(server: Server, directory: Path, **limits: int) -> Iterator[Pg
     (directory / "pgbouncer.ini").write_text("\n".join(ini) + "\n")
     (directory / "databases.ini").write_text(f"[databases]\n* = host={server.address} port=5432\n")
     container = DockerContainer(_pgbouncer_image()).with_exposed_ports(6432)
-    container.with_env("HEADROOM_PGBOUNCER_PASSWORD", PASSWORD)
+    container.with_env("HEADROOM_PGBOUNCER_PASSWORD", PASSWORD).with_env("HEADROOM_CONSOLE_PASSWORD", PASSWORD)
     for name in ("pgbouncer.ini", "databases.ini"):
         (directory / name).chmod(0o644)
         container.with_volume_mapping(directory / name, f"/etc/pgbouncer/{name}", "ro")

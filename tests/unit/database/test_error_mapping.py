@@ -1,14 +1,25 @@
+import re
 from collections.abc import AsyncIterator
 
 import pytest
+from asyncpg.exceptions import InternalServerError, OutdatedSchemaCacheError, ProtocolError
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.database import Database, make_engine
-from app.database.error_mapping import translate, violations
+from app.database.error_mapping import SERVER_STATES, staleness, translate, violations
 from app.domains.users.models import User
-from app.errors import Conflict, DatabaseUnavailable, HeadroomError, InvalidInput, StatementTimeout
+from app.errors import (
+    Conflict,
+    DatabaseUnavailable,
+    HeadroomError,
+    InvalidInput,
+    SchemaChanged,
+    StatementTimeout,
+    TransactionConflict,
+)
+from app.paths import PROJECT_ROOT
 from tests.support.constraints import METADATA, VIOLATIONS, create_tables
 from tests.unit.conftest import SQLITE
 
@@ -33,6 +44,13 @@ class Taken(Conflict):
         ("25006", DatabaseUnavailable),
         ("22021", InvalidInput),
         ("22003", InvalidInput),
+        ("54000", InvalidInput),
+        ("53100", DatabaseUnavailable),
+        ("40001", TransactionConflict),
+        ("26000", SchemaChanged),
+        ("0A000", None),
+        ("42704", None),
+        ("XX000", None),
         ("42P01", None),
         ("23505", None),
     ],
@@ -41,6 +59,32 @@ def test_sqlstate_is_translated_alike_bare_and_wrapped(sqlstate: str, expected: 
     bare = DriverError(sqlstate)
     for error in (bare, OperationalError("SELECT 1", {}, bare)):
         assert type(translate(error)) is (expected or type(None))
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["cache lookup failed for type 16999", "cache lookup failed for relation 1", "could not open relation with OID 7"],
+)
+def test_object_dropped_during_a_statement_is_schema_changed(message: str) -> None:
+    error = InternalServerError(message)
+
+    assert staleness(error) == "refused"
+    assert isinstance(translate(error), SchemaChanged)
+
+
+@pytest.mark.parametrize("error", [OutdatedSchemaCacheError("changed"), ProtocolError("columns"), BufferError("8")])
+def test_row_that_asyncpg_cannot_decode_is_unreadable(error: Exception) -> None:
+    assert staleness(error) == "unreadable"
+    assert isinstance(translate(error), SchemaChanged)
+
+
+def test_documented_sqlstates_are_those_of_the_code() -> None:
+    document = (PROJECT_ROOT / "docs/api.md").read_text()
+    rows = re.findall(r"^\| .+ \| (class )?`(\w+)` \| `/problems/([\w-]+)` \|$", document, re.MULTILINE)
+
+    assert {(code, bool(is_class), slug) for is_class, code, slug in rows} == {
+        (code, len(code) == 2, error.slug) for code, error in SERVER_STATES.items()
+    }
 
 
 def test_lost_connection_is_translated_to_database_unavailable() -> None:

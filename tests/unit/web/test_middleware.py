@@ -8,7 +8,14 @@ import pytest
 from fastapi import FastAPI, Request
 from httpx import ASGITransport, AsyncClient
 
-from app.errors import DatabaseUnavailable, OutcomeUnknown, PoolExhausted, StatementTimeout, TransientDatabaseError
+from app.errors import (
+    DatabaseUnavailable,
+    OutcomeUnknown,
+    PoolExhausted,
+    StatementTimeout,
+    TransactionConflict,
+    TransientDatabaseError,
+)
 from app.web.middleware import body_limit
 
 
@@ -48,7 +55,7 @@ async def test_unhandled_exception_response_is_problem_without_cause(
     assert "secret detail" in caplog.text, "the log must contain the cause"
 
 
-@pytest.mark.parametrize("error", [PoolExhausted, DatabaseUnavailable, StatementTimeout])
+@pytest.mark.parametrize("error", [PoolExhausted, DatabaseUnavailable, StatementTimeout, TransactionConflict])
 async def test_transient_error_response_has_retry_after_and_no_internals(
     app: FastAPI, client: AsyncClient, error: type[TransientDatabaseError]
 ) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy.util import greenlet_spawn
 from app.database import Database, PoolOptions, make_engine
 from app.database.engine import STATEMENT_MARGIN_SECONDS, TCP_USER_TIMEOUT_SECONDS
 from app.database.liveness import SocketProbe, file_descriptor
+from app.database.pool import MAX_WATCH_SECONDS
 from app.domains.users.models import User
 from app.errors import DatabaseUnavailable, OutcomeUnknown
 from tests.integration.database.helpers import PID, SLEEP, change_options, checked_out, pool_of, state, wait_until
@@ -22,7 +23,7 @@ from tests.support.proxy import Proxy
 
 NewDatabase = Callable[..., AbstractAsyncContextManager[Database]]
 
-# A statement has this long. The tests allow BUSY_SECONDS more for a busy machine.
+# The deadline of a statement that gets no answer. The tests allow BUSY_SECONDS more for a busy machine.
 DEADLINE = 0.6
 BUSY_SECONDS = 5.0
 NAMES = select(User.name)
@@ -37,7 +38,7 @@ def database_setup(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def new_database(proxy: Proxy) -> NewDatabase:
-    """Create databases behind the proxy: one connection, no ping, and a short deadline for a statement."""
+    """Create databases behind the proxy: one connection, no ping, and deadlines that never matter."""
 
     @asynccontextmanager
     async def new(url: URL = proxy.url, **options: Any) -> AsyncIterator[Database]:
@@ -46,7 +47,7 @@ def new_database(proxy: Proxy) -> NewDatabase:
             "max_overflow": 0,
             "timeout": 30,
             "ping_after": None,
-            "statement_deadline": DEADLINE,
+            "statement_deadline": 60,
         } | options
         engine = make_engine(url=url, application_name="headroom:deadlines", pool=PoolOptions(**options))
         try:
@@ -55,6 +56,12 @@ def new_database(proxy: Proxy) -> NewDatabase:
             await engine.dispose()
 
     return new
+
+
+def forget(database: Database, proxy: Proxy) -> None:
+    """Let the open connections become silent, and from now on give a statement DEADLINE."""
+    pool_of(database)._answer_limit.seconds = DEADLINE
+    proxy.forget()
 
 
 @pytest.mark.parametrize("messages", [1, 2, 3, 4, 6, 8])
@@ -90,7 +97,7 @@ async def test_connection_silent_while_opening_blocks_no_other(
 async def test_read_without_an_answer_is_unavailable_at_its_deadline(new_database: NewDatabase, proxy: Proxy) -> None:
     async with new_database() as database:
         await database.read.first(PID)
-        proxy.forget()
+        forget(database, proxy)
 
         started = monotonic()
         with pytest.raises(DatabaseUnavailable):
@@ -98,13 +105,14 @@ async def test_read_without_an_answer_is_unavailable_at_its_deadline(new_databas
 
         assert DEADLINE < monotonic() - started < DEADLINE + BUSY_SECONDS
         await wait_until(lambda: state(database).used == 0)
+        pool_of(database)._answer_limit.seconds = 60
         assert await database.read.first(PID) is not None
 
 
 async def test_read_of_entities_without_an_answer_is_unavailable(new_database: NewDatabase, proxy: Proxy) -> None:
     async with new_database() as database:
         await database.read.entities(select(User))
-        proxy.forget()
+        forget(database, proxy)
 
         started = monotonic()
         with pytest.raises(DatabaseUnavailable):
@@ -121,7 +129,7 @@ async def test_statement_of_a_transaction_without_an_answer_is_unavailable(
         with pytest.raises(DatabaseUnavailable):
             async with database.write() as session:
                 await session.execute(PID)
-                proxy.forget()
+                forget(database, proxy)
                 started = monotonic()
                 await session.execute(PID)
 
@@ -136,11 +144,12 @@ async def test_commit_without_an_answer_is_outcome_unknown(new_database: NewData
             async with database.write() as session:
                 session.add(User(**ANN))
                 await session.flush()
-                proxy.forget()
+                forget(database, proxy)
                 started = monotonic()
 
         assert DEADLINE < monotonic() - started < DEADLINE + BUSY_SECONDS
         assert state(database).used == 0
+        pool_of(database)._answer_limit.seconds = 60
         assert await database.read.all(NAMES) == []
 
 
@@ -150,7 +159,7 @@ async def test_rollback_without_an_answer_ends_at_its_deadline(new_database: New
         with pytest.raises(LookupError):
             async with database.write() as session:
                 await session.execute(PID)
-                proxy.forget()
+                forget(database, proxy)
                 started = monotonic()
                 raise LookupError
 
@@ -163,7 +172,7 @@ async def test_write_of_one_statement_without_an_answer_is_outcome_unknown(
 ) -> None:
     async with new_database() as database:
         await database.read.first(PID)
-        proxy.forget()
+        forget(database, proxy)
 
         with pytest.raises(OutcomeUnknown):
             await database.statement.returned(ADD_USER)
@@ -175,7 +184,7 @@ async def test_write_on_the_ordinary_path_without_an_answer_is_outcome_unknown(
     add_users = insert(User).values([ANN]).returning(User.id)  # the fast path does not take VALUES lists
     async with new_database() as database:
         assert await database.statement.returned(add_users) is not None
-        proxy.forget()
+        forget(database, proxy)
 
         with pytest.raises(OutcomeUnknown):
             await database.statement.returned(add_users.values([ANN | {"email": "bob@example.com"}]))
@@ -183,9 +192,11 @@ async def test_write_on_the_ordinary_path_without_an_answer_is_outcome_unknown(
 
 async def test_idle_holder_keeps_its_connection_beyond_the_deadline(new_database: NewDatabase) -> None:
     """Only waits for the server are bounded, not the time between two statements."""
-    async with new_database(statement_deadline=0.2) as database, database.write() as session:
+    async with new_database() as database, database.write() as session:
         before = (await session.execute(PID)).one()
-        await asyncio.sleep(0.5)
+        pool_of(database)._answer_limit.seconds = 0.1
+        await asyncio.sleep(MAX_WATCH_SECONDS + 0.2)
+        pool_of(database)._answer_limit.seconds = 60
         assert (await session.execute(PID)).one() == before
 
 
@@ -193,7 +204,7 @@ async def test_commit_on_a_connection_closed_before_is_unavailable(
     new_database: NewDatabase, database_url: URL
 ) -> None:
     """The client may repeat the request: the server never read COMMIT."""
-    async with new_database(statement_deadline=60) as database:
+    async with new_database() as database:
         with pytest.raises(DatabaseUnavailable):
             async with database.write() as session:
                 session.add(User(**ANN))
@@ -228,7 +239,7 @@ async def test_backend_terminated_during_commit_is_unavailable(new_database: New
             )
             return bool(admin.execute(query).fetchall())
 
-    async with new_database(statement_deadline=60) as database:
+    async with new_database() as database:
         writing = asyncio.create_task(write(database))
         await wait_until(terminate, writing)
         with pytest.raises(DatabaseUnavailable):
@@ -236,7 +247,7 @@ async def test_backend_terminated_during_commit_is_unavailable(new_database: New
 
 
 async def test_cancelled_statement_without_an_answer_frees_its_slot(new_database: NewDatabase, proxy: Proxy) -> None:
-    async with new_database(statement_deadline=60) as database:
+    async with new_database() as database:
         await database.read.first(PID)
         executed = proxy.executed
         reading = asyncio.create_task(database.read.first(SLEEP, seconds=60))

@@ -13,7 +13,7 @@ from tests.integration.conftest import SECRET_KEY
 from tests.support.people import Person, person
 from tests.support.proxy import Proxy
 
-POOL_TIMEOUT = STATEMENT_DEADLINE = 1.0
+POOL_TIMEOUT = STATEMENT_DEADLINE = 4.0
 BUSY_SECONDS = 10.0
 
 

@@ -23,21 +23,13 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError
 
+from app.database_url import parse_database_url
 from app.errors import ConfigurationError
-
-SUPPORTED_DRIVERS = ("postgresql+asyncpg", "postgresql+psycopg", "sqlite+aiosqlite")
 
 
 def _database_url(value: object) -> URL:
-    try:
-        url = value if isinstance(value, URL) else make_url(str(value))  # str(URL) would mask the password
-    except (ArgumentError, ValueError):
-        raise ValueError("is not a database URL") from None
-    if url.drivername not in SUPPORTED_DRIVERS:
-        raise ValueError(f"starts with {url.drivername!r}; supported are {', '.join(SUPPORTED_DRIVERS)}")
-    return url
+    return parse_database_url(value if isinstance(value, URL) else str(value))
 
 
 DatabaseURL = Annotated[URL, PlainValidator(_database_url)]
@@ -81,8 +73,8 @@ class Settings(BaseSettings):
     # Database.
     database_url: DatabaseURL | None = Field(
         default=None,
-        description="URL of the database, with an async driver. Default: the PostgreSQL of `make run`, if it is "
-        "running.",
+        description="URL of the database. Without a driver, asyncpg is used. Default: the PostgreSQL of `make run`, if "
+        "it is running.",
         json_schema_extra=SECRET,
     )
     db_pooler: Literal["none", "pgbouncer"] = Field(

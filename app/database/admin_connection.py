@@ -34,6 +34,7 @@ class AdminConnection:
         self._connection: psycopg.AsyncConnection[DictRow] | None = None
         self._lock = asyncio.Lock()
         self._expired = False
+        self._must_be_writable = parameters(url).get("target_session_attrs") in ("read-write", "primary")
 
     async def __aenter__(self) -> Self:
         return self
@@ -48,7 +49,10 @@ class AdminConnection:
         """
         try:
             async with self._lock:
-                return await self._query(statement)
+                rows = await self._query(statement)
+                if self._is_demoted():
+                    await self.close()  # the next query finds the server that has the role now
+                return rows
         except (psycopg.Error, OSError) as error:
             raise DatabaseUnavailable(first_line(error)) from error
 
@@ -57,6 +61,13 @@ class AdminConnection:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
+
+    def _is_demoted(self) -> bool:
+        """Return True if the URL requires a writable server, and this one reports that it is none any more."""
+        if self._connection is None or not self._must_be_writable:
+            return False
+        reported = map(self._connection.info.parameter_status, ("in_hot_standby", "default_transaction_read_only"))
+        return "on" in reported
 
     async def _query(self, statement: str) -> list[dict[str, Any]]:
         # The server closes idle connections when it restarts. A statement that was sent is never sent again.
@@ -82,7 +93,7 @@ class AdminConnection:
         expiry = asyncio.get_running_loop().call_later(QUERY_SECONDS, expire)
         try:
             cursor = await connection.execute(statement.encode())
-            return await cursor.fetchall() if cursor.description else []
+            return await cursor.fetchall() if cursor.description is not None else []
         except psycopg.OperationalError as error:
             if self._expired:
                 raise DatabaseUnavailable(f"no answer within {QUERY_SECONDS:g} s") from error

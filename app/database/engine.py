@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from asyncpg import InterfaceError, PostgresError
+from asyncpg.exceptions import TargetServerAttributeNotMatched
 from sqlalchemy import URL, Connection, Engine, StaticPool, event
 from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect, ExceptionContext
 from sqlalchemy.exc import SQLAlchemyError
@@ -23,6 +24,7 @@ from app.database.liveness import shut_down
 from app.database.pool import BoundedPool
 from app.database.pool_events import NullObserver, PoolObserver, observe_closings
 from app.database.pool_options import PoolOptions
+from app.database.servers import Servers
 from app.errors import DatabaseUnavailable, HeadroomError, first_line
 
 _DEFAULTS = PoolOptions()
@@ -61,10 +63,11 @@ def make_engine(
         observer=observer,
         answer_limit=limit,
         hide_parameters=True,  # error messages would contain them, password hashes included
-        connect_args=_connect_args(url, application_name, connect_timeout),
         _initialize=False,  # SQLAlchemy would do it under a lock, which a silent connection never releases: _Opener
     )
-    event.listen(engine.sync_engine, "do_connect", _Opener(url, observer, limit, pool.statement_deadline is None))
+    servers = Servers(engine.dialect, url, _connect_args(url, application_name, connect_timeout))
+    opener = _Opener(url, servers, observer, limit, limit_is_from_server=pool.statement_deadline is None)
+    event.listen(engine.sync_engine, "do_connect", opener)
     bound_answers(engine)
     event.listen(engine.sync_engine, "handle_error", _distrust_leaving_server)
     observe_closings(engine, observer)
@@ -115,11 +118,14 @@ class _Opener:
     each connection on its own: several may be the first one.
     """
 
-    def __init__(self, url: URL, observer: PoolObserver, limit: AnswerLimit, from_server: bool) -> None:
+    def __init__(
+        self, url: URL, servers: Servers, observer: PoolObserver, limit: AnswerLimit, *, limit_is_from_server: bool
+    ) -> None:
         self._url = url
+        self._servers = servers
         self._observer = observer
         self._limit = limit
-        self._limit_is_from_server = from_server
+        self._limit_is_from_server = limit_is_from_server
         self._is_initialised = False
 
     def __call__(
@@ -128,34 +134,37 @@ class _Opener:
         """Open a connection. Raise DatabaseUnavailable for every failure of the network or the server."""
         started = time.monotonic()
         try:
-            connection = self._open_within_deadline(dialect, record, args, kwargs)
+            connection = self._open_within_deadline(dialect)
         except DatabaseUnavailable:
             self._observer.open_failed()
             raise
         self._observer.opened(time.monotonic() - started)
         return connection
 
-    def _open_within_deadline(
-        self, dialect: Dialect, record: ConnectionPoolEntry, args: list[Any], kwargs: dict[str, Any]
-    ) -> DBAPIConnection:
+    def _open_within_deadline(self, dialect: Dialect) -> DBAPIConnection:
         # asyncpg raises bare OSError and TimeoutError where psycopg raises its own OperationalError.
         try:
             # The drivers' own timeouts do not know the deadline of the checkout.
-            return call_within(seconds_left(), lambda: self._open(dialect, record, args, kwargs))
+            return call_within(seconds_left(), lambda: self._open(dialect))
         except TimeoutError as error:
             if error.__cause__ is not None:
                 _clear_frames(error.__cause__)
             raise DatabaseUnavailable("cannot connect: the server did not answer in time") from None
-        except (OSError, dialect.loaded_dbapi.Error, PostgresError, InterfaceError, SQLAlchemyError) as error:
+        except (
+            OSError,
+            dialect.loaded_dbapi.Error,
+            PostgresError,
+            InterfaceError,
+            TargetServerAttributeNotMatched,
+            SQLAlchemyError,
+        ) as error:
             raise DatabaseUnavailable(f"cannot connect: {first_line(error)}") from error
         except asyncio.CancelledError as error:
             _clear_frames(error)
             raise
 
-    def _open(
-        self, dialect: Dialect, record: ConnectionPoolEntry, args: list[Any], kwargs: dict[str, Any]
-    ) -> DBAPIConnection:
-        connection = dialect.connect(*args, **kwargs)
+    def _open(self, dialect: Dialect) -> DBAPIConnection:
+        connection = self._servers.connect(lambda arguments: dialect.connect(**arguments))
         try:
             if dialect.driver == "asyncpg":
                 _set_tcp_timeouts(dialect.get_driver_connection(connection))

@@ -129,7 +129,12 @@ def staleness(error: BaseException) -> Staleness | None:
 
 def server_is_leaving(error: BaseException) -> bool:
     """Return True if the server turned read-only or shuts down, so that its other connections are useless too."""
-    return _sqlstate(_driver_error(error)) in _SERVER_IS_LEAVING
+    cause: BaseException | None = _driver_error(error)
+    while cause is not None:  # asyncpg: "connection was closed", because of the server's last message
+        if _sqlstate(cause) in _SERVER_IS_LEAVING:
+            return True
+        cause = cause.__cause__
+    return False
 
 
 def _driver_error(error: BaseException) -> BaseException:

@@ -13,7 +13,7 @@ from sqlalchemy import URL
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.util import await_only
 
-from app.database.conninfo import conninfo
+from app.database.conninfo import conninfo, hosts
 from app.errors import DatabaseUnavailable
 
 logger = logging.getLogger(__name__)
@@ -113,11 +113,16 @@ def file_descriptor(driver_connection: Any) -> int:
 
 
 async def check_accepts_connections(url: URL) -> None:
-    """Check that the server accepts connections, without opening one (as `pg_isready` does).
+    """Check that a server of the URL accepts connections, without opening one (as `pg_isready` does).
 
     Raise DatabaseUnavailable.
     """
-    address = conninfo(url, connect_timeout=2)  # libpq's minimum
-    answer = await asyncio.to_thread(psycopg.pq.PGconn.ping, address.encode())
-    if answer != psycopg.pq.Ping.OK:
-        raise DatabaseUnavailable(f"the server does not accept connections: {psycopg.pq.Ping(answer).name}")
+    # At the same time: one that vanished would delay the answer of another one.
+    pings = [
+        asyncio.to_thread(psycopg.pq.PGconn.ping, conninfo(each, connect_timeout=2).encode())  # libpq's minimum
+        for each in hosts(url)
+    ]
+    for answered in asyncio.as_completed(pings):
+        if (answer := await answered) == psycopg.pq.Ping.OK:
+            return
+    raise DatabaseUnavailable(f"the server does not accept connections: {psycopg.pq.Ping(answer).name}")

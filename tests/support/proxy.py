@@ -84,6 +84,10 @@ class Proxy:
         """Accept connections again, on the same port."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.url.port)
 
+    def redirect(self, target: URL) -> None:
+        """Forward new connections to another server. Open ones stay where they are."""
+        self._target = target
+
     async def close(self) -> None:
         """Refuse new connections and close the open ones."""
         await self.stop_listening()

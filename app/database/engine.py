@@ -68,7 +68,7 @@ def make_engine(
         _initialize=False,  # SQLAlchemy would do it under a lock, which a silent connection never releases: _Opener
     )
     servers = Servers(engine.dialect, url, _connect_args(url, application_name, connect_timeout))
-    opener = _Opener(url, servers, observer, limit, pool.statement_deadline is None)
+    opener = _Opener(url, servers, observer, limit, limit_is_from_server=pool.statement_deadline is None)
     event.listen(engine.sync_engine, "do_connect", opener)
     event.listen(engine.sync_engine, "handle_error", _distrust_leaving_server)
     bound_answers(engine)
@@ -121,13 +121,13 @@ class _Opener:
     """
 
     def __init__(
-        self, url: URL, servers: Servers, observer: PoolObserver, limit: AnswerLimit, from_server: bool
+        self, url: URL, servers: Servers, observer: PoolObserver, limit: AnswerLimit, *, limit_is_from_server: bool
     ) -> None:
         self._url = url
         self._servers = servers
         self._observer = observer
         self._limit = limit
-        self._limit_is_from_server = from_server
+        self._limit_is_from_server = limit_is_from_server
         self._is_initialised = False
 
     def __call__(

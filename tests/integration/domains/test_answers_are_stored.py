@@ -199,7 +199,7 @@ class Checker:
                 return dict((await self.admin("GET", location)).json())
         page = await self.admin("GET", self.collections[location], params={"limit": 100})
         assert page.is_success, (
-            f"{write.name}: neither GET {location} nor GET {self.collections[location]} shows the item"
+            f"add {write.name!r} to OTHERS in {HERE}: GET {location} or {self.collections[location]} does not show it"
         )
         [item] = [item for item in page.json()["items"] if item["id"] == id_]
         return dict(item)

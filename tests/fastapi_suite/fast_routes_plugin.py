@@ -4,15 +4,15 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from starlette.types import Receive, Scope, Send
 
 from app.web import fast_routes
-from app.web.fast_routes.plan import OperationPlan
+from app.web.fast_routes.plan import Answer, OperationPlan
 
 requests: Counter[str] = Counter()
 
-_init, _call, _plan_call = FastAPI.__init__, FastAPI.__call__, OperationPlan.__call__
+_init, _call, _run = FastAPI.__init__, FastAPI.__call__, OperationPlan.run
 
 
 def _init_with_fast_routes(self: FastAPI, *args: Any, **kwargs: Any) -> None:
@@ -25,14 +25,14 @@ async def _counted_call(self: FastAPI, scope: Scope, receive: Receive, send: Sen
     await _call(self, scope, receive, send)
 
 
-async def _counted_plan_call(self: OperationPlan, scope: Scope, receive: Receive, send: Send) -> None:
+async def _counted_run(self: OperationPlan, request: Request, answer: Answer) -> None:
     requests["fast"] += 1
-    await _plan_call(self, scope, receive, send)
+    await _run(self, request, answer)
 
 
 FastAPI.__init__ = _init_with_fast_routes  # type: ignore[method-assign]
 FastAPI.__call__ = _counted_call  # type: ignore[method-assign]
-OperationPlan.__call__ = _counted_plan_call  # type: ignore[method-assign]
+OperationPlan.run = _counted_run  # type: ignore[method-assign]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -32,6 +32,9 @@ APP_REQUIREMENTS = PROJECT_ROOT / "requirements/app.txt"
 REQUIREMENTS = PROJECT_ROOT / "requirements/fastapi-suite.txt"
 VARIANTS: Mapping[str, tuple[str, ...]] = {"as it is": (), "asynchronous": ("async_plugin",)}
 
+# A lower share than was measured (0.76): the suite has many applications that plain FastAPI must serve.
+LEAST_SHARE_ON_THE_FAST_PATH = 0.7
+
 
 def main() -> int:
     """Run the suite and the tests of instrumentations; return 1 if fast routes make a difference."""
@@ -52,6 +55,10 @@ def _is_same(python: Path, suite: Path, name: str) -> bool:
     plugins = VARIANTS[name]
     fast, served = _run(python, suite, (*plugins, "fast_routes_plugin"))
     print(f"\nFastAPI {version('fastapi')}'s suite, {name}, with fast routes: {_counts(fast)}; {served}", flush=True)
+    numbers = [int(number) for number in re.findall(r"\d+", served)]  # fast requests, all requests
+    if len(numbers) != 2 or numbers[0] < LEAST_SHARE_ON_THE_FAST_PATH * numbers[1]:
+        print("the comparison shows nothing: too few requests took the fast path", flush=True)
+        return False
     if fast and _recorded().get(_key(name)) == _digest(fast):
         print("every outcome is that of plain FastAPI, as recorded in plain.json", flush=True)
         return True

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from zlib import crc32
@@ -17,11 +18,11 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import URL
-from sqlalchemy.exc import DBAPIError
 
 from app.observability import logging as logging_module
 from app.paths import PROJECT_ROOT
 from tests.support.postgres import Server, connect
+from tests.support.waiting import eventually
 
 # Subprocesses run in `tmp_path`, where there is no `.env`, so they need the absolute path.
 PYPROJECT = PROJECT_ROOT / "pyproject.toml"
@@ -39,12 +40,13 @@ def schema(url: URL) -> list[tuple[object, ...]]:
     with connect(url) as connection:
         return connection.execute(
             "SELECT table_name, column_name, data_type, is_nullable, column_default, is_identity"
-            " FROM information_schema.columns WHERE table_schema = 'public' AND table_name <> 'alembic_version'"
+            " FROM information_schema.columns WHERE table_schema = 'public' AND table_name <> ALL (%(own)s)"
             " UNION ALL SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid), contype::text, '', ''"
             " FROM pg_constraint WHERE connamespace = 'public'::regnamespace"
-            " AND conrelid <> coalesce(to_regclass('alembic_version'), 0)"
+            " AND conrelid::regclass::text <> ALL (%(own)s)"
             " UNION ALL SELECT tablename, indexname, indexdef, '', '', ''"
-            " FROM pg_indexes WHERE schemaname = 'public' AND tablename <> 'alembic_version' ORDER BY 1, 2, 3"
+            " FROM pg_indexes WHERE schemaname = 'public' AND tablename <> ALL (%(own)s) ORDER BY 1, 2, 3",
+            {"own": ["alembic_version", "schema_revisions"]},
         ).fetchall()
 
 
@@ -198,13 +200,21 @@ def invalid_indexes(url: URL) -> list[str]:
 
 @contextmanager
 def uncommitted_write(url: URL, table: str) -> Iterator[None]:
-    """Lock the table as an uncommitted write does. Other sessions give up waiting after 1 s."""
-    with connect(url) as connection:
-        connection.execute(f"ALTER DATABASE {url.database} SET statement_timeout = '1s'".encode())
-        with connection.transaction():
-            connection.execute(f"LOCK TABLE {table} IN ROW EXCLUSIVE MODE".encode())
-            yield
-        connection.execute(f"ALTER DATABASE {url.database} RESET statement_timeout".encode())
+    """Lock the table as an uncommitted write does. Cancel the migration that waits for it."""
+    waiting = (
+        "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE datname = %s AND query LIKE '%% CONCURRENTLY %%'"
+        " AND application_name = 'headroom:migrate' AND wait_event_type = 'Lock'"
+    )
+    with (
+        connect(url) as connection,
+        connect(url) as other,
+        ThreadPoolExecutor(1) as executor,
+        connection.transaction(),
+    ):
+        connection.execute(f"LOCK TABLE {table} IN ROW EXCLUSIVE MODE".encode())
+        cancelled = executor.submit(eventually, lambda: other.execute(waiting, (url.database,)).fetchall(), within=30)
+        yield
+        cancelled.result()
 
 
 @pytest.mark.parametrize("table", ["users", "posts"])
@@ -217,13 +227,13 @@ def test_interrupted_index_revision_is_completed_by_the_next_run(
     complete = schema(target)
     command.downgrade(alembic_config, "-1")
 
-    with uncommitted_write(target, table), pytest.raises(DBAPIError, match="statement timeout"):
+    with uncommitted_write(target, table), pytest.raises(CommandError, match="canceling statement due to user request"):
         command.upgrade(alembic_config, INDEX_REVISION)
     assert invalid_indexes(target)
     command.upgrade(alembic_config, INDEX_REVISION)
     assert (schema(target), invalid_indexes(target)) == (complete, [])
 
-    with uncommitted_write(target, table), pytest.raises(DBAPIError, match="statement timeout"):
+    with uncommitted_write(target, table), pytest.raises(CommandError, match="canceling statement due to user request"):
         command.downgrade(alembic_config, "-1")
     assert invalid_indexes(target)
     command.downgrade(alembic_config, "-1")

@@ -8,6 +8,7 @@ import logging
 import random
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from typing import NamedTuple
@@ -28,6 +29,7 @@ LOCK_POLL_SECONDS = 0.2
 WATCH_SECONDS = 0.2
 # After this time without an answer, the connection of the lock counts as lost.
 WATCH_ANSWER_SECONDS = 5.0
+WATCH_EXTRA_SECONDS = 0.5
 # After a loss, the migration's own connection gets this time to roll back.
 ABORT_SECONDS = 2.0
 FIRST_PAUSE_SECONDS = 0.5
@@ -112,7 +114,8 @@ async def configure_session(connection: AsyncConnection, limits: Limits | None =
         values["lock_timeout"] = _milliseconds(limits.lock)
         values["statement_timeout"] = _milliseconds(limits.revision)
         if (connection.dialect.server_version_info or ()) >= _TRANSACTION_TIMEOUT_SINCE:
-            values["transaction_timeout"] = _milliseconds(limits.revision)
+            # Longer, because the server would ignore a statement_timeout that is not shorter.
+            values["transaction_timeout"] = _milliseconds(limits.revision and limits.revision + 1)
     for name, value in values.items():
         await connection.execute(text("SELECT set_config(:name, :value, false)"), {"name": name, "value": value})
     pid = await connection.scalar(text("SELECT pg_backend_pid()"))
@@ -203,14 +206,20 @@ class Runner:
 
     async def _watch(self, pid: int, finished: asyncio.Event) -> None:
         while not finished.is_set():
-            async with asyncio.timeout(WATCH_ANSWER_SECONDS):
-                rows = (await self._lock.execute(_BLOCKERS, {"pid": pid})).all()
-            if rows:
-                self._blockers = [Blocker(*row) for row in rows]
-            try:
+            query = asyncio.create_task(self._query_blockers(pid), name="query the blockers")
+            # If a revision blocks the event loop, the deadline passes before the answer is read: it gets more time.
+            for seconds in (WATCH_ANSWER_SECONDS, WATCH_EXTRA_SECONDS):
+                await asyncio.wait((query,), timeout=seconds)
+            if not query.done():
+                query.cancel()
+                raise MigrationFailed(f"the server did not answer within {WATCH_ANSWER_SECONDS:g} s")
+            if rows := query.result():
+                self._blockers = rows
+            with suppress(TimeoutError):
                 await asyncio.wait_for(finished.wait(), WATCH_SECONDS)
-            except TimeoutError:
-                continue
+
+    async def _query_blockers(self, pid: int) -> list[Blocker]:
+        return [Blocker(*row) for row in await self._lock.execute(_BLOCKERS, {"pid": pid})]
 
 
 def pause_seconds(attempt: int) -> float:

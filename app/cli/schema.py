@@ -25,7 +25,7 @@ def show_schema(*, as_json: bool) -> None:
     else:
         for name, value in _document(result).items():
             shown = ", ".join(value) or "none" if isinstance(value, list) else value
-            print(f"{name.replace('_', ' '):<16}{'unknown' if shown is None else shown}")
+            print(f"{name.replace('_', ' '):<20} {'unknown' if shown is None else shown}")
     if not result.may_run:
         raise SchemaMismatch(str(result))
 

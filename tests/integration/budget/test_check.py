@@ -203,7 +203,7 @@ def test_api_on_an_unknown_revision_exits(database_url: URL, tmp_path: Path) -> 
 
     assert finished.returncode != 0
     [line] = [line for line in finished.stderr.splitlines() if "revision" in line]
-    assert line.startswith("headroom: the database is at revision future, this release needs ")
+    assert line.startswith("headroom: the database is at revision future, and this release (")
 
 
 def test_migration_without_a_server_exits_after_startup_timeout(empty_database: URL, tmp_path: Path) -> None:

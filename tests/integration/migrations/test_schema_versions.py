@@ -26,12 +26,6 @@ DROP_COLUMN = ("op.drop_column('users', 'is_admin')", "op.add_column('users', sa
 
 
 @pytest.fixture
-def owner(database_url: URL) -> URL:
-    """Return the migrations' URL of a database at the project's newest revision."""
-    return as_role(database_url, "headroom_owner")
-
-
-@pytest.fixture
 def newer(tmp_path: Path) -> Release:
     """Return a release that adds a column."""
     release = Release(tmp_path / "newer")

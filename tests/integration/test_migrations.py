@@ -21,6 +21,7 @@ from sqlalchemy import URL
 
 from app.observability import logging as logging_module
 from app.paths import PROJECT_ROOT
+from tests.support.migrations import fill
 from tests.support.postgres import Server, connect
 from tests.support.waiting import eventually
 
@@ -61,18 +62,23 @@ def test_revisions_have_one_head(alembic_config: Config) -> None:
 
 @pytest.mark.parametrize("revision", revisions())
 def test_revision_can_be_applied_reverted_and_applied_again(revision: str, target: URL, alembic_config: Config) -> None:
+    """Each schema has rows, and accepts more of them."""
     command.upgrade(alembic_config, f"{revision}-1" if revision != revisions()[0] else "base")
     before = schema(target)
+    fill(target, 1)
 
     command.upgrade(alembic_config, revision)
     after = schema(target)
     assert after != before
+    assert "users" in fill(target, 2)
 
     command.downgrade(alembic_config, "-1")
     assert schema(target) == before
+    fill(target, 3)
 
     command.upgrade(alembic_config, revision)
     assert schema(target) == after
+    fill(target, 4)
 
 
 def test_second_upgrade_changes_nothing(target: URL, alembic_config: Config) -> None:

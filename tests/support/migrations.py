@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO
 
 from alembic.config import Config
-from alembic.script import ScriptDirectory
+from alembic.script import Script, ScriptDirectory
 from sqlalchemy import URL
 
 from app.paths import PROJECT_ROOT
@@ -61,6 +61,13 @@ class Release:
     def scripts(self) -> ScriptDirectory:
         return ScriptDirectory.from_config(Config(toml_file=self.config))
 
+    @property
+    def newest(self) -> Script:
+        """Return the newest revision."""
+        script = self.scripts.get_revision("head")
+        assert script is not None
+        return script
+
     def start(self, url: URL, log: Path, **environment: str) -> subprocess.Popen[str]:
         """Start `alembic upgrade head`. Its output goes to `log`."""
         with log.open("w") as output:
@@ -102,6 +109,48 @@ def run_project(program: list[str], url: URL, directory: Path, **environment: st
 def upgrade_project(url: URL, directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run Alembic with the revisions of the project, by default `upgrade head`."""
     return run_project([*ALEMBIC, "-c", str(PYPROJECT), *(arguments or ("upgrade", "head"))], url, directory)
+
+
+_COLUMNS = """
+    SELECT a.attrelid::regclass::text, a.attname, format_type(a.atttypid, NULL), nullif(a.atttypmod, -1) - 4,
+           (SELECT confrelid::regclass::text FROM pg_constraint
+            WHERE contype = 'f' AND conrelid = a.attrelid AND conkey = ARRAY[a.attnum]),
+           (SELECT min(enumlabel) FROM pg_enum WHERE enumtypid = a.atttypid)
+    FROM pg_attribute AS a JOIN pg_class AS c ON c.oid = a.attrelid
+    WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace AND a.attnum > 0 AND NOT a.attisdropped
+          AND a.attidentity = '' AND a.attgenerated = '' AND NOT a.atthasdef
+          AND c.relname NOT IN ('alembic_version', 'schema_revisions')
+    ORDER BY a.attrelid, a.attnum
+"""
+_VALUES = {
+    "bigint": "{n}",
+    "integer": "{n}",
+    "smallint": "{n}",
+    "numeric": "{n}",
+    "double precision": "{n}",
+    "boolean": "true",
+    "timestamp with time zone": "now()",
+    "date": "current_date",
+    "uuid": "gen_random_uuid()",
+    "jsonb": "'{{}}'",
+    "bytea": "''",
+}
+
+
+def fill(url: URL, number: int) -> list[str]:
+    """Insert a row into every table, different for each `number`. Return the tables."""
+    with connect(url) as connection:
+        tables: dict[str, dict[str, str]] = {}
+        for table, column, kind, length, other, label in connection.execute(_COLUMNS):
+            value = _VALUES.get(kind, f"left('{column}{{n}}', {length or 100})").format(n=number)
+            if label is not None:
+                value = f"'{label}'"
+            if other is not None:
+                value = f"(SELECT max(id) FROM {other})"
+            tables.setdefault(table, {})[column] = value
+        for table, row in tables.items():
+            connection.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join(row.values())})".encode())
+    return list(tables)
 
 
 def _environment(url: URL, changes: dict[str, str]) -> dict[str, str]:

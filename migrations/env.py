@@ -6,11 +6,10 @@ import signal
 import threading
 from collections.abc import Sequence
 from time import monotonic
-from typing import Literal
 
 from alembic import context
 from alembic.util import CommandError
-from sqlalchemy import URL, Connection, DateTime
+from sqlalchemy import URL, Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app import registry
@@ -18,11 +17,12 @@ from app.budget.check import check_budget
 from app.budget.model import MIGRATE
 from app.database import Base, PoolOptions, make_engine
 from app.database.admin_connection import reaches_pooler, wait_until_available
-from app.database.schema_version import HISTORY_TABLE, State, compare
+from app.database.schema_version import State, compare
 from app.errors import ConfigurationError, HeadroomError, MigrationFailed, SchemaMismatch
 from app.observability.logging import configure_logging
 from app.settings import Settings, load_settings
 from migrations import history
+from migrations.autogenerate import OPTIONS
 from migrations.runner import Limits, Runner, acquire_lock, configure_session
 
 logger = logging.getLogger("headroom.migrations")
@@ -34,33 +34,12 @@ APPLICATION_NAME = "headroom:migrate"
 READ_ONLY_COMMANDS = {"check", "current", "history", "show"}
 
 
-def include_object(item: object, name: str | None, kind: str, reflected: bool, compare_to: object) -> bool:
-    """Return True if a difference of this object counts as drift.
-
-    The search indexes do not: whether they exist depends on the server's extensions. `schema_revisions` is not a model.
-    """
-    if kind == "table" and name == HISTORY_TABLE:
-        return False
-    return not (kind == "index" and reflected and name is not None and name.endswith("_trgm"))
-
-
-def render_item(kind: str, item: object, autogenerate: object) -> str | Literal[False]:
-    """Return the Python source of an object in a revision; False leaves it to Alembic.
-
-    Alembic would render the SQLite variant of a timestamp too.
-    """
-    if kind == "type" and isinstance(item, DateTime):
-        return f"sa.DateTime(timezone={item.timezone})"
-    return False
-
-
 def migrate(connection: Connection) -> None:
     """Run Alembic's command on the connection."""
     context.configure(
         connection=connection,
         target_metadata=Base.metadata,
-        include_object=include_object,
-        render_item=render_item,
+        **OPTIONS,
         # One transaction for each revision: `autocommit_block()` can then be used for CREATE INDEX CONCURRENTLY, and
         # applied revisions stay applied.
         transaction_per_migration=True,

@@ -38,19 +38,37 @@ _BREAKING_SQL = (
 _COMMENTS_AND_LITERALS = re.compile(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'", re.DOTALL)
 
 
+class _Output(io.StringIO):
+    """A script, and the part of it that no operation wrote: statements that a revision executes on the connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside_operation = False
+        self.direct = ""
+
+    def write(self, text: str) -> int:
+        if not self.inside_operation:
+            self.direct += text
+        return super().write(text)
+
+
 class Upgrade:
     """What `upgrade()` of a revision does: its operations, and its SQL."""
 
     def __init__(self, script: Script) -> None:
         self.operations: list[ops.MigrateOperation] = []
-        output = io.StringIO()
+        output = _Output()
         options = {"as_sql": True, "output_buffer": output, "literal_binds": True, "transaction_per_migration": True}
         context = MigrationContext.configure(dialect_name="postgresql", opts=options)
         original = AbstractOperations.invoke
 
         def invoke(operations: AbstractOperations, operation: ops.MigrateOperation) -> Any:
             self.operations.append(operation)
-            return original(operations, operation)
+            output.inside_operation = True
+            try:
+                return original(operations, operation)
+            finally:
+                output.inside_operation = False
 
         # On the class, because `op.batch_alter_table()` has an object of its own.
         AbstractOperations.invoke = invoke  # type: ignore[method-assign,assignment]
@@ -59,6 +77,7 @@ class Upgrade:
                 script.module.upgrade()
         finally:
             AbstractOperations.invoke = original  # type: ignore[method-assign]
+        self.operations.append(ops.ExecuteSQLOp(output.direct))
         self.sql = output.getvalue()
 
 

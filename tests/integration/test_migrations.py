@@ -296,7 +296,7 @@ def test_generated_revisions_run_and_pass_the_linter(target: URL, tmp_path: Path
     program = f"""
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import BigInteger, Identity, Integer, String
+from sqlalchemy import BigInteger, Enum, Identity, Integer, String
 from sqlalchemy.orm import Mapped, mapped_column
 from app.database import Base, TimestampMixin
 
@@ -304,6 +304,7 @@ class Sample(TimestampMixin, Base):
     __tablename__ = "samples"
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), Identity(), primary_key=True)
     name: Mapped[str] = mapped_column(String(50), unique=True)
+    colour: Mapped[str] = mapped_column(Enum("red", "green", name="colour"))
 
 config = Config(toml_file={str(PYPROJECT)!r})
 config.set_main_option("script_location", {str(scripts)!r})
@@ -314,6 +315,7 @@ command.revision(config, "it's a sample", autogenerate=True)
 command.upgrade(config, "head")
 command.check(config)
 command.downgrade(config, "-2")
+command.upgrade(config, "head")
 """
     finished = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False

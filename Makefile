@@ -7,7 +7,7 @@ WORKFLOWS := $(wildcard .github/workflows/*.yml)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run up down docker secrets budget seed migrate migration downgrade current history \
+.PHONY: help run up down docker secrets budget seed migrate migration downgrade check-migrations current history \
         test test-unit test-integration test-stack test-fastapi test-fast-routes-off coverage bench bench-capacity \
         bench-pages bench-overload bench-metrics bench-pool-stress bench-listener fault pictures dashboard docs lint format \
         types contracts check lock clean
@@ -55,6 +55,10 @@ migration: $(READY) ## generate a revision from the models: make migration m="ad
 
 downgrade: $(READY) ## revert the newest revision, including the data stored in its tables
 	@$(BIN)/alembic downgrade -1
+
+check-migrations: $(READY) ## check the revisions, and run the API tests of the merge base on their schema: base=COMMIT
+	@$(BIN)/pytest tests/unit/migrations tests/integration/test_migrations.py
+	@PYTHONPATH=. $(BIN)/python -m tests.old_release.run $(if $(base),--base $(base))
 
 current: $(READY) ## show the revision of the database
 	@$(BIN)/alembic current

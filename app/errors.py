@@ -3,8 +3,9 @@
 HeadroomError
 ├── ConfigurationError        a setting is missing, malformed or contradicts another setting
 ├── BudgetExceeded            the configuration allows more connections than the server or the pooler accepts
-├── SchemaMismatch            the database is not at the revision that this code needs
-├── MigrationLockTimeout      another migration job held the lock for too long
+├── SchemaMismatch            this code may not run on the database's schema
+├── MigrationFailed           a migration was not applied
+│   └── MigrationLockTimeout      another migration job held the lock for too long
 ├── LocalStackFailed          a process of `headroom up` did not start, or exited
 ├── DomainError               the request is refused, and the client can correct it
 │   ├── NotAuthenticated      the request has no valid access token
@@ -46,10 +47,14 @@ class BudgetExceeded(HeadroomError):
 
 
 class SchemaMismatch(HeadroomError):
-    """The database is not at the revision that this code needs."""
+    """This code may not run on the database's schema. The message says why, and what to do."""
 
 
-class MigrationLockTimeout(HeadroomError):
+class MigrationFailed(HeadroomError):
+    """A migration was not applied. The message has a few lines: the revision, the reason, the statement, what to do."""
+
+
+class MigrationLockTimeout(MigrationFailed):
     """Another migration job held the advisory lock for longer than MIGRATION_LOCK_TIMEOUT."""
 
 

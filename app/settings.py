@@ -98,6 +98,23 @@ class Settings(BaseSettings):
     migration_lock_timeout: float = Field(
         default=300.0, ge=0, description="Seconds that a migration job waits for another one to finish."
     )
+    migration_ddl_lock_timeout: float = Field(
+        default=1.0,
+        gt=0,
+        description="Seconds that a statement of a migration waits for a lock. Other statements on the table queue "
+        "behind it meanwhile. Then the revision is rolled back and tried again.",
+    )
+    migration_retry_timeout: float = Field(
+        default=120.0,
+        ge=0,
+        description="Seconds in which a migration job tries again after it did not get a lock.",
+    )
+    migration_revision_timeout: float = Field(
+        default=600.0,
+        ge=0,
+        description="Seconds after which the server cancels a statement of a migration, and since PostgreSQL 17 the "
+        "transaction of a revision; 0 means never. Concurrent index builds have no limit.",
+    )
 
     # Authentication.
     secret_key: str | None = Field(

@@ -35,8 +35,24 @@ def drop_index(name: str, table: str) -> None:
 @contextmanager
 def _autocommit() -> Iterator[None]:
     with op.get_context().autocommit_block():
-        # A concurrent build waits for older transactions and blocks no statement. The role's lock_timeout, which is for
-        # migrations that do block, would only make it fail on a busy server.
-        op.execute("SET lock_timeout = 0")
+        # A concurrent build waits for older transactions and blocks no statement. The limits of a migration, which are
+        # for statements that do block, would only make it fail on a busy server.
+        before = _limits()
+        for name in before:
+            op.execute(f"SET {name} = 0")
         yield
-        op.execute("RESET lock_timeout")  # not after a failure: that ends the session
+        for name, value in before.items():  # not after a failure: that ends the session
+            op.execute(f"RESET {name}" if value is None else f"SET {name} = {value}")
+
+
+def _limits() -> dict[str, str | None]:
+    """Return the limits of this session, by name; None for the default of a session that runs a script (--sql)."""
+    if op.get_context().as_sql:
+        return {"lock_timeout": None, "statement_timeout": None}
+    rows = op.get_bind().execute(
+        sa.text(  # `transaction_timeout` exists since PostgreSQL 17
+            "SELECT name, setting FROM pg_settings"
+            " WHERE name IN ('lock_timeout', 'statement_timeout', 'transaction_timeout')"
+        )
+    )
+    return {name: str(setting) for name, setting in rows}

@@ -2,99 +2,88 @@
 
 import asyncio
 import logging
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
 from time import monotonic
-from typing import Any, Literal
-from zlib import crc32
+from typing import Any
 
 from alembic import context
 from alembic.util import CommandError
-from sqlalchemy import URL, Connection, DateTime, text
+from sqlalchemy import URL, Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app import registry
 from app.budget.check import check_budget
 from app.budget.model import MIGRATE
 from app.database import Base, PoolOptions, make_engine
-from app.database.admin_connection import reconnect_pgbouncer, wait_until_available
-from app.errors import DatabaseUnavailable, HeadroomError, MigrationLockTimeout
+from app.database.admin_connection import reaches_pooler, reconnect_pgbouncer, wait_until_available
+from app.database.schema_version import State, compare
+from app.errors import ConfigurationError, DatabaseUnavailable, HeadroomError, MigrationFailed, SchemaMismatch
 from app.observability.logging import configure_logging
-from app.polling import poll
 from app.settings import Settings, load_settings
+from migrations import history
+from migrations.autogenerate import OPTIONS
+from migrations.runner import Limits, Runner, acquire_lock, configure_session
 
 logger = logging.getLogger("headroom.migrations")
 
 assert registry  # its import registers the tables of every domain with the metadata
 
 APPLICATION_NAME = "headroom:migrate"
-LOCK = crc32(b"headroom migrations")
-LOCK_POLL_SECONDS = 0.2
-GRANT_REVISIONS_TO_EXPORTER = """
-DO $$
-BEGIN
-    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'headroom_monitor') AND to_regclass('alembic_version') IS NOT NULL
-    THEN
-        GRANT SELECT ON alembic_version TO headroom_monitor;
-    END IF;
-END
-$$
-"""
 # Commands that change nothing. An operator must be able to run them while a migration is stuck: they take no lock.
 READ_ONLY_COMMANDS = {"check", "current", "history", "show"}
 
 
-def include_object(item: object, name: str | None, kind: str, reflected: bool, compare_to: object) -> bool:
-    """Return True if a difference of this object counts as drift.
-
-    The search indexes do not: whether they exist depends on the server's extensions.
-    """
-    return not (kind == "index" and reflected and name is not None and name.endswith("_trgm"))
-
-
-def render_item(kind: str, item: object, autogenerate: object) -> str | Literal[False]:
-    """Return the Python source of an object in a revision; False leaves it to Alembic.
-
-    Alembic would render the SQLite variant of a timestamp too.
-    """
-    if kind == "type" and isinstance(item, DateTime):
-        return f"sa.DateTime(timezone={item.timezone})"
-    return False
-
-
 def migrate(connection: Connection, applied: list[Any]) -> None:
     """Run Alembic's command on the connection. Append each step that it applies to `applied`."""
+    callbacks: list[Callable[..., None]] = [lambda step, **_: applied.append(step)]
+    if connection.dialect.name == "postgresql":
+        callbacks.append(history.record)
     context.configure(
         connection=connection,
         target_metadata=Base.metadata,
-        include_object=include_object,
-        render_item=render_item,
+        **OPTIONS,
         # One transaction for each revision: `autocommit_block()` can then be used for CREATE INDEX CONCURRENTLY, and
         # applied revisions stay applied.
         transaction_per_migration=True,
-        on_version_apply=lambda step, **_: applied.append(step),
+        on_version_apply=callbacks,
     )
     with context.begin_transaction():
         context.run_migrations()
 
 
-async def acquire_lock(connection: AsyncConnection, seconds: float) -> None:
-    """Wait until no other job migrates this database. The lock is held until the connection closes.
+def prepare(connection: Connection) -> bool:
+    """Prepare the history for Alembic's command; return False if the command has nothing to do.
 
-    Polls in autocommit mode on a connection of its own. `pg_advisory_lock` would wait inside a statement, and its
-    snapshot would block the other job's CREATE INDEX CONCURRENTLY: both would hang.
-    Raise MigrationLockTimeout after `seconds`.
+    Raise SchemaMismatch if the database is at a revision that this release does not know. An exception is
+    `upgrade head` on a newer compatible schema: the migration job of an older release must succeed, so that the release
+    can be started again after a rollback.
     """
-    attempts = 0
+    database = history.database_schema(connection)
+    comparison = compare(database, context.script)
+    if not comparison.ahead:
+        history.prepare(connection, context.script, database)
+        return True
+    if comparison.state is State.NEWER and _upgrades_to_head(comparison.code):
+        logger.info("nothing to do: %s", comparison)
+        return False
+    raise SchemaMismatch(
+        f"{comparison}; only `alembic upgrade head` is possible with this release"
+        if comparison.may_run
+        else str(comparison)
+    )
 
-    async def attempt() -> bool:
-        nonlocal attempts
-        acquired = bool(await connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": LOCK}))
-        attempts += 1
-        if not acquired and attempts == 1:
-            logger.info("waiting for another migration job")
-        return acquired
 
-    if not await poll(attempt, until=bool, deadline=monotonic() + seconds, every=LOCK_POLL_SECONDS):
-        raise MigrationLockTimeout(f"another migration job has held the lock for more than {seconds:g} s")
+def _upgrades_to_head(heads: Sequence[str]) -> bool:
+    if command() not in (None, "upgrade"):
+        return False
+    try:
+        requested = context.get_revision_argument()
+    except (KeyError, CommandError):  # the command has no such argument, or it is not a revision of this release
+        return False
+    return set(heads) == ({requested} if isinstance(requested, str) else set(requested or ()))
 
 
 async def run(settings: Settings, url: URL) -> None:
@@ -105,6 +94,7 @@ async def run(settings: Settings, url: URL) -> None:
         deadline = monotonic() + settings.startup_timeout
         if is_postgresql:
             await wait_until_available(url, deadline=deadline, application_name=APPLICATION_NAME)
+            await refuse_pooler(settings, url)
         await check_budget(settings, deadline=deadline)
     # One connection for the lock and one for the migration.
     engine = make_engine(
@@ -112,14 +102,25 @@ async def run(settings: Settings, url: URL) -> None:
     )
     applied: list[Any] = []
     try:
-        async with engine.connect() as connection:
-            if changes_schema and is_postgresql:
-                await connection.execution_options(isolation_level="AUTOCOMMIT")
-                await acquire_lock(connection, settings.migration_lock_timeout)
-            async with engine.connect() as migration:
-                await migration.run_sync(migrate, applied)
-                if changes_schema and is_postgresql:
-                    await grant_revisions_to_exporter(migration)
+        if not (changes_schema and is_postgresql):
+            async with engine.connect() as connection:
+                await connection.run_sync(migrate, applied)
+            return
+        async with engine.connect() as lock:
+            await lock.execution_options(isolation_level="AUTOCOMMIT")
+            await configure_session(lock)
+            await acquire_lock(lock, settings.migration_lock_timeout)
+            async with engine.connect() as connection:
+                if not await connection.run_sync(prepare):
+                    return
+            limits = Limits(
+                lock=settings.migration_ddl_lock_timeout,
+                retry=settings.migration_retry_timeout,
+                revision=settings.migration_revision_timeout,
+            )
+            await Runner(engine, lock, limits).run(partial(migrate, applied=applied))
+            async with engine.connect() as connection:
+                await after_migration(connection)
     finally:
         await engine.dispose()
         console = settings.known_pgbouncer_admin_url()
@@ -144,13 +145,40 @@ async def renew_pooler(console: URL) -> None:
         logger.info("PgBouncer renews its server connections")
 
 
-async def grant_revisions_to_exporter(connection: AsyncConnection) -> None:
-    """Let the exporter's role read `alembic_version`, which Alembic creates outside of every revision.
+async def refuse_pooler(settings: Settings, url: URL) -> None:
+    """Raise ConfigurationError if the URL leads to a connection pooler: the lock and the limits need a session."""
+    if await reaches_pooler(url, application_name=APPLICATION_NAME):
+        variable = "MIGRATION_DATABASE_URL" if settings.migration_database_url else "DATABASE_URL"
+        raise ConfigurationError(
+            f"{variable}: {url.host}:{url.port or 5432} is a connection pooler, and migrations need a session of "
+            "PostgreSQL; set MIGRATION_DATABASE_URL to the address of PostgreSQL itself"
+        )
 
-    Without `connection.begin()`: if nothing was pending, Alembic leaves its read transaction open.
-    """
-    await connection.execute(text(GRANT_REVISIONS_TO_EXPORTER))
-    await connection.commit()
+
+async def after_migration(connection: AsyncConnection) -> None:
+    """Do what must follow a migration that changed the schema, while the job still holds the lock."""
+    await connection.run_sync(history.grant_to_exporter)
+
+
+async def run_until_terminated(settings: Settings, url: URL) -> None:
+    """Run the command; on SIGTERM cancel the statement, roll back and raise MigrationFailed."""
+    handles_signal = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # `headroom up` has handlers of its own
+    )
+    task = asyncio.current_task()
+    assert task is not None
+    if handles_signal:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        await run(settings, url)
+    except asyncio.CancelledError:
+        if not handles_signal or not task.uncancel() == 0:
+            raise
+        raise MigrationFailed("stopped by SIGTERM; applied revisions stay applied") from None
+    finally:
+        if handles_signal:
+            asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
 
 
 def command() -> str | None:
@@ -159,26 +187,38 @@ def command() -> str | None:
     return options.cmd[0].__name__ if options is not None else None
 
 
+def write_script(url: URL) -> None:
+    """Write the SQL of Alembic's command to its output (`--sql`)."""
+    context.configure(
+        url=url,
+        target_metadata=Base.metadata,
+        literal_binds=True,
+        transaction_per_migration=True,
+        on_version_apply=history.record,
+    )
+    with context.begin_transaction():
+        starting = context.get_starting_revision_argument()
+        history.write_script(context.get_context(), starting if isinstance(starting, str) else None)
+        context.run_migrations()
+
+
 def main() -> None:
     """Run Alembic's command, online or offline."""
     try:
         settings = load_settings()
         url = settings.require_migration_database_url()
         if context.is_offline_mode():
-            context.configure(
-                url=url,
-                target_metadata=Base.metadata,
-                literal_binds=True,
-                transaction_per_migration=True,
-            )
-            with context.begin_transaction():
-                context.run_migrations()
+            write_script(url)
         else:
             configure_logging(format=settings.log_format, level=settings.log_level)
-            asyncio.run(run(settings, url))
+            asyncio.run(run_until_terminated(settings, url))
     except HeadroomError as error:
-        # Alembic prints a CommandError as one line, and exits with a non-zero status.
+        # Alembic prints a CommandError as its message alone, and exits with a non-zero status.
         raise CommandError(str(error)) from error
+    except KeyboardInterrupt:
+        if command() is None:
+            raise
+        raise CommandError("interrupted; applied revisions stay applied") from None
 
 
 main()

@@ -53,6 +53,12 @@ def _parser() -> argparse.ArgumentParser:
     admin.add_argument("--name", default="Administrator", help="(default: %(default)s)")
     admin.set_defaults(run=_create_admin)
 
+    schema = commands.add_parser(
+        "schema", help="show the revisions of this release and of the database; exit with 1 if this release may not run"
+    )
+    schema.add_argument("--json", action="store_true", help="print JSON")
+    schema.set_defaults(run=_schema)
+
     routes = commands.add_parser("routes", help="list the API's operations: fast or why not, sessions, commits")
     routes.set_defaults(run=_routes)
 
@@ -106,10 +112,19 @@ def _budget(options: argparse.Namespace) -> None:
 
 
 def _seed(options: argparse.Namespace) -> None:
-    from app.cli.seed import seed
+    import asyncio
+    from time import monotonic
+
+    from app.cli.seed import APPLICATION_NAME, seed
+    from app.database.schema_version import check_schema
     from app.settings import load_settings
 
-    password = seed(url=load_settings().require_migration_database_url(), users=options.users, posts=options.posts)
+    settings = load_settings()
+    url = settings.require_migration_database_url()
+    if url.get_backend_name() == "postgresql":
+        deadline = monotonic() + settings.startup_timeout
+        asyncio.run(check_schema(url, deadline=deadline, application_name=APPLICATION_NAME))
+    password = seed(url=url, users=options.users, posts=options.posts)
     print(f"{options.users} users and {options.posts} posts added; every new user has the password {password}")
 
 
@@ -117,6 +132,12 @@ def _create_admin(options: argparse.Namespace) -> None:
     from app.cli.create_admin import run_create_admin
 
     run_create_admin(email=options.email, name=options.name)
+
+
+def _schema(options: argparse.Namespace) -> None:
+    from app.cli.schema import show_schema
+
+    show_schema(as_json=options.json)
 
 
 def _routes(options: argparse.Namespace) -> None:

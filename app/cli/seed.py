@@ -15,6 +15,7 @@ from app.database.conninfo import parameters
 from app.domains.users.passwords import hash_password
 from app.errors import ConfigurationError, DatabaseUnavailable, HeadroomError
 
+APPLICATION_NAME = "headroom:seed"
 HISTORY = timedelta(days=730)
 FIRST_NAMES = (
     "Ada Alan Barbara Claude Donald Edsger Frances Grace Hedy Ivan John Katherine Leslie Margaret Niklaus Radia Shafi "
@@ -48,7 +49,7 @@ def seed(*, url: URL, users: int, posts: int) -> str:
     random = Random()  # noqa: S311 - plausible, not secret
     start = datetime.now(UTC) - HISTORY
     # psycopg whatever the URL's driver, so that there is one implementation of COPY.
-    address = parameters(url) | {"application_name": "headroom:seed"}
+    address = parameters(url) | {"application_name": APPLICATION_NAME}
     try:
         with psycopg.connect(**address) as connection:
             user_ids = _reserve_ids(connection, "users", users)

@@ -56,6 +56,11 @@ class AdminConnection:
         except (psycopg.Error, OSError) as error:
             raise DatabaseUnavailable(first_line(error)) from error
 
+    @property
+    def reported_pid(self) -> int | None:
+        """Return the process id that the other end reported at sign-in; None if the connection is not open."""
+        return self._connection.info.backend_pid if self._connection is not None else None
+
     async def close(self) -> None:
         """Close the connection, if it is open. A later query opens another one."""
         connection, self._connection = self._connection, None
@@ -113,6 +118,16 @@ class AdminConnection:
             )
         except (psycopg.Error, OSError) as error:
             raise DatabaseUnavailable(f"cannot connect: {first_line(error)}") from error
+
+
+async def reaches_pooler(url: URL, *, application_name: str) -> bool:
+    """Return True if the URL leads to a connection pooler, such as PgBouncer. Raise DatabaseUnavailable.
+
+    A pooler answers the sign-in itself, so the process id that it reports is not the one of the server's process.
+    """
+    async with AdminConnection(url, application_name=application_name) as connection:
+        [row] = await connection.query("SELECT pg_backend_pid() AS pid")
+        return bool(row["pid"] != connection.reported_pid)
 
 
 async def wait_until_available(url: URL, *, deadline: float, application_name: str) -> None:

@@ -146,6 +146,12 @@ SERVER_MAX_CONNECTIONS = MetricSpec("db_server_max_connections", "gauge", "The s
 MIGRATIONS_PENDING = MetricSpec(
     "db_migrations_pending", "gauge", "Revisions of this release that are not applied to the database."
 )
+MIGRATIONS_AHEAD = MetricSpec(
+    "db_migrations_ahead", "gauge", "Revisions applied to the database that this release does not have."
+)
+SCHEMA_COMPATIBLE = MetricSpec(
+    "db_schema_compatible", "gauge", "1 if the programs of this release may run on the database's schema, otherwise 0."
+)
 
 # PgBouncer's console. Collected by the exporter if DB_POOLER=pgbouncer.
 PGBOUNCER_UP = MetricSpec("pgbouncer_up", "gauge", "1 if PgBouncer's console answers the exporter, otherwise 0.")

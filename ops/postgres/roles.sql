@@ -22,9 +22,13 @@ $$;
 -- The owner of all objects that migrations create. Only the migration job uses it.
 ALTER SCHEMA public OWNER TO headroom_owner;
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
--- A migration that waits for a lock blocks all later statements on the table. It fails instead, and can be retried.
+-- A migration that waits for a lock blocks all later statements on the table. It fails instead, and can be retried. The
+-- migration job sets a shorter limit, and the next ones too (migrations/runner.py): these are for sessions of people.
 ALTER ROLE headroom_owner SET lock_timeout = '10s';
 ALTER ROLE headroom_owner SET idle_in_transaction_session_timeout = '60s';
+ALTER ROLE headroom_owner SET client_connection_check_interval = '1s';
+-- A migration that waits for a lock logs which transaction blocks it, with its statement.
+GRANT pg_read_all_stats TO headroom_owner;
 
 -- The API: data only. The default privileges cover later migrations, so no migration needs a GRANT.
 GRANT USAGE ON SCHEMA public TO headroom_app;

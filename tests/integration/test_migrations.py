@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from zlib import crc32
@@ -17,12 +18,13 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import URL
-from sqlalchemy.exc import DBAPIError
 
 from app.database.conninfo import parameters
 from app.observability import logging as logging_module
 from app.paths import PROJECT_ROOT
+from tests.support.migrations import fill
 from tests.support.postgres import PgBouncer, Server, as_role, connect
+from tests.support.waiting import eventually
 
 # Subprocesses run in `tmp_path`, where there is no `.env`, so they need the absolute path.
 PYPROJECT = PROJECT_ROOT / "pyproject.toml"
@@ -40,15 +42,16 @@ def schema(url: URL) -> list[tuple[object, ...]]:
     with connect(url) as connection:
         return connection.execute(
             "SELECT table_name, column_name, data_type, is_nullable, column_default, is_identity"
-            " FROM information_schema.columns WHERE table_schema = 'public' AND table_name <> 'alembic_version'"
+            " FROM information_schema.columns WHERE table_schema = 'public' AND table_name <> ALL (%(own)s)"
             " UNION ALL SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid), contype::text, '', ''"
             " FROM pg_constraint WHERE connamespace = 'public'::regnamespace"
-            " AND conrelid <> coalesce(to_regclass('alembic_version'), 0)"
+            " AND conrelid::regclass::text <> ALL (%(own)s)"
             " UNION ALL SELECT tablename, indexname, indexdef, '', '', ''"
-            " FROM pg_indexes WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
+            " FROM pg_indexes WHERE schemaname = 'public' AND tablename <> ALL (%(own)s)"
             " UNION ALL SELECT typname, enumlabel, enumsortorder::text, '', '', ''"
             " FROM pg_enum JOIN pg_type ON pg_type.oid = enumtypid WHERE typnamespace = 'public'::regnamespace"
-            " ORDER BY 1, 2, 3"
+            " ORDER BY 1, 2, 3",
+            {"own": ["alembic_version", "schema_revisions"]},
         ).fetchall()
 
 
@@ -67,18 +70,23 @@ def test_revisions_have_one_head(alembic_config: Config) -> None:
 
 @pytest.mark.parametrize("revision", revisions())
 def test_revision_can_be_applied_reverted_and_applied_again(revision: str, target: URL, alembic_config: Config) -> None:
+    """Each schema has rows, and accepts more of them."""
     command.upgrade(alembic_config, f"{revision}-1" if revision != revisions()[0] else "base")
     before = schema(target)
+    fill(target, 1)
 
     command.upgrade(alembic_config, revision)
     after = schema(target)
     assert (after == before) == (revision in DATA_REVISIONS), f"{revision} changes only data? Add it to DATA_REVISIONS"
+    assert "users" in fill(target, 2)
 
     command.downgrade(alembic_config, "-1")
     assert schema(target) == before
+    fill(target, 3)
 
     command.upgrade(alembic_config, revision)
     assert schema(target) == after
+    fill(target, 4)
 
 
 def test_second_upgrade_changes_nothing(target: URL, alembic_config: Config) -> None:
@@ -206,13 +214,21 @@ def invalid_indexes(url: URL) -> list[str]:
 
 @contextmanager
 def uncommitted_write(url: URL, table: str) -> Iterator[None]:
-    """Lock the table as an uncommitted write does. Other sessions give up waiting after 1 s."""
-    with connect(url) as connection:
-        connection.execute(f"ALTER DATABASE {url.database} SET statement_timeout = '1s'".encode())
-        with connection.transaction():
-            connection.execute(f"LOCK TABLE {table} IN ROW EXCLUSIVE MODE".encode())
-            yield
-        connection.execute(f"ALTER DATABASE {url.database} RESET statement_timeout".encode())
+    """Lock the table as an uncommitted write does. Cancel the migration that waits for it."""
+    waiting = (
+        "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE datname = %s AND query LIKE '%% CONCURRENTLY %%'"
+        " AND application_name = 'headroom:migrate' AND wait_event_type = 'Lock'"
+    )
+    with (
+        connect(url) as connection,
+        connect(url) as other,
+        ThreadPoolExecutor(1) as executor,
+        connection.transaction(),
+    ):
+        connection.execute(f"LOCK TABLE {table} IN ROW EXCLUSIVE MODE".encode())
+        cancelled = executor.submit(eventually, lambda: other.execute(waiting, (url.database,)).fetchall(), within=30)
+        yield
+        cancelled.result()
 
 
 @pytest.mark.parametrize("table", ["users", "posts"])
@@ -225,13 +241,13 @@ def test_interrupted_index_revision_is_completed_by_the_next_run(
     complete = schema(target)
     command.downgrade(alembic_config, "-1")
 
-    with uncommitted_write(target, table), pytest.raises(DBAPIError, match="statement timeout"):
+    with uncommitted_write(target, table), pytest.raises(CommandError, match="canceling statement due to user request"):
         command.upgrade(alembic_config, INDEX_REVISION)
     assert invalid_indexes(target)
     command.upgrade(alembic_config, INDEX_REVISION)
     assert (schema(target), invalid_indexes(target)) == (complete, [])
 
-    with uncommitted_write(target, table), pytest.raises(DBAPIError, match="statement timeout"):
+    with uncommitted_write(target, table), pytest.raises(CommandError, match="canceling statement due to user request"):
         command.downgrade(alembic_config, "-1")
     assert invalid_indexes(target)
     command.downgrade(alembic_config, "-1")
@@ -288,7 +304,7 @@ def test_generated_revisions_run_and_pass_the_linter(target: URL, tmp_path: Path
     program = f"""
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import BigInteger, Identity, Integer, String
+from sqlalchemy import BigInteger, Enum, Identity, Integer, String
 from sqlalchemy.orm import Mapped, mapped_column
 from app.database import Base, TimestampMixin
 
@@ -296,6 +312,7 @@ class Sample(TimestampMixin, Base):
     __tablename__ = "headroom_samples"
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), Identity(), primary_key=True)
     name: Mapped[str] = mapped_column(String(50), unique=True)
+    colour: Mapped[str] = mapped_column(Enum("red", "green", name="colour"))
 
 config = Config(toml_file={str(PYPROJECT)!r})
 config.set_main_option("script_location", {str(scripts)!r})
@@ -306,6 +323,7 @@ command.revision(config, "it's a sample", autogenerate=True)
 command.upgrade(config, "head")
 command.check(config)
 command.downgrade(config, "-2")
+command.upgrade(config, "head")
 """
     finished = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False

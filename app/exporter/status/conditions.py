@@ -166,6 +166,16 @@ def _migration_pending(snapshots: Sequence[Snapshot]) -> Evaluation:
     return UNKNOWN if pending is None else _firing_if(pending > 0, f"{pending:.0f} pending")
 
 
+def _schema_incompatible(snapshots: Sequence[Snapshot]) -> Evaluation:
+    ahead = snapshots[-1].value(catalogue.MIGRATIONS_AHEAD)
+    compatible = snapshots[-1].value(catalogue.SCHEMA_COMPATIBLE)
+    if ahead is None or compatible is None:
+        return UNKNOWN
+    if not ahead:
+        return Evaluation("ok", "not ahead of this release")
+    return _firing_if(not compatible, f"{ahead:.0f} ahead, {'compatible' if compatible else 'incompatible'}")
+
+
 CONDITIONS = (
     Condition(
         "HeadroomLow",
@@ -257,5 +267,12 @@ CONDITIONS = (
         "warning",
         "Run the migration job, and read its log if it fails.",
         _migration_pending,
+    ),
+    Condition(
+        "SchemaIncompatible",
+        "The database is newer than this release, which may not run on it",
+        "critical",
+        'Run "headroom schema": it names the release to start, or the downgrade to run.',
+        _schema_incompatible,
     ),
 )

@@ -54,6 +54,8 @@ _KEPT = frozenset(
         catalogue.SERVER_UP,
         catalogue.SERVER_CONNECTIONS,
         catalogue.MIGRATIONS_PENDING,
+        catalogue.MIGRATIONS_AHEAD,
+        catalogue.SCHEMA_COMPATIBLE,
         catalogue.PGBOUNCER_UP,
         catalogue.PGBOUNCER_CLIENTS,
         catalogue.COLLECTOR_SUCCESS,

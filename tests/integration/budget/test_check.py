@@ -178,7 +178,14 @@ def test_program_over_the_limits_of_pgbouncer_exits(
     folder.mkdir()
     with run_pgbouncer(postgres, folder, **limits) as pgbouncer:
         for program in (API, BUDGET, MIGRATE) if "max_client_conn" in limits else (BUDGET,):
-            finished = run(program, pgbouncer.url(database_url), tmp_path, DB_POOLER="pgbouncer", STARTUP_TIMEOUT="30")
+            finished = run(
+                program,
+                pgbouncer.url(database_url),
+                tmp_path,
+                DB_POOLER="pgbouncer",
+                STARTUP_TIMEOUT="30",
+                MIGRATION_DATABASE_URL=as_role(database_url, "headroom_owner").render_as_string(hide_password=False),
+            )
             output = finished.stdout + finished.stderr
             assert finished.returncode != 0
             [line] = [line for line in output.splitlines() if "over budget: " in line]
@@ -203,7 +210,7 @@ def test_api_on_an_unknown_revision_exits(database_url: URL, tmp_path: Path) -> 
 
     assert finished.returncode != 0
     [line] = [line for line in finished.stderr.splitlines() if "revision" in line]
-    assert line.startswith("headroom: the database is at revision future, this release needs ")
+    assert line.startswith("headroom: the database is at revision future, and this release (")
 
 
 def test_migration_without_a_server_exits_after_startup_timeout(empty_database: URL, tmp_path: Path) -> None:

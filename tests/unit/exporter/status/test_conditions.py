@@ -91,6 +91,10 @@ CASES: dict[str, tuple[Samples, Samples]] = {
         {series(catalogue.COLLECTOR_SUCCESS, collector="server"): 1},
     ),
     "MigrationPending": ({series(catalogue.MIGRATIONS_PENDING): 1}, {series(catalogue.MIGRATIONS_PENDING): 0}),
+    "SchemaIncompatible": (
+        {series(catalogue.MIGRATIONS_AHEAD): 1, series(catalogue.SCHEMA_COMPATIBLE): 0},
+        {series(catalogue.MIGRATIONS_AHEAD): 1, series(catalogue.SCHEMA_COMPATIBLE): 1},
+    ),
 }
 
 
@@ -118,6 +122,14 @@ def test_condition_without_samples_is_unknown(name: str) -> None:
 
 def test_headroom_low_says_how_much_is_open() -> None:
     assert evaluate("HeadroomLow", budget(100, 91)).value == "91% of the limit is open"
+
+
+def test_schema_incompatible_names_the_direction() -> None:
+    behind: Samples = {series(catalogue.MIGRATIONS_AHEAD): 0, series(catalogue.SCHEMA_COMPATIBLE): 0}
+    ahead: Samples = {series(catalogue.MIGRATIONS_AHEAD): 2, series(catalogue.SCHEMA_COMPATIBLE): 1}
+
+    assert evaluate("SchemaIncompatible", behind) == Evaluation("ok", "not ahead of this release")
+    assert evaluate("SchemaIncompatible", ahead) == Evaluation("ok", "2 ahead, compatible")
 
 
 def test_views_disagree_fires_only_after_two_minutes() -> None:

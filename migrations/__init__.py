@@ -1,0 +1,1 @@
+"""Alembic's environment, the revisions in `versions/`, and the helpers that both use."""

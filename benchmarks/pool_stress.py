@@ -78,7 +78,7 @@ def main() -> None:
         print_header(COLUMNS)
         for path in args.paths:
             for driver in args.drivers:
-                pgbouncer = Path(directory) / f"pgbouncer-{driver}"
+                pgbouncer = Path(directory) / f"{path}-{driver}"
                 pgbouncer.mkdir()
                 started = time.monotonic()
                 with server.database() as database:

@@ -1,7 +1,7 @@
 """The pool under random faults. `make bench-pool-stress` runs more operations."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,14 +10,14 @@ from sqlalchemy import URL
 from tests.support.pool_stress import stress
 from tests.support.postgres import Server, as_role, run_pgbouncer, run_postgres
 
-OPERATIONS = 1_000
+OPERATIONS = 4_000
 
 pytestmark = pytest.mark.alone
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with run_postgres(tmp_path_factory.mktemp("postgres")) as server:
+def postgres(new_directory: Callable[[], Path]) -> Iterator[Server]:
+    with run_postgres(new_directory()) as server:
         yield server
 
 
@@ -35,7 +35,7 @@ def test_random_faults_cause_no_wrong_answer_and_no_leak(database: URL, driver: 
 
     assert report.violations == []
     assert report.outcomes["answered"] > OPERATIONS / 10
-    assert min(report.faults[fault] for fault in ("cut", "silent", "terminated")) > 0
+    assert sum(report.faults.values()) > 10
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])

@@ -64,6 +64,7 @@ class FaultyProxy(Proxy):
         super().__init__(target)
         self._random = random
         self._clients: dict[StreamWriter, int] = {}
+        self._serving: dict[asyncio.Task[Any], StreamWriter] = {}
         self.faults: Counter[str] = Counter()
         self.most = 0
 
@@ -72,15 +73,27 @@ class FaultyProxy(Proxy):
         """Return the ports from which the open connections reach the server."""
         return {port for writer, port in self._clients.items() if not _is_closed_by_client(writer)}
 
+    async def close(self) -> None:
+        """Refuse new connections, close the open ones, and wait for their end."""
+        await self.stop_listening()
+        for writer in self._serving.values():
+            writer.transport.abort()
+        while self._serving:
+            await asyncio.wait(set(self._serving))
+
     async def _serve(self, reader: StreamReader, writer: StreamWriter) -> None:
         self.opened += 1
+        task: Any = asyncio.current_task()
+        self._serving[task] = writer
+        task.add_done_callback(self._serving.pop)
         fault = self._random.choices(["none", "cut", "silent"], [0.3, 0.5, 0.2])[0]
         limit = math.exp(self._random.uniform(math.log(SMALLEST_LIMIT), math.log(LARGEST_LIMIT)))
         left = [math.inf if fault == "none" else int(limit)]
         upstream: StreamWriter | None = None
         try:
             upstream_reader, upstream = await self._connect()
-            port: int = upstream.get_extra_info("sockname")[1]
+            name = upstream.get_extra_info("sockname")
+            port = name[1] if isinstance(name, tuple) else -self.opened  # a Unix socket has no port
             pumps = {
                 asyncio.create_task(self._forward(reader, upstream, left, partial(self._count, writer, port))),
                 asyncio.create_task(self._forward(upstream_reader, writer, left)),

@@ -4,12 +4,13 @@ import asyncio
 import logging
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from time import monotonic
 from typing import Any
 
 from alembic import context
+from alembic.runtime.migration import MigrationContext, MigrationInfo
 from alembic.util import CommandError
 from sqlalchemy import URL, Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -36,11 +37,16 @@ APPLICATION_NAME = "headroom:migrate"
 READ_ONLY_COMMANDS = {"check", "current", "history", "show"}
 
 
-def migrate(connection: Connection, applied: list[Any]) -> None:
+def migrate(connection: Connection, applied: list[MigrationInfo]) -> None:
     """Run Alembic's command on the connection. Append each step that it applies to `applied`."""
-    callbacks: list[Callable[..., None]] = [lambda step, **_: applied.append(step)]
-    if connection.dialect.name == "postgresql":
-        callbacks.append(history.record)
+
+    def on_version_apply(
+        ctx: MigrationContext, step: MigrationInfo, heads: Collection[Any], run_args: Mapping[str, Any]
+    ) -> None:
+        applied.append(step)
+        if connection.dialect.name == "postgresql":
+            history.record(ctx, step, heads, run_args)
+
     context.configure(
         connection=connection,
         target_metadata=Base.metadata,
@@ -48,7 +54,7 @@ def migrate(connection: Connection, applied: list[Any]) -> None:
         # One transaction for each revision: `autocommit_block()` can then be used for CREATE INDEX CONCURRENTLY, and
         # applied revisions stay applied.
         transaction_per_migration=True,
-        on_version_apply=callbacks,
+        on_version_apply=on_version_apply,
     )
     with context.begin_transaction():
         context.run_migrations()
@@ -100,7 +106,7 @@ async def run(settings: Settings, url: URL) -> None:
     engine = make_engine(
         url=url, application_name=APPLICATION_NAME, pool=PoolOptions(size=MIGRATE.direct, max_overflow=0)
     )
-    applied: list[Any] = []
+    applied: list[MigrationInfo] = []
     try:
         if not (changes_schema and is_postgresql):
             async with engine.connect() as connection:

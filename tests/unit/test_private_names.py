@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import re
 import tomllib
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 import asyncpg
 import pytest
+from alembic.runtime.migration import MigrationContext
 from fastapi import APIRouter, Request
 from prometheus_client import values
 from sqlalchemy import Integer, column, create_engine, select, table, update
@@ -116,6 +118,7 @@ USES = {
             "_validation_failed",
         },
     ),
+    "migrations/kinds.py": Uses("alembic", {"_per_migration"}),
     # Read for each request: a function around it would cost more than the rest of the check.
     "app/web/fast_routes/dispatcher.py": Uses("fastapi", {"_routes_version"}),
 }
@@ -155,7 +158,8 @@ def names_of_bases(path: Path, tree: ast.Module) -> Iterator[str]:
         if defined:
             module = ".".join(path.relative_to(PROJECT_ROOT).with_suffix("").parts)
             class_ = getattr(importlib.import_module(module), node.name)
-            bases = [base for base in class_.__mro__ if base.__module__.partition(".")[0] not in {"app", "builtins"}]
+            own = {*FOLDERS, "builtins"}
+            bases = [base for base in class_.__mro__ if base.__module__.partition(".")[0] not in own]
             yield from (n for n in defined if any(n in vars(base) or n in base.__annotations__ for base in bases))
 
 
@@ -223,6 +227,10 @@ def test_private_names_of_asyncpg_and_uvicorn_worker_exist() -> None:
     names = USES["app/database/liveness.py"].names | USES["app/database/answers.py"].names
     assert names <= set(asyncpg.Connection.__slots__)
     assert USES["app/server/worker.py"].names <= vars(UvicornWorker).keys()
+
+
+def test_private_names_of_alembic_exist() -> None:
+    assert USES["migrations/kinds.py"].names <= inspect.signature(MigrationContext.begin_transaction).parameters.keys()
 
 
 def test_private_names_of_fastapi_exist() -> None:

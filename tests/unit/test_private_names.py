@@ -160,7 +160,8 @@ def names_of_bases(path: Path, tree: ast.Module) -> Iterator[str]:
             class_ = getattr(importlib.import_module(module), node.name)
             own = {*FOLDERS, "builtins"}
             bases = [base for base in class_.__mro__ if base.__module__.partition(".")[0] not in own]
-            yield from (n for n in defined if any(n in vars(base) or n in base.__annotations__ for base in bases))
+            inherited = {name for base in bases for name in (*vars(base), *getattr(base, "__annotations__", ()))}
+            yield from defined & inherited
 
 
 def used_names(path: Path) -> set[str]:

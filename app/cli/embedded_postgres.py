@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import psycopg
@@ -52,13 +53,24 @@ def embedded_postgres(data_dir: Path) -> Iterator[DatabaseUrls]:
             server = get_server(data_dir / "postgres", start=False, cleanup_mode=None)
         except (OSError, RuntimeError) as error:
             raise LocalStackFailed(f"PostgreSQL did not start: {error}") from error
+        starting, stops = Lock(), False
+
+        def start() -> DatabaseUrls:
+            with starting:
+                if stops:
+                    raise LocalStackFailed("PostgreSQL was stopped before it was started")
+                return _start(server)
+
         try:
             # In a thread, because a signal cannot interrupt it: an interrupted initdb leaves child processes and an
-            # incomplete data directory behind. Leaving the block waits for the thread.
-            with ThreadPoolExecutor(1) as starting:
-                urls = starting.submit(_start, server).result()
+            # incomplete data directory behind.
+            with ThreadPoolExecutor(1) as executor:
+                urls = executor.submit(start).result()
             yield urls
         finally:
+            # Wait for the start, or prevent it: if a signal interrupts submit(), the executor does not wait.
+            with starting:
+                stops = True
             _stop(server)
 
 

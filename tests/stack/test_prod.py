@@ -81,7 +81,7 @@ def test_container_runs_unprivileged_with_limits(prod: ProdStack, service: str) 
 def test_secrets_are_in_no_environment_and_no_log(prod: ProdStack) -> None:
     folder = Path(prod.environment["SECRETS_DIR"])
     secrets = [file.read_text() for file in folder.iterdir()]
-    assert len(secrets) == 10
+    assert len(secrets) == 12
     seen = "".join(str(prod.inspect(service)["Config"]) for service in SERVICES) + prod.compose("logs")
 
     assert not [secret for secret in secrets if secret in seen]

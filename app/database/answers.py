@@ -99,7 +99,7 @@ def _bounded_execution(execute: Callable[..., None]) -> Callable[..., None]:
             *_, context = rest
         else:
             rest = (*rest, context)
-        if context is None:
+        if getattr(context, "root_connection", None) is None:
             execute(cursor, statement, *rest)
             return
         with _expected_answer(context.root_connection.connection):
@@ -139,9 +139,15 @@ def _terminating_in_its_loop(terminate: Callable[[Any], None]) -> Callable[[Any]
 
 
 def _closed_by_peer(driver_connection: Any) -> bool:
-    """Return True if the end of the stream has arrived. Unlike unread data, it cannot be a harmless notice."""
+    """Return True if the end of the stream has arrived. Unlike unread data, it cannot be a harmless notice.
+
+    macOS cannot tell: False, so that the outcome of the COMMIT counts as unknown.
+    """
+    end_of_stream = getattr(select, "POLLRDHUP", None)
+    if end_of_stream is None:
+        return False
     poll = select.poll()
-    poll.register(file_descriptor(driver_connection), select.POLLRDHUP)
+    poll.register(file_descriptor(driver_connection), end_of_stream)
     return bool(poll.poll(0))
 
 

@@ -582,6 +582,7 @@ class BoundedPool(Pool):
                 recycle_at = record.info.setdefault(_RECYCLE_AT, self._recycle_at())  # not if SQLAlchemy reopened it
                 if now < recycle_at and not is_invalidated(record):
                     return True
+                shut_down(record.driver_connection)  # the caller must not wait until the server closes it too
                 record.close()
                 return False
             kind, cause = "hard", "unanswered" if silent else "hung_up"

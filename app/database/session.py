@@ -27,7 +27,7 @@ from app.database.fast_path import fast_path
 from app.database.stale_statements import READ_ONLY, statement_texts
 from app.database.statement_checks import Statement, require_entity, require_returning, require_select
 from app.database.write_session import WriteSession, open_write_session, watch_failed_statements
-from app.errors import OutcomeUnknown, SchemaChanged, TransactionConflict, first_line
+from app.errors import OutcomeUnknown, PoolExhausted, SchemaChanged, TransactionConflict, first_line
 
 # With any columns.
 Returning = ReturningInsert[*tuple[Any, ...]] | ReturningUpdate[*tuple[Any, ...]] | ReturningDelete[*tuple[Any, ...]]
@@ -82,9 +82,11 @@ class _Statements:
                 await connection.execution_options(isolation_level="AUTOCOMMIT", **{READ_ONLY: self._reads_only})
                 yield connection
         except DBAPIError as error:
-            if not self._reads_only and error.connection_invalidated and not rolled_back(error):
+            known = translate(error)
+            lost = error.connection_invalidated and not isinstance(known, PoolExhausted)  # the pooler sent nothing on
+            if lost and not self._reads_only and not rolled_back(error):
                 raise OutcomeUnknown(f"the answer to a write was lost: {first_line(error)}") from error
-            raise translate(error) or error from error
+            raise known or error from error
 
 
 class ReadSession(_Statements):

@@ -98,7 +98,7 @@ def _execute(
             if kind == "refused":
                 raise
             raise (OutcomeUnknown if is_committed else SchemaChanged)(first_line(error)) from error
-        connection.rollback()
+        context.dialect.do_rollback(connection)  # it has a deadline, the connection's own method has none
         execute(cursor, texts.once(statement), parameters, context)
     return True
 

@@ -138,11 +138,13 @@ class FairListener:
         self._pause: asyncio.TimerHandle | None = None
         self._is_deferring = False
         self._has_skipped = False
+        self._is_closed = False
         sock.setblocking(False)
         self._listen()
 
     def close(self) -> None:
-        """Accept no more connections."""
+        """Accept no more connections, except with `accept_all()`."""
+        self._is_closed = True
         if self._pause is not None:
             self._pause.cancel()
         self._loop.remove_reader(self._socket)
@@ -210,7 +212,8 @@ class FairListener:
             logger.error(  # noqa: TRY400 - the traceback says nothing more
                 "cannot accept connections: %s; next attempt in %.0f s", error, EXHAUSTED_PAUSE_SECONDS
             )
-            self._pause_for(EXHAUSTED_PAUSE_SECONDS, self._listen)
+            if not self._is_closed:
+                self._pause_for(EXHAUSTED_PAUSE_SECONDS, self._listen)
             return False
         self._count.increment()
         connection = socket.socket(*self._kind, fileno=descriptor)

@@ -112,7 +112,14 @@ class FairServer(Server):
         await self._close_connections(deadline)
         if seconds is not None:
             self.config.timeout_graceful_shutdown = max(0, deadline - loop.time())  # type: ignore[assignment]
-        await super().shutdown(sockets)
+        # It waits for WebSockets and background tasks. Without ticks, Gunicorn would take the worker for stuck.
+        remaining = asyncio.ensure_future(super().shutdown(sockets))
+        counter = 0
+        while not remaining.done():
+            await asyncio.wait({remaining}, timeout=TICK_SECONDS)
+            await self.on_tick(counter)
+            counter += 1
+        await remaining
 
     def _resume_listeners(self) -> None:
         for listener in self._listeners:

@@ -56,10 +56,12 @@ def last_request(connection: Any) -> object:
 
 
 def is_idle(connection: Any) -> bool:
-    """Return True if the client has sent nothing since the last response, or since the connection was opened."""
+    """Return True if the last request, if any, has arrived and was answered, and no other one has begun."""
     # The parser replaces the connection's scope at the first byte of a request.
     cycle = connection.cycle
-    return connection.scope is None if cycle is None else cycle.response_complete and cycle.scope is connection.scope
+    if cycle is None:
+        return connection.scope is None
+    return cycle.response_complete and not cycle.more_body and cycle.scope is connection.scope
 
 
 def close_if_unread_is_empty(connection: Any) -> bool:

@@ -189,6 +189,12 @@ class ClientProtocol(HttpToolsProtocol):
             cycle, app = self.pipeline.pop()
             self._start_asgi_task(cycle, app)
 
+    def on_message_complete(self) -> None:
+        """Note the end of a request, also if it was answered before: uvicorn notes it only before the response."""
+        super().on_message_complete()
+        if self.cycle.response_complete:
+            self.cycle.more_body = False
+
     def handle_websocket_upgrade(self) -> None:
         """Give the connection to uvicorn's WebSocket protocol."""
         self._sweep.discard(self)

@@ -97,10 +97,10 @@ class RequestMiddleware:
         remember_outer_application(scope)
         callers_session = open_write_session.get()  # of a test that calls the application inside a transaction
         self.metrics.started()
-        status = 0
+        status, ended = 0, 0.0
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
+            nonlocal status, ended
             if message["type"] == "http.response.start":
                 session = open_write_session.get()
                 if session is not None and session is not callers_session and session.is_open:
@@ -114,6 +114,8 @@ class RequestMiddleware:
                     added = [header for header in added if header[0] not in present]
                 message["headers"] = [*headers, *added, (b"x-request-id", own_id.encode())]
             await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                ended = perf_counter()
 
         try:
             await self.app(scope, receive, send_with_headers)
@@ -121,7 +123,7 @@ class RequestMiddleware:
             status = status or 499  # the server stopped before the response began
             raise
         finally:
-            seconds = perf_counter() - started
+            seconds = (ended or perf_counter()) - started  # without background tasks
             route = route_template(scope)
             self.metrics.finished(scope["method"], route, status, seconds)
             self._log(scope, route, status, seconds)
@@ -173,20 +175,23 @@ class ErrorMiddleware:
             await self._pass_on(scope, receive, send)
             return
 
-        started = False
+        last_sent: Message | None = None
         application = scope.get("app")  # a mount replaces it
 
         async def send_and_record(message: Message) -> None:
-            nonlocal started
+            nonlocal last_sent
             await send(message)
-            started = True  # not before: RequestMiddleware may have refused to begin the response
+            last_sent = message  # not before: RequestMiddleware may have refused to begin the response
 
         try:
             await self.app(scope, receive, send_and_record)
         except Exception as error:
             logger.exception("unhandled exception in %s %r", scope["method"], scope["path"])
-            if started:  # part of a response was sent: only closing the connection tells the client
-                raise
+            if last_sent is not None:
+                if _is_last(last_sent):
+                    # A background task failed. Uvicorn would close the connection, under the client's next request.
+                    return
+                raise  # part of a response was sent: only closing the connection tells the client
             response = await _respond_to(error, application, Request(scope, receive, send))
             await response(scope, receive, send)
 
@@ -213,6 +218,11 @@ class ErrorMiddleware:
             logger.exception("unhandled exception in WebSocket %r", scope["path"])
             with suppress(OSError):  # the client has left
                 await answer_websocket(scope, receive, send_and_note, internal_error(scope))
+
+
+def _is_last(message: Message) -> bool:
+    """Return True if the message ends the response."""
+    return bool(message["type"] == "http.response.body" and not message.get("more_body", False))
 
 
 # The state of a WebSocket after a message of the application.

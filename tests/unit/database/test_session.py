@@ -1,14 +1,18 @@
 """Sessions on SQLite, and the compilation of statements for the fast path."""
 
 from datetime import UTC
+from types import SimpleNamespace
 
+import psycopg
 import pytest
 from sqlalchemy import bindparam, select
+from sqlalchemy.exc import DBAPIError
 
-from app.database import Database
+from app.database import Database, StatementSession
 from app.database.engine import make_engine
 from app.database.fast_path import compile_statement
 from app.domains.users.models import User
+from app.errors import OutcomeUnknown, PoolExhausted
 from tests.unit.conftest import SQLITE
 
 BY_ID = select(User.id, User.created_at).where(User.id == bindparam("user_id"))
@@ -23,6 +27,29 @@ async def test_read_session_returns_a_row_of_a_write_session(database: Database)
 
     assert row is not None
     assert row["created_at"].tzinfo is UTC
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"), [("query_wait_timeout", PoolExhausted), ("server closed the connection", OutcomeUnknown)]
+)
+async def test_write_that_the_pooler_did_not_pass_on_has_a_known_outcome(
+    message: str, expected: type[Exception]
+) -> None:
+    """On the ordinary path. PgBouncer closes the connection in both cases."""
+    engine = make_engine(url=SQLITE.set(drivername="postgresql+psycopg"), application_name="test")
+    session = StatementSession(engine)
+    lost = DBAPIError("INSERT", {}, psycopg.errors.ProtocolViolation(message), connection_invalidated=True)
+
+    class Lost:
+        async def __aenter__(self) -> None:
+            raise lost
+
+        async def __aexit__(self, *_: object) -> None: ...
+
+    session._engine = SimpleNamespace(connect=Lost)  # type: ignore[assignment]
+    with pytest.raises(expected):
+        async with session._connect():
+            pytest.fail("the connection was lost")
 
 
 async def test_fixture_rolls_back_the_rows_of_other_tests(database: Database) -> None:

@@ -17,7 +17,7 @@ OWN_SLOT, OTHER_SLOT = 1, 2
 
 
 async def respond(scope: Any, receive: Any, send: Any) -> None:
-    """Answer with 2 bytes. Wait for an event before: /wait before the response, /stream after its headers."""
+    """Answer with 2 bytes. Wait for an event: /wait before the response, /stream in it, /background after it."""
     if scope["path"] == "/wait":
         await scope["state"]["go_on"].wait()
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
@@ -27,6 +27,8 @@ async def respond(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.body", "body": b"k"})
     else:
         await send({"type": "http.response.body", "body": b"ok"})
+    if scope["path"] == "/background":
+        await scope["state"]["go_on"].wait()
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def sock() -> socket.socket:
 
 @pytest.fixture
 def go_on() -> asyncio.Event:
-    """Return the event for which the handlers of /wait and /stream wait."""
+    """Return the event for which the handlers of /wait, /stream and /background wait."""
     return asyncio.Event()
 
 

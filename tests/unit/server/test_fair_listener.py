@@ -161,3 +161,20 @@ async def test_listener_without_file_descriptors_resumes_after_a_pause(
     assert (await asyncio.wait_for(connection.ask(get("/")), 10)).status == 200
     assert "cannot accept connections: [Errno 24] Too many open files" in caplog.text
     connection.close()
+
+
+async def test_closed_listener_without_file_descriptors_does_not_listen_again(
+    server: FairServer, sock: socket.socket
+) -> None:
+    class Exhausted:
+        def _accept(self) -> Any:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    [listener] = server._listeners
+    listener.close()
+    listener._socket = Exhausted()  # type: ignore[assignment]
+
+    listener.accept_all()
+    listener._socket = sock
+
+    assert listener._pause is None

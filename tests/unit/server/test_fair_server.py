@@ -155,6 +155,21 @@ async def test_unfinished_request_is_cancelled_at_the_deadline(server: FairServe
     assert response.exception() is not None or response.result().status == 500
 
 
+async def test_worker_that_waits_for_background_tasks_gives_signs_of_life(
+    server: FairServer, replica: Replica, port: int, go_on: asyncio.Event
+) -> None:
+    connection = await connect(port)
+    await connection.ask(get("/background"))
+    connection.close()
+    await leave(server)
+    await wait_until(lambda: not server.server_state.connections)
+
+    without_connections = replica._ticks[OWN_SLOT]
+    # Longer than the tick that was under way when the last connection was closed.
+    await wait_until(lambda: replica._ticks[OWN_SLOT] > without_connections + 500)
+    go_on.set()
+
+
 async def test_queued_connections_of_a_stopping_replica_are_served(
     server: FairServer, replica: Replica, port: int
 ) -> None:

@@ -19,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.observability import http_metrics
 from app.paths import PYPROJECT
-from app.server import protocol
+from app.server import keep_alive, protocol
 from app.web.middleware import BodyLimitMiddleware
 from app.web.problems import install_problem_handlers
 from tests.support.uvicorn_thread import LIMITS, Serving, serving
@@ -178,8 +178,12 @@ def test_early_response_keeps_connection_if_rest_of_body_is_small(server: Servin
         status, headers, _ = client.response()
         assert status == 401
         assert "connection" not in headers
+        [connection] = server.protocols
+        assert not keep_alive.is_idle(connection), "a leaving worker would close it while its body arrives"
 
-        client.sendall(b"x" * 10 + GET)
+        client.sendall(b"x" * 10)
+        eventually(lambda: keep_alive.is_idle(connection), within=10)
+        client.sendall(GET)
         assert client.response()[0] == 200
 
 

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 
 import pytest
-from fastapi import FastAPI, Request
+from fastapi import BackgroundTasks, FastAPI, Request
 from httpx import ASGITransport, AsyncClient
 
 from app.errors import (
@@ -16,6 +16,7 @@ from app.errors import (
     TransactionConflict,
     TransientDatabaseError,
 )
+from app.web import middleware
 from app.web.middleware import body_limit
 
 
@@ -53,6 +54,44 @@ async def test_unhandled_exception_response_is_problem_without_cause(
     assert response.json()["request_id"] == "abc"
     assert "secret" not in response.text
     assert "secret detail" in caplog.text, "the log must contain the cause"
+
+
+async def test_failing_background_task_is_logged_and_keeps_the_connection(
+    app: FastAPI, client: AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An exception that reached Uvicorn would close the connection, on which the next request may already run."""
+
+    async def fail() -> None:
+        raise LookupError("in the background")
+
+    @app.get("/task")
+    async def task(background: BackgroundTasks) -> str:
+        background.add_task(fail)
+        return "done"
+
+    assert (await client.get("/task")).json() == "done"
+    assert "in the background" in caplog.text
+
+
+async def test_duration_of_a_request_excludes_its_background_tasks(
+    app: FastAPI, client: AsyncClient, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(middleware, "perf_counter", lambda: clock[0])
+
+    async def wait() -> None:
+        clock[0] += 100
+
+    @app.get("/task")
+    async def task(background: BackgroundTasks) -> str:
+        background.add_task(wait)
+        clock[0] += 1
+        return "done"
+
+    with caplog.at_level(logging.INFO):
+        await client.get("/task")
+
+    assert [record.__dict__["duration_ms"] for record in caplog.records if "duration_ms" in record.__dict__] == [1000.0]
 
 
 @pytest.mark.parametrize("error", [PoolExhausted, DatabaseUnavailable, StatementTimeout, TransactionConflict])

@@ -16,7 +16,7 @@ NOT_BLANK = r"^[^\x00]*[^\s\x00\x1c-\x1f][^\x00]*$"
 # Strips after validation. pydantic's strip_whitespace strips first, and then accepts text over the documented length.
 Trimmed = AfterValidator(str.strip)
 
-# The levels of objects and arrays that a JsonObject may have. pydantic fails to serialise responses of about 256 levels.
+# The levels of objects and arrays that a JsonObject may have. pydantic raises if a response has about 256.
 MAX_JSON_LEVELS = 100
 
 

@@ -36,11 +36,13 @@ class Operation:
 
     `statuses` are those for an anonymous caller, another user, the user or author, and an administrator. `request` has
     the body, as an argument of httpx: `json`, `data` or `files`. `costs` has a cost for each query string that matters.
+    `after` is an operation that the owner sends first, with the same path parameters: the PUT of what a GET returns.
     """
 
     statuses: tuple[int, int, int, int]
     request: Mapping[str, Any] = field(default_factory=dict)
     costs: Mapping[str, Cost] = field(default_factory=dict)
+    after: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,12 +131,19 @@ def documented(app: FastAPI) -> dict[str, dict[str, Any]]:
 
 
 async def path_of(operation: str, owner: Person) -> str:
-    """Return the operation's path, after the owner has created a row for each of its path parameters."""
+    """Return the operation's path, after the owner has created a row for each of its path parameters.
+
+    The owner has sent its `after`, too.
+    """
     template = operation.partition(" ")[2]
     ids: dict[str, Any] = {"user_id": owner.id}
     for name in re.findall(r"{(\w+)}", template):
         if name not in ids:
             ids[name] = await _create_row(name, owner)
+    if (first := OPERATIONS[operation].after) is not None:
+        method, _, path = first.partition(" ")
+        sent = await owner(method, path.format(**ids), **OPERATIONS[first].request)
+        assert sent.is_success, f"{first}, as `after` of {operation} in {HERE}: {sent.text}"
     return template.format(**ids)
 
 

@@ -21,7 +21,8 @@ HERE = "tests/support/operations.py"
 class Cost(NamedTuple):
     """The limits of one request, with open connections and prepared statements.
 
-    `statements` is the number of executed statements, including BEGIN, COMMIT and the query for the signed-in user.
+    `statements` is the number of executed statements, including BEGIN, COMMIT and the query for the signed-in user,
+    those of background tasks, and for a write those of the driver at the first use of an enum.
     `calls` is the number of calls of Python functions, in the application and its libraries: 10 % above the last
     measurement. It is None for a request that cannot be repeated, or that has no JSON body, or that hashes a password.
     """

@@ -1,10 +1,10 @@
 """Types of schema fields that several domains use. Imports no web framework, so repositories can use it."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler, StringConstraints
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, PydanticCustomError
 
 BIGINT_MAX = 2**63 - 1
 
@@ -15,6 +15,30 @@ NoNul = StringConstraints(pattern=NO_NUL)
 NOT_BLANK = r"^[^\x00]*[^\s\x00\x1c-\x1f][^\x00]*$"
 # Strips after validation. pydantic's strip_whitespace strips first, and then accepts text over the documented length.
 Trimmed = AfterValidator(str.strip)
+
+# The levels of objects and arrays that a JsonObject may have. pydantic raises if a response has about 256.
+MAX_JSON_LEVELS = 100
+
+
+def _require_few_levels(value: dict[str, Any]) -> dict[str, Any]:
+    # Level by level: a recursive function would raise RecursionError for the values that this one has to refuse.
+    level: list[Any] = [value]
+    for _ in range(MAX_JSON_LEVELS):
+        children = (child for each in level for child in (each.values() if isinstance(each, dict) else each))
+        level = [child for child in children if isinstance(child, dict | list)]
+        if not level:
+            return value
+    raise PydanticCustomError(
+        "json_too_deep", "JSON should have at most {max_levels} levels", {"max_levels": MAX_JSON_LEVELS}
+    )
+
+
+# A JSON object of any shape, in a request: for a JSONB column.
+JsonObject = Annotated[
+    dict[str, Any],
+    AfterValidator(_require_few_levels),
+    Field(description=f"A JSON object with at most {MAX_JSON_LEVELS} levels of objects and arrays."),
+]
 
 # The default of every field of a Patch. pydantic does not validate defaults, so a field whose type excludes None still
 # refuses an explicit null.

@@ -21,7 +21,8 @@ HERE = "tests/support/operations.py"
 class Cost(NamedTuple):
     """The limits of one request, with open connections and prepared statements.
 
-    `statements` is the number of executed statements, including BEGIN, COMMIT and the query for the signed-in user.
+    `statements` is the number of executed statements, including BEGIN, COMMIT and the query for the signed-in user,
+    those of background tasks, and for a write those of the driver at the first use of an enum.
     `calls` is the number of calls of Python functions, in the application and its libraries: 10 % above the last
     measurement. It is None for a request that cannot be repeated, or that has no JSON body, or that hashes a password.
     """
@@ -36,11 +37,13 @@ class Operation:
 
     `statuses` are those for an anonymous caller, another user, the user or author, and an administrator. `request` has
     the body, as an argument of httpx: `json`, `data` or `files`. `costs` has a cost for each query string that matters.
+    `after` is an operation that the owner sends first, with the same path parameters: the PUT of what a GET returns.
     """
 
     statuses: tuple[int, int, int, int]
     request: Mapping[str, Any] = field(default_factory=dict)
     costs: Mapping[str, Cost] = field(default_factory=dict)
+    after: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,12 +132,19 @@ def documented(app: FastAPI) -> dict[str, dict[str, Any]]:
 
 
 async def path_of(operation: str, owner: Person) -> str:
-    """Return the operation's path, after the owner has created a row for each of its path parameters."""
+    """Return the operation's path, after the owner has created a row for each of its path parameters.
+
+    The owner has sent its `after`, too.
+    """
     template = operation.partition(" ")[2]
     ids: dict[str, Any] = {"user_id": owner.id}
     for name in re.findall(r"{(\w+)}", template):
         if name not in ids:
             ids[name] = await _create_row(name, owner)
+    if (first := OPERATIONS[operation].after) is not None:
+        method, _, path = first.partition(" ")
+        sent = await owner(method, path.format(**ids), **OPERATIONS[first].request)
+        assert sent.is_success, f"{first}, as `after` of {operation} in {HERE}: {sent.text}"
     return template.format(**ids)
 
 

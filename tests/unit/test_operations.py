@@ -1,10 +1,14 @@
 """The tests of every operation know all of them."""
 
 import re
+from typing import Any, cast
 
+import pytest
 from fastapi import FastAPI
+from httpx import Response
 
-from tests.support.operations import HERE, OPERATIONS, PARAMETERS, documented
+from tests.support.operations import ANYONE, HERE, OPERATIONS, PARAMETERS, Operation, documented, path_of
+from tests.support.people import Person
 
 
 def test_each_operation_of_the_application_is_in_operations(app: FastAPI) -> None:
@@ -32,3 +36,23 @@ def test_each_path_parameter_is_in_parameters() -> None:
 
     assert not missing, f"add to PARAMETERS in {HERE}: {', '.join(missing)}"
     assert not unknown, f"remove from PARAMETERS in {HERE}: {', '.join(unknown)}"
+
+
+async def test_path_of_an_operation_with_after_sends_it_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GET of a sub-resource succeeds only after its PUT."""
+    sent: list[tuple[str, str, Any]] = []
+
+    class Owner:
+        id = 7
+
+        async def __call__(self, method: str, path: str, **request: Any) -> Response:
+            sent.append((method, path, request))
+            return Response(200)
+
+    put = "PUT /users/{user_id}/photo"
+    get = "GET /users/{user_id}/photo"
+    monkeypatch.setitem(OPERATIONS, put, Operation(statuses=ANYONE, request={"json": {"url": "x"}}))
+    monkeypatch.setitem(OPERATIONS, get, Operation(statuses=ANYONE, after=put))
+
+    assert await path_of(get, cast("Person", Owner())) == "/users/7/photo"
+    assert sent == [("PUT", "/users/7/photo", {"json": {"url": "x"}})]

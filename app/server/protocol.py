@@ -192,7 +192,7 @@ class ClientProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Note the end of a request, also if it was answered before: uvicorn notes it only before the response."""
         super().on_message_complete()
-        if self.cycle.response_complete:
+        if self.cycle is not None and self.cycle.response_complete:  # a WebSocket has no cycle
             self.cycle.more_body = False
 
     def handle_websocket_upgrade(self) -> None:

@@ -52,6 +52,9 @@ async def measure(served: Served, calls: Sequence[Call], server: Server, clients
             latencies.append(perf_counter() - sent)
             total_bytes += len(answer.head) + len(answer.body) + 4  # 4: the blank line between them
             call.check(answer, body=len(latencies) % CHECK_BODY_EVERY == 0)
+            if answer.is_last:  # a worker with more than its share of the clients moves some
+                connection.close()
+                connection = connections[number] = await connect(served.port)
 
     await asyncio.gather(*map(run_client, range(clients)))
     elapsed = monotonic() - started

@@ -1,4 +1,4 @@
-"""What the processes of one replica know of each other: which workers serve, and whether the replica is stopping.
+"""State that the processes of one replica share: which workers serve, and whether the replica is stopping.
 
 Gunicorn's master and its workers share it as memory, so it must be created in the master, before the first fork. Times
 are of the system's monotonic clock, in milliseconds: all processes of a machine read the same clock.

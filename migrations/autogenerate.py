@@ -1,4 +1,4 @@
-"""What autogenerate compares, for `migrations/env.py` and for its tests."""
+"""Options of autogenerate, for `migrations/env.py` and for its tests."""
 
 from typing import Any, Literal
 

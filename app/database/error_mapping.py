@@ -22,8 +22,8 @@ from app.errors import (
     TransientDatabaseError,
 )
 
-# What the server says about its own state, by SQLSTATE or by its class (the first two characters). Each is a 503, and
-# the log has one line for it. docs/api.md has the same table, and a test compares the two.
+# Errors that report the server's own state, by SQLSTATE or by its class (the first two characters). Each gives a 503
+# and one line in the log. docs/api.md has the same table, and a test compares the two.
 SERVER_STATES: Mapping[str, type[TransientDatabaseError]] = {
     "08": DatabaseUnavailable,  # connection_exception; also PgBouncer's errors
     "25006": DatabaseUnavailable,  # read_only_sql_transaction: this server is no longer the primary

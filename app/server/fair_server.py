@@ -2,7 +2,7 @@
 
 How a worker leaves (docs/decisions/0015-leaving-workers.md):
 1. While its successors start, or until a stopping replica has drained, it goes on serving.
-2. It stops listening. The last workers of a replica first accept what waits in the socket's queue.
+2. It stops listening. The last workers of a replica first accept the connections in the socket's queue.
 3. It answers what is in progress, and the next request of each connection, with `Connection: close`.
 4. It closes the connections on which nothing arrives. What is not finished at the deadline is cancelled.
 """
@@ -155,7 +155,7 @@ class FairServer(Server):
         for listener in self._listeners:
             listener.close()
             if self._replica.is_stopping:
-                # No other process will accept what waits in the queue: closing the socket would reset it.
+                # No other process accepts the queued connections, and closing the socket would reset them.
                 listener.accept_all()
         for each in sockets:
             each.close()

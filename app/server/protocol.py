@@ -42,7 +42,7 @@ SWEEP_SECONDS = 1.0
 
 
 class ClientLimits(NamedTuple):
-    """What a client may send, and how long it may take."""
+    """Limits of a client: sizes in bytes, times in seconds."""
 
     header_bytes: int
     header_count: int
@@ -112,7 +112,7 @@ class ClientProtocol(HttpToolsProtocol):
         self._discards = False
         self._discarded_bytes = 0
         self._lingers = False
-        # What the last sweep found: what the connection waits for, since when, and how much had arrived then.
+        # Result of the last sweep: the event that the connection waits for, since when, and the bytes received by then.
         self._wait: _Wait | None = None
         self._wait_subject: object = None
         self._window_start = self._wait_start = 0.0
@@ -132,7 +132,7 @@ class ClientProtocol(HttpToolsProtocol):
         self._lingering_transport = None  # it refers to this object
 
     def data_received(self, data: bytes) -> None:
-        """Parse what has arrived, then check the part of a request that is incomplete."""
+        """Parse the received bytes, then check the incomplete part of a request."""
         if self._discards:
             self._discard(data)
             return
@@ -246,7 +246,7 @@ class ClientProtocol(HttpToolsProtocol):
         if self._lingers or self.transport.is_closing():
             return
         self._lingers = self._discards = True
-        # What arrives belongs to no request: the connection is neither idle nor does it wait for a response.
+        # The received bytes belong to no request: the connection is not idle, and waits for no response.
         self.scope = cast("Any", {})
         self.flow.resume_reading()
         if self.transport.can_write_eof():  # not with TLS

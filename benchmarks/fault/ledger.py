@@ -1,4 +1,4 @@
-"""What clients were told about each write, compared with what the database holds."""
+"""The outcome that clients received for each write, compared with the rows in the database."""
 
 from collections import Counter
 from collections.abc import Iterable

@@ -59,7 +59,7 @@ class Network:
         return ["nsenter", "--target", str(self._holder.pid), "--net", *user]
 
     def drop(self) -> None:
-        """Drop every packet, as a cut cable does: nobody is told."""
+        """Drop every packet, as a cut cable does: no side receives an error."""
         _run(*self.enter(), "iptables", "-A", "INPUT", "-i", "eth0", "-j", "DROP")
         _run(*self.enter(), "iptables", "-A", "OUTPUT", "-o", "eth0", "-j", "DROP")
 

@@ -1,4 +1,4 @@
-"""What a trial runs on: one or two PostgreSQL servers, PgBouncer, the API, its exporter, and relays between them.
+"""The servers of a trial: one or two PostgreSQL servers, PgBouncer, the API, its exporter, and relays between them.
 
 API -> relay -> PostgreSQL                         setup "asyncpg"
 API -> relay -> PgBouncer -> relay -> PostgreSQL   setup "psycopg-pgbouncer"
@@ -43,7 +43,7 @@ API_BACKENDS = "application_name LIKE 'headroom:api:%'"
 
 @dataclass(frozen=True)
 class Plan:
-    """What a fault needs: how the API runs, and what runs next to it."""
+    """Requirements of a fault: how the API runs, and which servers run next to it."""
 
     in_container: bool = False
     has_standby: bool = False
@@ -121,7 +121,7 @@ class Topology:
         return self.setup == PSYCOPG_PGBOUNCER
 
     def __enter__(self) -> Self:
-        # A signal that arrives meanwhile is raised inside the first block, which then ends what has been started.
+        # A signal that arrives meanwhile is raised inside the first block, which then ends the started programs.
         with ExitStack() as starting:
             with deferred():
                 self._stack = starting

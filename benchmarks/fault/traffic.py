@@ -21,12 +21,12 @@ OUTCOME_UNKNOWN = b"/problems/outcome-unknown"
 
 
 class Failure(StrEnum):
-    """Why a request has no answer. HUNG_UP: the client itself left, on purpose."""
+    """Why a request has no answer. ABORTED: the client disconnected on purpose."""
 
     NOT_CONNECTED = "not connected"
     BROKEN = "broken"
     SILENT = "silent"
-    HUNG_UP = "hung up"
+    ABORTED = "aborted"
 
 
 @dataclass(slots=True)
@@ -51,7 +51,7 @@ class Exchange:
 
     @property
     def failed(self) -> bool:
-        return not self.succeeded and self.result is not Failure.HUNG_UP
+        return not self.succeeded and self.result is not Failure.ABORTED
 
 
 class Account(NamedTuple):
@@ -186,7 +186,7 @@ class Client:
                 if done:
                     return asked.result()
                 asked.cancel()
-                return Failure.HUNG_UP
+                return Failure.ABORTED
         except TimeoutError:
             return Failure.SILENT
         except OSError:

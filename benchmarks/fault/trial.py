@@ -67,7 +67,7 @@ class Row:
     broken: int = 0
     not_connected: int = 0
     silent: int = 0
-    hung_up: int = 0
+    aborted: int = 0
     wrong: int = 0
     slowest: float = 0.0
     recovery: float | None = 0.0
@@ -123,7 +123,7 @@ def summarise(
     results = Counter(each.result for each in exchanges)
     statuses = {result: number for result, number in results.items() if not isinstance(result, Failure)}
     others = {str(status): n for status, n in sorted(statuses.items()) if not 200 <= status < 300 and status != 503}
-    answered = [each.seconds for each in exchanges if each.result is not Failure.HUNG_UP]
+    answered = [each.seconds for each in exchanges if each.result is not Failure.ABORTED]
     return Row(
         setup=setup,
         group=fault.group,
@@ -136,7 +136,7 @@ def summarise(
         broken=results[Failure.BROKEN],
         not_connected=results[Failure.NOT_CONNECTED],
         silent=results[Failure.SILENT],
-        hung_up=results[Failure.HUNG_UP],
+        aborted=results[Failure.ABORTED],
         wrong=sum(each.is_wrong for each in exchanges),
         slowest=min(max(answered, default=0.0), PATIENCE_SECONDS),
         recovery=_recovery(exchanges, ended, observed_until),

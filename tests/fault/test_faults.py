@@ -48,7 +48,7 @@ def test_harness_counts_a_connection_that_no_pool_knows(run: Run) -> None:
         (ASYNCPG, "PostgreSQL: read-only"),
         (ASYNCPG, "PostgreSQL: all backends terminated"),
         (ASYNCPG, "API: all workers killed"),
-        (ASYNCPG, "Clients: 300 hang up"),
+        (ASYNCPG, "Clients: 300 disconnect"),
         (PSYCOPG_PGBOUNCER, "PostgreSQL: killed"),
         (PSYCOPG_PGBOUNCER, "PgBouncer: killed"),
         (PSYCOPG_PGBOUNCER, "PgBouncer: PAUSE, PostgreSQL restarted, RESUME"),

@@ -17,7 +17,7 @@ from app.pagination.page import Page, read_page
 from app.pagination.statements import ListStatements, contains
 
 _COLUMNS = (Post.id, Post.title, Post.content, Post.author_id, Post.created_at, Post.updated_at)
-# What a client sends for a new post: the fields of PostCreate.
+# The columns that a new post takes from the request: the fields of PostCreate.
 _SENT = (Post.title, Post.content)
 _POSTS = select(*_COLUMNS, User.name.label("author_name")).join(Post.author)
 _BY_ID = _POSTS.where(Post.id == bindparam("post_id", type_=Post.id.type))

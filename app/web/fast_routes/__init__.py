@@ -45,8 +45,8 @@ def install(app: FastAPI, mode: Mode = "auto") -> bool:
     """Serve the application's operations by plans, also those added later. Return False if FastAPI serves them.
 
     Call it once, after the application was created. With mode "auto", an untested version of FastAPI or Starlette
-    switches fast routes off, with a warning. With mode "off" FastAPI serves the application, also where it is mounted
-    in one that has fast routes.
+    switches fast routes off, with a warning. With mode "off" FastAPI serves the application, even if it is
+    mounted in an application with fast routes.
     """
     if mode == "off":
         switched_off.add(app)

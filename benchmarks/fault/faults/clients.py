@@ -1,4 +1,4 @@
-"""Clients that hang up, and clients that are slow."""
+"""Clients that disconnect early, and clients that are slow."""
 
 import asyncio
 import random
@@ -25,7 +25,7 @@ CLIENTS = 64
 REQUESTS_WITHIN = 30
 
 
-@fault("300 hang up")
+@fault("300 disconnect")
 def hang_up(trial: Trial) -> None:
     """Clients send a write and close the connection before the answer, again and again."""
     uvloop.run(_hang_up(trial.traffic, trial.seconds))
@@ -80,7 +80,7 @@ async def _be_slow(traffic: Traffic, seconds: float) -> None:
     await asyncio.gather(*(run(client, number / SLOW_CLIENTS) for number, client in enumerate(slow)))
 
 
-@fault("200,000 requests, one in ten hung up on")
+@fault("200,000 requests, one in ten aborted")
 def hang_up_at_random(trial: Trial) -> None:
     uvloop.run(_hang_up_at_random(trial.traffic, trial.seconds * REQUESTS_WITHIN))
 

@@ -129,7 +129,7 @@ def _fail_over(trial: Trial) -> None:
     topology = trial.topology
     assert topology.standby is not None
     topology.primary.stop(signal.SIGKILL)
-    sleep(trial.seconds / 2)  # until somebody notices
+    sleep(trial.seconds / 2)  # the time until an operator promotes the standby
     promote(topology.standby)
     topology.server_relay.switch(topology.standby.port)
     trial.mark_end()

@@ -1,4 +1,4 @@
-"""What the server says about its own state becomes an error of the tree, and what a unit of work may repeat."""
+"""Errors that report the server's state are translated, and a unit of work is repeated after a conflict."""
 
 import asyncio
 import logging

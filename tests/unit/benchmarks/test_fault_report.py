@@ -138,11 +138,11 @@ def test_summary_counts_results_and_the_slowest_answer() -> None:
         Exchange(96.0, 0.1, 500),
         Exchange(96.0, 0.1, Failure.BROKEN),
         Exchange(97.0, 0.1, Failure.NOT_CONNECTED),
-        Exchange(90.0, 9.0, Failure.HUNG_UP),
+        Exchange(90.0, 9.0, Failure.ABORTED),
     )
 
     assert (row.requests, row.succeeded, row.unavailable, row.others) == (7, 2, 1, {"500": 1})
-    assert (row.broken, row.not_connected, row.silent, row.hung_up, row.wrong) == (1, 1, 0, 1, 1)
+    assert (row.broken, row.not_connected, row.silent, row.aborted, row.wrong) == (1, 1, 0, 1, 1)
     assert (row.slowest, row.fault_seconds) == (3.0, 5.0)
 
 
@@ -152,7 +152,7 @@ def test_summary_counts_results_and_the_slowest_answer() -> None:
         (98.0, 503, 0.0),  # ended during the fault
         (100.5, 503, 1.5),
         (100.5, 200, 0.0),
-        (100.5, Failure.HUNG_UP, 0.0),
+        (100.5, Failure.ABORTED, 0.0),
         (104.0, Failure.BROKEN, 5.0),
     ],
 )

@@ -134,7 +134,7 @@ async def test_client_that_hangs_up_counts_as_no_failure() -> None:
     async with served(lambda _: b"") as traffic:
         await traffic.write(Client(traffic), hang_up_after=0.01)
 
-        assert [(each.result, each.failed) for each in traffic.exchanges] == [(Failure.HUNG_UP, False)]
+        assert [(each.result, each.failed) for each in traffic.exchanges] == [(Failure.ABORTED, False)]
         assert traffic.ledger.compare([]).unanswered_absent == 1
 
 

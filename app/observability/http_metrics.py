@@ -1,11 +1,10 @@
 """HTTP metrics of this process: requests by route and status, their duration, and requests in progress."""
 
+from collections.abc import Callable
 from functools import cache
 
-from prometheus_client import Counter, Histogram
-
 from app.observability import catalogue
-from app.observability.instruments import counter, gauge, histogram
+from app.observability.instruments import counter, gauge, histogram, incrementer, observer
 
 REQUESTS = counter(catalogue.HTTP_REQUESTS)
 DURATION = histogram(catalogue.HTTP_DURATION)
@@ -31,8 +30,9 @@ class HttpMetrics:
         self._in_flight -= 1
         if method not in _METHODS:
             method = "other"
-        _requests(method, route, status).inc()
-        _duration(method, route).observe(seconds)
+        count, observe = _recorders(method, route, status)
+        count()
+        observe(seconds)
 
     def publish(self) -> None:
         """Set the gauge of requests in progress."""
@@ -40,16 +40,9 @@ class HttpMetrics:
 
 
 # Cached: labels() converts its arguments to strings and takes a lock, which costs as much as the increment.
-
-
 @cache
-def _requests(method: str, route: str, status: int) -> Counter:
-    return REQUESTS.labels(method, route, status)
-
-
-@cache
-def _duration(method: str, route: str) -> Histogram:
-    return DURATION.labels(method, route)
+def _recorders(method: str, route: str, status: int) -> tuple[Callable[[], None], Callable[[float], None]]:
+    return incrementer(REQUESTS.labels(method, route, status)), observer(DURATION.labels(method, route))
 
 
 def count_refused_client(reason: str) -> None:

@@ -14,7 +14,7 @@ from app.database.pool_events import (
     PoolState,
 )
 from app.observability import catalogue
-from app.observability.instruments import counter, gauge, histogram
+from app.observability.instruments import counter, gauge, histogram, incrementer, observer
 
 
 class PoolMetrics:
@@ -25,10 +25,10 @@ class PoolMetrics:
 
     def __init__(self, pool: str) -> None:
         self._pool = pool
-        self._checkouts = counter(catalogue.POOL_CHECKOUTS).labels(pool)
-        self._wait = histogram(catalogue.POOL_WAIT).labels(pool)
+        self._count_checkout = incrementer(counter(catalogue.POOL_CHECKOUTS).labels(pool))
+        self._observe_wait = observer(histogram(catalogue.POOL_WAIT).labels(pool))
         # An event that updates one metric is that metric's own method: no lookup and no extra call per event.
-        self.released = histogram(catalogue.POOL_USE).labels(pool).observe
+        self.released = observer(histogram(catalogue.POOL_USE).labels(pool))
         self.queued = counter(catalogue.POOL_WAITS).labels(pool).inc
         self.dequeued = counter(catalogue.POOL_WAIT_BLOCKED).labels(pool).inc
         self.timed_out = counter(catalogue.POOL_TIMEOUTS).labels(pool).inc
@@ -56,8 +56,8 @@ class PoolMetrics:
 
     def acquired(self, seconds: float) -> None:
         """Record a checkout."""
-        self._checkouts.inc()
-        self._wait.observe(seconds)
+        self._count_checkout()
+        self._observe_wait(seconds)
 
     def closed(self, reason: CloseReason) -> None:
         """Record a connection that left the pool."""

@@ -14,7 +14,9 @@ import asyncpg
 import pytest
 from alembic.runtime.migration import MigrationContext
 from fastapi import APIRouter, Request
-from prometheus_client import values
+from fastapi._compat import ModelField
+from prometheus_client import Counter, Histogram, values
+from pydantic.fields import FieldInfo
 from sqlalchemy import Integer, column, create_engine, select, table, update
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import Pool, QueuePool
@@ -77,6 +79,7 @@ USES = {
     "app/database/answers.py": Uses("asyncpg", {"_loop"}),
     "app/database/engine.py": Uses("sqlalchemy", {"_initialize"}),
     "app/database/liveness.py": Uses("asyncpg", {"_transport"}),
+    "app/observability/instruments.py": Uses("prometheus-client", {"_buckets", "_sum", "_upper_bounds", "_value"}),
     "app/observability/mmap_value.py": Uses("prometheus-client", {"_file", "_key", "_m", "_positions", "_value"}),
     "app/server/protocol.py": Uses("uvicorn", {"_start_asgi_task"}),
     "app/server/worker.py": Uses("uvicorn-worker", {"_install_sigquit_handler", "_serve"}),
@@ -86,7 +89,9 @@ USES = {
             "_FASTAPI_SCOPE_KEY",
             "_IncludedRouter",
             "_api",
+            "_asgi",
             "_body",
+            "_body_limit",
             "_compat",
             "_exception_handler",
             "_exception_handlers",
@@ -106,6 +111,7 @@ USES = {
             "_lookup_exception_handler",
             "_operation",
             "_receive",
+            "_regenerate_error_with_loc",
             "_resolve_form_limits",
             "_route_selected",
             "_run_sync_endpoint",
@@ -113,6 +119,7 @@ USES = {
             "_solve_generator",
             "_status_handlers",
             "_stream_consumed",
+            "_type_adapter",
             "_utils",
             "_validate_value_with_model_field",
             "_validation_failed",
@@ -241,12 +248,16 @@ def test_private_names_of_fastapi_exist() -> None:
     assert all(hasattr(request, name) for name in ("_is_disconnected", "_receive", "_stream_consumed"))
     assert hasattr(AsyncExitStack(), "_exit_callbacks")
     assert hasattr(APIRouter(), "_routes_version")
+    assert hasattr(ModelField(field_info=FieldInfo(annotation=int), name="n"), "_type_adapter")
 
 
 def test_private_names_of_prometheus_client_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     value: Any = values.MultiProcessValue(lambda: "1")("counter", "name", "name", (), (), "help")
 
+    histogram = Histogram("seconds", "help", registry=None)
+    assert {"_buckets", "_sum", "_upper_bounds"} <= vars(histogram).keys()
+    assert "_value" in vars(Counter("events", "help", registry=None))
     assert {"_file", "_key", "_value"} <= vars(value).keys()
     assert {"_m", "_positions"} <= vars(value._file).keys()
     value._file.close()

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import alembic_postgresql_enum  # its import registers the operations of enums
 from alembic.operations import Operations, ops
 from alembic.operations.base import AbstractOperations
 from alembic.runtime.migration import MigrationContext
@@ -17,6 +18,8 @@ from sqlalchemy import Column, Integer, Numeric, String, Text, UniqueConstraint
 from sqlalchemy.types import BigInteger, SmallInteger, TypeEngine
 
 from app.database.schema_version import ADDITIVE, kind_of
+
+assert alembic_postgresql_enum
 
 # Of raw SQL, only what is certain. Names of objects that the same revision creates are not considered.
 _BREAKING_SQL = (

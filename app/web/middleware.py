@@ -19,12 +19,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.database.write_session import WriteSession, open_write_session
 from app.observability.http_metrics import HttpMetrics
 from app.observability.logging import REQUEST_LOGGER, request_id, request_scope
-from app.web.operation import remember_outer_application, route_template, selected_operation
+from app.web.operation import Exchange, exchange_of, route_template, selected_operation
 from app.web.problems import WEBSOCKET_STATE, answer_websocket, http_problem, internal_error
 
 logger = logging.getLogger(REQUEST_LOGGER)
 
-_VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=-]{0,127}", re.ASCII)
+_VALID_REQUEST_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/+=-]{0,127}")
 _PROBES = frozenset({"/livez", "/readyz"})
 
 # For browsers: no content sniffing, no frames, no referrer. The page at /docs needs its own scripts and styles.
@@ -40,12 +40,19 @@ _SECURITY_HEADERS: Sequence[tuple[bytes, bytes]] = (
 _ADDED_NAMES = frozenset({b"x-request-id", *(name for name, _ in _SECURITY_HEADERS)})
 
 
-def _header(scope: Scope, name: bytes) -> str:
-    """Return the value of the first header with this name (in lower case), or an empty string."""
-    for key, value in scope["headers"]:
-        if key == name:
-            return str(value, "latin-1")
-    return ""
+def _request_id(scope: Scope) -> str:
+    """Return the id that the client sent, or a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            if _VALID_REQUEST_ID.fullmatch(value):
+                return str(value, "ascii")
+            break
+    return _new_request_id()
+
+
+def _new_request_id() -> str:
+    # A request id is unique, not secret, so it needs no system call for randomness. Python reseeds after a fork.
+    return getrandbits(128).to_bytes(16).hex()
 
 
 # In the OpenAPI document of an operation: the limit of its request body, in bytes.
@@ -79,6 +86,8 @@ class RequestMiddleware:
     One class for all of this: every middleware that wraps `send` adds two coroutines and a closure to a request.
     """
 
+    records_exchange = True  # for `app.web.fast_routes.shortcuts`
+
     def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
         self.app = app
         self.metrics = metrics
@@ -90,43 +99,43 @@ class RequestMiddleware:
             return
 
         started = perf_counter()
-        sent_id = _header(scope, b"x-request-id")
-        # A request id is unique, not secret, so it needs no system call for randomness. Python reseeds after a fork.
-        own_id = sent_id if _VALID_REQUEST_ID.fullmatch(sent_id) else f"{getrandbits(128):032x}"
-        id_token, scope_token = request_id.set(own_id), request_scope.set(scope)
-        remember_outer_application(scope)
+        exchange = Exchange(scope, _request_id(scope))
+        id_token, scope_token = request_id.set(exchange.request_id), request_scope.set(scope)
         callers_session = open_write_session.get()  # of a test that calls the application inside a transaction
         self.metrics.started()
-        status, ended = 0, 0.0
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status, ended
+            if message["type"] == "http.response.body":
+                await send(message)
+                if not message.get("more_body"):
+                    exchange.ended = perf_counter()
+                return
             if message["type"] == "http.response.start":
                 session = open_write_session.get()
                 if session is not None and session is not callers_session and session.is_open:
                     _refuse_response(session, message["status"])
-                status = message["status"]
                 headers = [*message.get("headers", ())]
                 added = _DOCS_SECURITY_HEADERS if scope["path"].startswith("/docs") else _SECURITY_HEADERS
                 if not _ADDED_NAMES.isdisjoint([name for name, _ in headers]):  # the route's own headers win
                     headers = [header for header in headers if header[0] != b"x-request-id"]
                     present = {name for name, _ in headers}
                     added = [header for header in added if header[0] not in present]
-                message["headers"] = [*headers, *added, (b"x-request-id", own_id.encode())]
+                message["headers"] = [*headers, *added, (b"x-request-id", exchange.request_id.encode())]
+                exchange.status = message["status"]
             await send(message)
-            if message["type"] == "http.response.body" and not message.get("more_body"):
-                ended = perf_counter()
 
         try:
             await self.app(scope, receive, send_with_headers)
         except asyncio.CancelledError:
-            status = status or 499  # the server stopped before the response began
+            exchange.status = exchange.status or 499  # the server stopped before the response began
             raise
         finally:
-            seconds = (ended or perf_counter()) - started  # without background tasks
+            seconds = (exchange.ended or perf_counter()) - started  # without background tasks
             route = route_template(scope)
-            self.metrics.finished(scope["method"], route, status, seconds)
-            self._log(scope, route, status, seconds)
+            self.metrics.finished(scope["method"], route, exchange.status, seconds)
+            level = logging.DEBUG if scope["path"] in _PROBES else logging.INFO
+            if logger.isEnabledFor(level):
+                _log(scope, level, route, exchange.status, seconds)
             request_scope.reset(scope_token)
             request_id.reset(id_token)
 
@@ -135,28 +144,24 @@ class RequestMiddleware:
         if scope["type"] != "websocket":
             await self.app(scope, receive, send)
             return
-        sent_id = _header(scope, b"x-request-id")
-        own_id = sent_id if _VALID_REQUEST_ID.fullmatch(sent_id) else f"{getrandbits(128):032x}"
-        id_token = request_id.set(own_id)
-        remember_outer_application(scope)
+        exchange = Exchange(scope, _request_id(scope))
+        id_token = request_id.set(exchange.request_id)
         try:
             await self.app(scope, receive, send)
         finally:
             request_id.reset(id_token)
 
-    @staticmethod
-    def _log(scope: Scope, route: str, status: int, seconds: float) -> None:
-        level = logging.DEBUG if scope["path"] in _PROBES else logging.INFO
-        if logger.isEnabledFor(level):
-            # The raw path: a decoded one could contain a line break, and so forge a log line.
-            path = scope["raw_path"].decode("ascii", "backslashreplace")
-            method, milliseconds = scope["method"], round(seconds * 1000, 1)
-            # Does what logger.log() does, without its search of the stack for the caller.
-            record = logging.LogRecord(
-                logger.name, level, __file__, 0, "%s %s %d %.1f ms", (method, path, status, milliseconds), None
-            )
-            record.__dict__.update(method=method, path=path, route=route, status=status, duration_ms=milliseconds)
-            logger.handle(record)
+
+def _log(scope: Scope, level: int, route: str, status: int, seconds: float) -> None:
+    """Log a request. Does what logger.log() does, without its search of the stack for the caller."""
+    # The raw path: a decoded one could contain a line break, and so forge a log line.
+    path = scope["raw_path"].decode("ascii", "backslashreplace")
+    method, milliseconds = scope["method"], round(seconds * 1000, 1)
+    record = logging.LogRecord(
+        logger.name, level, __file__, 0, "%s %s %d %.1f ms", (method, path, status, milliseconds), None
+    )
+    record.__dict__.update(method=method, path=path, route=route, status=status, duration_ms=milliseconds)
+    logger.handle(record)
 
 
 class ErrorMiddleware:
@@ -175,22 +180,19 @@ class ErrorMiddleware:
             await self._pass_on(scope, receive, send)
             return
 
-        last_sent: Message | None = None
         application = scope.get("app")  # a mount replaces it
-
-        async def send_and_record(message: Message) -> None:
-            nonlocal last_sent
-            await send(message)
-            last_sent = message  # not before: RequestMiddleware may have refused to begin the response
-
+        # RequestMiddleware notes how far the response is. It may be missing around a mounted application.
+        exchange = exchange_of(scope)
+        if exchange is None:
+            exchange, send = _recorded(scope, send)
         try:
-            await self.app(scope, receive, send_and_record)
+            await self.app(scope, receive, send)
         except Exception as error:
             logger.exception("unhandled exception in %s %r", scope["method"], scope["path"])
-            if last_sent is not None:
-                if _is_last(last_sent):
-                    # A background task failed. Uvicorn would close the connection, under the client's next request.
-                    return
+            if exchange.ended:
+                # A background task failed. Uvicorn would close the connection, under the client's next request.
+                return
+            if exchange.status:
                 raise  # part of a response was sent: only closing the connection tells the client
             response = await _respond_to(error, application, Request(scope, receive, send))
             await response(scope, receive, send)
@@ -220,9 +222,18 @@ class ErrorMiddleware:
                 await answer_websocket(scope, receive, send_and_note, internal_error(scope))
 
 
-def _is_last(message: Message) -> bool:
-    """Return True if the message ends the response."""
-    return bool(message["type"] == "http.response.body" and not message.get("more_body", False))
+def _recorded(scope: Scope, send: Send) -> tuple[Exchange, Send]:
+    """Return an Exchange, and a `send` that records the response in it."""
+    exchange = Exchange(scope, request_id.get())
+
+    async def send_and_record(message: Message) -> None:
+        await send(message)
+        if message["type"] == "http.response.start":
+            exchange.status = message["status"]
+        elif message["type"] == "http.response.body" and not message.get("more_body"):
+            exchange.ended = perf_counter()
+
+    return exchange, send_and_record
 
 
 # The state of a WebSocket after a message of the application.
@@ -273,11 +284,13 @@ class BodyLimitMiddleware:
             await self.app(scope, receive, send)
             return
 
-        content_length = _header(scope, b"content-length")
-        if not content_length and not _header(scope, b"transfer-encoding"):  # no body (RFC 9112, section 6.3)
+        for name, value in scope["headers"]:
+            if name == b"content-length" or name == b"transfer-encoding":
+                announced = int(value) if name == b"content-length" and value.isdigit() else 0
+                break
+        else:  # no body (RFC 9112, section 6.3)
             await self.app(scope, receive, send)
             return
-        announced = int(content_length) if content_length.isdecimal() else 0
         received = 0
 
         async def receive_counted() -> Message:
@@ -305,7 +318,7 @@ class BodyLimitMiddleware:
 
 def protocol_problem(status: int, detail: str, path: str) -> tuple[Sequence[tuple[bytes, bytes]], bytes]:
     """Return headers and body of a problem response to a request that the server refuses without the application."""
-    own_id = f"{getrandbits(128):032x}"
+    own_id = _new_request_id()
     token = request_id.set(own_id)
     try:
         response = http_problem({"path": path}, HTTPException(status, detail))

@@ -1,4 +1,4 @@
-"""The path template of a request's route, for metrics and logs: a series for each path would be unbounded."""
+"""What is known of a request: the application that received it, its route's template, and how far its response is."""
 
 from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any
@@ -6,25 +6,46 @@ from typing import Any
 from starlette.routing import BaseRoute, Mount
 
 UNMATCHED = "unmatched"
-# Key in the ASGI scope.
-_OUTER = "headroom.outer_application"
+# Key of the Exchange in the ASGI scope.
+_EXCHANGE = "headroom.exchange"
 
 
-def remember_outer_application(scope: MutableMapping[str, Any]) -> None:
-    """Note which application received the request, before a mount changes the scope."""
-    scope[_OUTER] = scope.get("app"), scope.get("root_path", "")
+class Exchange:
+    """A request and its response, as the outermost middleware sees them: before a mount changes the scope.
+
+    `status` is 0 until the response has begun, `ended` is 0 or the time of its last message.
+    """
+
+    __slots__ = ("application", "ended", "request_id", "root_path", "status")
+
+    def __init__(self, scope: MutableMapping[str, Any], request_id: str) -> None:
+        self.request_id = request_id
+        self.application = scope.get("app")
+        self.root_path = scope.get("root_path", "")
+        self.status = 0
+        self.ended = 0.0
+        scope[_EXCHANGE] = self
+
+
+def exchange_of(scope: Mapping[str, Any]) -> Exchange | None:
+    """Return the request's Exchange; None if no middleware has created one."""
+    return scope.get(_EXCHANGE)
 
 
 def outer_application(scope: Mapping[str, Any]) -> Any:
     """Return the application that received the request: the same for a request to a mounted application."""
-    return scope[_OUTER][0] if _OUTER in scope else scope["app"]
+    exchange: Exchange | None = scope.get(_EXCHANGE)
+    return scope["app"] if exchange is None else exchange.application
 
 
 def route_template(scope: Mapping[str, Any]) -> str:
     """Return the full template of the request's route, prefixes of routers and mounts included, or "unmatched"."""
-    app, root_path = scope.get(_OUTER, (None, scope.get("root_path", "")))
-    mounted = scope.get("root_path", "") != root_path
-    prefix = _mount_template(getattr(app, "routes", ()), scope["path"].removeprefix(root_path)) if mounted else ""
+    exchange: Exchange | None = scope.get(_EXCHANGE)
+    prefix, root_path = "", scope.get("root_path", "")
+    mounted = exchange is not None and exchange.root_path != root_path
+    if exchange is not None and mounted:
+        routes = getattr(exchange.application, "routes", ())
+        prefix = _mount_template(routes, scope["path"].removeprefix(exchange.root_path))
     operation = selected_operation(scope)
     if operation is not None and not isinstance(operation, Mount):
         return prefix + str(operation.path_format)
@@ -40,7 +61,9 @@ def selected_operation(scope: Mapping[str, Any]) -> Any:
     Of a route in an included router, that is FastAPI's context: with the router's prefix and other options.
     """
     route = scope.get("route")
-    context = scope.get("fastapi", {}).get("effective_route_context")
+    if (fastapi_scope := scope.get("fastapi")) is None:
+        return route
+    context = fastapi_scope.get("effective_route_context")
     return context if context is not None and context.original_route is route else route
 
 

@@ -9,7 +9,7 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.web import fast_routes
-from app.web.operation import remember_outer_application, route_template
+from app.web.operation import Exchange, route_template
 
 templates: list[str] = []
 
@@ -21,7 +21,7 @@ class _Recorder:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        remember_outer_application(scope)
+        Exchange(scope, "id")
         await self.app(scope, receive, send)
         templates.append(route_template(scope))
 

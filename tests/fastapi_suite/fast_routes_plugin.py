@@ -8,11 +8,11 @@ from fastapi import FastAPI, Request
 from starlette.types import Receive, Scope, Send
 
 from app.web import fast_routes
-from app.web.fast_routes.plan import Answer, OperationPlan
+from app.web.fast_routes.plan import OperationPlan
 
 requests: Counter[str] = Counter()
 
-_init, _call, _run = FastAPI.__init__, FastAPI.__call__, OperationPlan.run
+_init, _call, _respond = FastAPI.__init__, FastAPI.__call__, OperationPlan._respond
 
 
 def _init_with_fast_routes(self: FastAPI, *args: Any, **kwargs: Any) -> None:
@@ -25,14 +25,14 @@ async def _counted_call(self: FastAPI, scope: Scope, receive: Receive, send: Sen
     await _call(self, scope, receive, send)
 
 
-async def _counted_run(self: OperationPlan, request: Request, answer: Answer) -> None:
+async def _counted_respond(self: OperationPlan, request: Request) -> Any:
     requests["fast"] += 1
-    await _run(self, request, answer)
+    return await _respond(self, request)
 
 
 FastAPI.__init__ = _init_with_fast_routes  # type: ignore[method-assign]
 FastAPI.__call__ = _counted_call  # type: ignore[method-assign]
-OperationPlan.run = _counted_run  # type: ignore[method-assign]
+OperationPlan._respond = _counted_respond  # type: ignore[method-assign]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -1,22 +1,19 @@
 """Finds the operation of a request by an index, in FastAPI's order, and hands everything else to FastAPI's router."""
 
 import logging
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute, APIRouter, APIWebSocketRoute
-from starlette.middleware.exceptions import ExceptionMiddleware
-from starlette.requests import Request
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.web.fast_routes import RouteReport, switched_off
 from app.web.fast_routes import _fastapi as private
-from app.web.fast_routes.plan import Answer, NotPlannable, OperationPlan
+from app.web.fast_routes.plan import NotPlannable, OperationPlan
+from app.web.fast_routes.shortcuts import with_shortcuts
 
 logger = logging.getLogger(__name__)
 
@@ -191,65 +188,6 @@ class Dispatcher:
         self._entries.append(entry)
 
 
-class Shortcut:
-    """Runs plans outside of FastAPI's ExceptionMiddleware and AsyncExitStackMiddleware, and does what the two would do.
-
-    To pass through them takes as long as half of a plan.
-    """
-
-    def __init__(self, app: ExceptionMiddleware, router: APIRouter, dispatcher: Dispatcher) -> None:
-        self.app = app
-        self._router = router
-        self._dispatcher = dispatcher
-        self._handlers = private.handlers_of(app)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the request's operation by its plan, or pass the request on."""
-        dispatcher = self._dispatcher
-        if scope["type"] != "http" or self._router.middleware_stack is not dispatcher:
-            await self.app(scope, receive, send)
-            return
-        # Before the rest of the scope: its keys are in FastAPI's order.
-        scope["starlette.exception_handlers"] = self._handlers
-        file_stack = scope[private.FILE_STACK_KEY] = AsyncExitStack()
-        plan = dispatcher.select(scope)
-        if plan is None:
-            await self.app(scope, receive, send)
-            return
-        dispatcher.taken += 1
-        answer = Answer(send, self._handlers)
-        try:
-            try:
-                await plan.run(Request(scope, receive, send), answer)
-            except BaseException:
-                if not (private.is_used(file_stack) and await file_stack.__aexit__(*sys.exc_info())):
-                    raise
-            else:
-                if private.is_used(file_stack):
-                    await file_stack.aclose()
-        except Exception as error:  # noqa: BLE001 - raised again if it has no handler
-            # Those that a handler has raised. FastAPI's ExceptionMiddleware passes on a request of its own.
-            await answer.handle(error, Request(scope, receive, send))
-
-
-def _install_shortcut(stack: ASGIApp, router: APIRouter) -> None:
-    """Put a shortcut around FastAPI's innermost two middlewares, if nothing is between them and the router."""
-    outer: Any = stack
-    while (inner := getattr(outer, "app", None)) is not None:
-        if isinstance(inner, Shortcut):
-            return
-        if isinstance(inner, ExceptionMiddleware):
-            innermost, dispatcher = inner.app, router.middleware_stack
-            if (
-                private.are_inner_middlewares(inner, innermost)
-                and getattr(innermost, "app", None) is router
-                and isinstance(dispatcher, Dispatcher)
-            ):
-                outer.app = Shortcut(inner, router, dispatcher)
-            return
-        outer = inner
-
-
 def install_dispatcher(app: FastAPI) -> bool:
     """Put a dispatcher into the application's router. Return False if the router's class overrides its behaviour.
 
@@ -263,9 +201,8 @@ def install_dispatcher(app: FastAPI) -> bool:
 
     def build_middleware_stack() -> ASGIApp:
         _install_in_router(app.router)
-        stack = build()
-        _install_shortcut(stack, app.router)
-        return stack
+        dispatcher = app.router.middleware_stack
+        return with_shortcuts(build(), app.router, dispatcher if isinstance(dispatcher, Dispatcher) else None)
 
     app.build_middleware_stack = build_middleware_stack  # type: ignore[method-assign]
     return True

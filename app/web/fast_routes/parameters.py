@@ -17,6 +17,7 @@ from app.web.fast_routes._fastapi import (
     param_model,
     request_params_to_args,
     validate_value,
+    validator,
 )
 
 Received = Callable[[Request], Any]
@@ -63,17 +64,19 @@ class _Scalars:
         for field in fields:
             [(_, alias)] = param_aliases(field)
             location = cast("params.Param", field.field_info).in_.value
-            self._fields.append((field, field.name, alias, (location, alias)))
+            loc = (location, alias)
+            self._fields.append((field, validator(field, loc), field.name, alias, loc))
 
     def __call__(self, request: Request, values: Values, errors: Errors) -> None:
         received = self._received(request)
         own: Values = {}
-        for field, name, alias, loc in self._fields:
+        for field, validate, name, alias, loc in self._fields:
             value = received.get(alias)
+            found_errors: Sequence[Any]
             if value is None:
                 found, found_errors = validate_value(field=field, value=Undefined, values=own, loc=loc)
             else:
-                found, found_errors = field.validate(value, own, loc=loc)
+                found, found_errors = validate(value)
             if found_errors:
                 errors.extend(found_errors)
             else:
@@ -85,7 +88,8 @@ class _Model:
     """One model that takes every query parameter, each of them a scalar under its own name."""
 
     def __init__(self, field: ModelField, received: Received) -> None:
-        self._field = field
+        self._name = field.name
+        self._validate = validator(field, ("query",))
         self._general = _General([field], received)
         model = cast("Any", param_model(field))
         self._names = [each.name for each in get_cached_model_fields(model)]
@@ -114,13 +118,13 @@ class _Model:
             return
         if self._sees_order:
             given = self._ordered(given)
-        found, found_errors = self._field.validate(given, {}, loc=("query",))
+        found, found_errors = self._validate(given)
         if found_errors:
             if not self._sees_order:  # an error shows what was given
-                _, found_errors = self._field.validate(self._ordered(given), {}, loc=("query",))
+                _, found_errors = self._validate(self._ordered(given))
             errors.extend(found_errors)
         else:
-            values[self._field.name] = found
+            values[self._name] = found
 
     def _ordered(self, given: dict[str, str]) -> dict[str, str]:
         """Return the parameters in FastAPI's order: those of the model first, in the order of its fields."""

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from enum import Enum
-from typing import Any, NamedTuple, cast
+from functools import partial
+from typing import Any, cast
 
 from fastapi import BackgroundTasks, params
 from fastapi.datastructures import DefaultPlaceholder
@@ -110,21 +111,14 @@ class _Node:
         self.only_argument = None
 
 
-class _Solved(NamedTuple):
-    """As FastAPI's SolvedDependency: the endpoint's arguments, and what dependencies share."""
-
-    values: Values
-    errors: Errors
-    background: Any
-    response: Response | None
+# As FastAPI's SolvedDependency: the endpoint's arguments, validation errors, background tasks and response parameter.
+_Solved = tuple[Values, Errors, Any, Response | None]
 
 
-class _JsonResponse(NamedTuple):
-    """What Starlette's Response would send as JSON, without an object for its headers."""
+class _JsonResponse(tuple[int, bytes, Iterable[tuple[bytes, bytes]]]):
+    """Status, body and further headers of a JSON response, without the objects of Starlette's Response."""
 
-    status: int
-    body: bytes
-    headers: Iterable[tuple[bytes, bytes]]
+    __slots__ = ()
 
 
 class Answer:
@@ -213,7 +207,7 @@ class OperationPlan:
         self._status_code = options.status_code
         self._response_class = options.actual_response_class
         self._response_field = options.response_field
-        self._dump_options = {
+        dump_options = {
             "include": options.response_model_include,
             "exclude": options.response_model_exclude,
             "by_alias": options.response_model_by_alias,
@@ -221,7 +215,15 @@ class OperationPlan:
             "exclude_defaults": options.response_model_exclude_defaults,
             "exclude_none": options.response_model_exclude_none,
         }
-        self._dumps_json = self._response_field is not None and isinstance(options.response_class, DefaultPlaceholder)
+        self._dumps_json = False
+        if (field := self._response_field) is not None:
+            self._dumps_json = isinstance(options.response_class, DefaultPlaceholder)
+            self._validate_response = private.validator(field, ("response",))
+            self._serialize: Callable[[Any], Any] = (
+                private.json_serializer(field, dump_options)
+                if self._dumps_json
+                else partial(field.serialize, **dump_options)
+            )
 
         nodes: list[_Node] = []
         self._add_node(dependant, options.embed_body_fields, nodes)
@@ -235,7 +237,8 @@ class OperationPlan:
         if self._overrides_provider is not None and not all(node.use_cache for node in nodes):
             # If a dependency installs an override, FastAPI solves the rest with the results so far as its cache.
             raise NotPlannable("a dependency has use_cache=False")
-        self._has_exits = any(node.kind is _Kind.GENERATOR for node in nodes)
+        has_exits = any(node.kind is _Kind.GENERATOR for node in nodes)
+        self.answer = self._answer_with_exits if has_exits else self._answer
         self._has_response_parameter = any(node.response_name for node in (*nodes, self._endpoint))
 
     def _add_node(self, dependant: private.Dependant, embed: bool, nodes: list[_Node]) -> int:
@@ -253,15 +256,9 @@ class OperationPlan:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request as FastAPI's `request_response`."""
         handlers = scope.get("starlette.exception_handlers", _NO_HANDLERS)
-        await self.run(Request(scope, receive, send), Answer(send, handlers))
-
-    async def run(self, request: Request, answer: "Answer") -> None:
-        """Answer a request. Exceptions go to their handlers, as those of every route of Starlette's."""
+        request, answer = Request(scope, receive, send), Answer(send, handlers)
         try:
-            if self._has_exits:
-                await self._answer_with_exits(request, answer)
-            else:
-                await self._answer(request, answer)
+            await self.answer(request, answer)
         except Exception as error:  # noqa: BLE001 - raised again if it has no handler
             await answer.handle(error, request)
 
@@ -320,46 +317,45 @@ class OperationPlan:
         if self._body_field is not None:
             body = await self._read_body(request)
         if telemetry is None:
-            solved = await self._solve(request, body)
+            values, errors, background, response = await self._solve(request, body)
         else:
             telemetry.body = None if body is private.Undefined else body
             with private.operation_span(name="dependencies", function=self._call):
-                solved = await self._solve(request, body)
-                telemetry.values = solved.values
-                telemetry.errors = solved.errors
-        if solved.errors:
+                values, errors, background, response = await self._solve(request, body)
+                telemetry.values = values
+                telemetry.errors = errors
+        if errors:
             error = RequestValidationError(
-                solved.errors,
+                errors,
                 body=None if body is private.Undefined else body,
                 endpoint_ctx=self._endpoint_context(request),
             )
             private.record_validation_failure(error)
             raise error
         if not self._is_coroutine:
-            result = await run_in_threadpool(private.run_sync_endpoint, function=self._call, arguments=solved.values)
+            result = await run_in_threadpool(private.run_sync_endpoint, function=self._call, arguments=values)
         elif telemetry is None:
-            result = await self._call(**solved.values)
+            result = await self._call(**values)
         else:
             with private.operation_span(name="endpoint", function=self._call):
-                result = await self._call(**solved.values)
+                result = await self._call(**values)
         if isinstance(result, Response):
             if result.background is None:
-                result.background = solved.background
+                result.background = background
             return result
         if telemetry is None:
-            content = await self._serialize(request, result)
+            content = self._dump(request, result) if self._is_coroutine else await self._dump_somewhere(request, result)
         else:
             with private.operation_span(name="serialization", function=self._call):
-                content = await self._serialize(request, result)
-        return self._make_response(content, solved)
+                content = await self._dump_somewhere(request, result)
+        return self._make_response(content, background, response)
 
-    def _make_response(self, content: Any, solved: _Solved) -> Any:
-        shared = solved.response
+    def _make_response(self, content: Any, background: Any, shared: Response | None) -> Any:
         status = (shared.status_code if shared is not None else None) or self._status_code
-        if self._dumps_json and solved.background is None and not self._is_wrapped:
+        if self._dumps_json and background is None and not self._is_wrapped:
             # A copy: exits of dependencies that run before the response is sent no longer change it.
-            return _JsonResponse(status or 200, content, tuple(shared.headers.raw) if shared is not None else ())
-        arguments: Values = {"background": solved.background}
+            return _JsonResponse((status or 200, content, tuple(shared.headers.raw) if shared is not None else ()))
+        arguments: Values = {"background": background}
         if status is not None:
             arguments["status_code"] = status
         if self._dumps_json:
@@ -372,17 +368,22 @@ class OperationPlan:
             response.headers.raw.extend(shared.headers.raw)
         return response
 
-    async def _serialize(self, request: Request, result: Any) -> Any:
-        field = self._response_field
-        if field is None:
+    def _dump(self, request: Request, result: Any) -> Any:
+        """Return the content of the response, as FastAPI's `serialize_response`."""
+        if self._response_field is None:
             return jsonable_encoder(result)
-        if self._is_coroutine:
-            value, errors = field.validate(result, {}, loc=("response",))
-        else:
-            value, errors = await run_in_threadpool(field.validate, result, {}, loc=("response",))
+        return self._dump_valid(request, result, *self._validate_response(result))
+
+    async def _dump_somewhere(self, request: Request, result: Any) -> Any:
+        """Return the content of the response. The result of a function is validated in a thread, as in FastAPI."""
+        if self._is_coroutine or self._response_field is None:
+            return self._dump(request, result)
+        return self._dump_valid(request, result, *await run_in_threadpool(self._validate_response, result))
+
+    def _dump_valid(self, request: Request, result: Any, value: Any, errors: Any) -> Any:
         if errors:
             raise ResponseValidationError(errors=errors, body=result, endpoint_ctx=self._endpoint_context(request))
-        return (field.serialize_json if self._dumps_json else field.serialize)(value, **self._dump_options)
+        return self._serialize(value)
 
     def _endpoint_context(self, request: Request) -> Any:
         context = private.endpoint_context(self._call)
@@ -498,7 +499,7 @@ class OperationPlan:
                     scopes = private.oauth_scopes(dependant=node.dependant)
                     values[node.scopes_name] = SecurityScopes(scopes=scopes)
             if node is endpoint:
-                return _Solved(values, errors, background, response)
+                return values, errors, background, response
             if len(errors) > errors_before or not is_callable:
                 failed.add(node.place)
                 results.append(None)
@@ -545,7 +546,7 @@ class OperationPlan:
             async_exit_stack=request.scope["fastapi_inner_astack"],
             embed_body_fields=self._endpoint.embed,
         )
-        return _Solved(solved.values, solved.errors, solved.background_tasks, solved.response)
+        return solved.values, solved.errors, solved.background_tasks, solved.response
 
 
 async def _call(node: _Node, values: Values) -> Any:

@@ -5,6 +5,7 @@ their connections then exhaust one worker's pool while the pools of the others a
 has the fewest connections. The measurements, and why not SO_REUSEPORT: docs/decisions/0004-fair-listener.md.
 """
 
+import _socket
 import asyncio
 import errno
 import logging
@@ -37,9 +38,8 @@ class WorkerCount:
         self._listening = False
         # Connections that do not count, because they have had no request lately.
         self.idle = 0
-        # The slots of the other workers that serve, in ascending order, and how many of them are lower than this one.
+        # The slots of the other workers that serve.
         self._others: list[int] = []
-        self._lower = 0
         # Called when a connection was closed.
         self.on_close: Callable[[], None] = _do_nothing
 
@@ -57,7 +57,6 @@ class WorkerCount:
     def refresh(self) -> None:
         """Find the other workers that serve. Called at every tick: a stuck worker is no reason to defer."""
         self._others = [slot for slot in self._replica.serving() if slot != self._slot]
-        self._lower = sum(slot < self._slot for slot in self._others)
 
     def update(self, connections: int) -> None:
         """Set the number of open connections."""
@@ -74,22 +73,15 @@ class WorkerCount:
         self.update(connections)
         self.on_close()
 
-    def compare(self) -> tuple[int, int, bool]:
-        """Return the number of this worker, that of the other worker with the fewest, and whether this worker is first.
-
-        The worker with the fewest connections is first, among equals the one with the lowest slot. Without other
-        workers, the second number is the worker's own.
-        """
+    def compare(self) -> tuple[int, int]:
+        """Return the number of this worker, and that of the other worker with the fewest: without others, its own."""
         connections = self._connections
         own = connections[self._slot]
-        others = [connections[slot] for slot in self._others]
-        if NOT_SERVING in others:
+        fewest = min([connections[slot] for slot in self._others], default=own)
+        if fewest == NOT_SERVING:
             self.refresh()
-            others = [connections[slot] for slot in self._others]
-        if not others:
-            return own, own, True
-        fewest = min(others)
-        return own, fewest, own < fewest or (own == fewest and others.index(fewest) >= self._lower)
+            fewest = min([connections[slot] for slot in self._others], default=own)
+        return own, fewest
 
 
 def _do_nothing() -> None:
@@ -117,18 +109,29 @@ class CountedConnections(set[Any]):
         self._count.closed(len(self))
 
 
+class _Connection(socket.socket):
+    """An accepted connection whose family and type are numbers.
+
+    uvloop reads them three times for each connection, and the conversion to enumerations takes 2 us.
+    """
+
+    __slots__ = ()
+    family = _socket.socket.family  # type: ignore[assignment]
+    type = _socket.socket.type  # type: ignore[assignment]
+
+
 class FairListener:
     """Accepts connections from a socket, a few in each event-loop iteration.
 
-    A worker that is not first skips one iteration: an idle worker accepts the connection meanwhile. A worker that is
-    clearly ahead then defers for DEFER_SECONDS. Both are short, because the first worker may be busy or stuck.
+    A worker that has more connections than another one skips an iteration: an idle worker accepts the connection
+    meanwhile. A worker that is clearly ahead then defers for DEFER_SECONDS. Both are short, because the other worker
+    may be busy or stuck.
     """
 
     def __init__(
         self, sock: socket.socket, open_: Callable[[socket.socket], Coroutine[Any, Any, None]], count: WorkerCount
     ) -> None:
         self._socket = sock
-        # The enumerations of `socket.family` and `socket.type` are expensive to convert for each connection.
         self._kind = int(sock.family), int(sock.type), sock.proto
         self._open = open_
         self._count = count
@@ -157,7 +160,7 @@ class FairListener:
     def resume(self) -> None:
         """End a deferral if this worker is not clearly ahead any more. Called when a connection was closed."""
         if self._is_deferring and self._pause is not None:
-            own, fewest, _ = self._count.compare()
+            own, fewest = self._count.compare()
             if own <= _limit(fewest):
                 self._pause.cancel()
                 self._listen()
@@ -172,8 +175,8 @@ class FairListener:
         self._pause = self._loop.call_later(seconds, then)
 
     def _accept_or_defer(self) -> None:
-        own, fewest, is_first = self._count.compare()
-        if not is_first:
+        own, fewest = self._count.compare()
+        if own > fewest:
             if not self._has_skipped:
                 # The socket stays readable, so the next iteration calls this again if no other worker was faster.
                 self._has_skipped = True
@@ -188,7 +191,7 @@ class FairListener:
 
     def _listen_and_accept(self) -> None:
         self._listen()
-        own, fewest, _ = self._count.compare()
+        own, fewest = self._count.compare()
         self._accept_some(own, fewest)
 
     def _accept_some(self, own: int, fewest: int) -> None:
@@ -216,7 +219,7 @@ class FairListener:
                 self._pause_for(EXHAUSTED_PAUSE_SECONDS, self._listen)
             return False
         self._count.increment()
-        connection = socket.socket(*self._kind, fileno=descriptor)
+        connection = _Connection(*self._kind, fileno=descriptor)
         connection.setblocking(False)
         self._run(self._open(connection))
         return True

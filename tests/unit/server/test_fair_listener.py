@@ -101,26 +101,47 @@ async def test_stopped_worker_is_ignored_by_other_workers(
     other = WorkerCount(replica, OTHER_SLOT)
     other.start()
     other.update(9)
-    assert other.compare() == (9, 1, False)
+    assert other.compare() == (9, 1)
 
     server.should_exit = True
     await wait_until(lambda: sock.fileno() == -1)
 
-    assert other.compare() == (9, 9, True)
+    assert other.compare() == (9, 9)
     connection.close()
 
 
-@pytest.mark.parametrize(("own", "other", "is_first"), [(1, 1, True), (1, 0, False), (0, 1, True), (9, 8, False)])
-async def test_worker_with_the_fewest_connections_is_first(
-    server: FairServer, replica: Replica, own: int, other: int, is_first: bool
+@pytest.mark.parametrize(("own", "other", "skipped"), [(1, 1, 0), (0, 1, 0), (1, 0, 1), (9, 8, 1)])
+async def test_worker_with_more_connections_skips_one_iteration(
+    server: FairServer,
+    replica: Replica,
+    sock: socket.socket,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    own: int,
+    other: int,
+    skipped: int,
 ) -> None:
+    iterations: list[int] = []
+    original = fair_listener.FairListener._accept_some
     serve_in_other_slot(server, replica, other)
     replica.connections[OWN_SLOT] = own
-    seen_by_other = WorkerCount(replica, OTHER_SLOT)
-    seen_by_other.refresh()
+    compare = WorkerCount.compare
 
-    assert server._count.compare() == (own, other, is_first)
-    assert seen_by_other.compare() == (other, own, not is_first), "exactly one worker is first"
+    def counted(self: WorkerCount) -> tuple[int, int]:
+        iterations.append(0)
+        return compare(self)
+
+    def accept_some(self: Any, own: int, fewest: int) -> None:
+        iterations.append(1)
+        original(self, own, fewest)
+
+    monkeypatch.setattr(WorkerCount, "compare", counted)
+    monkeypatch.setattr(fair_listener.FairListener, "_accept_some", accept_some)
+    client = await connect(sock.getsockname()[1])
+    await wait_until(lambda: 1 in iterations)
+
+    assert iterations[: skipped + 2] == [0] * (skipped + 1) + [1]
+    client.close()
 
 
 async def test_closed_connection_ends_a_deferral(

@@ -46,11 +46,13 @@ def test_harness_counts_a_connection_that_no_pool_knows(run: Run) -> None:
         (ASYNCPG, "PostgreSQL: restarted"),
         (ASYNCPG, "PostgreSQL: killed"),
         (ASYNCPG, "PostgreSQL: read-only"),
+        (ASYNCPG, "PostgreSQL: disk full"),
         (ASYNCPG, "PostgreSQL: all backends terminated"),
         (ASYNCPG, "API: all workers killed"),
         (ASYNCPG, "Clients: 300 disconnect"),
         (PSYCOPG_PGBOUNCER, "PostgreSQL: killed"),
         (PSYCOPG_PGBOUNCER, "PgBouncer: killed"),
+        (PSYCOPG_PGBOUNCER, "Schema: column's type changed"),
         (PSYCOPG_PGBOUNCER, "PgBouncer: PAUSE, PostgreSQL restarted, RESUME"),
     ],
 )

@@ -102,6 +102,8 @@ class ClientProtocol(HttpToolsProtocol):
         self._header_bytes = 0
         self._measures_headers = False
         self._refusal: tuple[int, str, str] | None = None
+        # The request that runs while others wait in the pipeline.
+        self._running: RequestResponseCycle | None = None
         # The request whose body is arriving; the bytes of its body, with and without the framing of chunks.
         self._body_cycle: RequestResponseCycle | None = None
         self._framed_body_bytes = 0
@@ -126,9 +128,13 @@ class ClientProtocol(HttpToolsProtocol):
         self._sweep.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End a connection."""
+        """End a connection. Uvicorn tells only the newest request, which may still wait in the pipeline."""
         self._sweep.discard(self)
         super().connection_lost(exc)
+        running = self._running
+        if running is not None and not running.response_complete:
+            running.disconnected = True
+            running.message_event.set()
         self._lingering_transport = None  # it refers to this object
 
     def data_received(self, data: bytes) -> None:
@@ -161,7 +167,10 @@ class ClientProtocol(HttpToolsProtocol):
         if self._measures_headers and self._headers_size() > self.limits.header_bytes:
             self._refusal = _headers_too_large(self.limits)
             raise _Refused
+        earlier = self.cycle
         super().on_headers_complete()
+        if len(self.pipeline) == 1:
+            self._running = earlier
 
     def on_chunk_header(self) -> None:
         """Keep trailers, which follow the chunks, out of the headers of the request."""
@@ -187,6 +196,7 @@ class ClientProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
         if self.pipeline:
             cycle, app = self.pipeline.pop()
+            self._running = cycle
             self._start_asgi_task(cycle, app)
 
     def on_message_complete(self) -> None:

@@ -5,6 +5,8 @@ import inspect
 import json
 import re
 import socket
+import struct
+import threading
 import time
 import tomllib
 import urllib.error
@@ -543,3 +545,44 @@ def test_private_names_of_uvicorn_are_known_and_its_version_is_bounded() -> None
     dependencies = tomllib.loads(PYPROJECT.read_text())["project"]["dependencies"]
     (uvicorn,) = [each for each in dependencies if re.match(r"uvicorn\b(?!-)", each)]
     assert re.search(r"<\d", uvicorn), uvicorn
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("answered", [0, 1], ids=["first", "second"])
+def test_client_that_leaves_its_pipelined_requests_causes_no_error(
+    loop: str, answered: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    outcomes: list[str] = []
+    started, may_answer = threading.Semaphore(0), threading.Event()
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        if path == "/":
+            await application(scope, receive, send)
+            return
+        started.release()
+        while not may_answer.is_set():
+            await asyncio.sleep(0.01)
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"late"})
+        except Exception as error:
+            outcomes.append(repr(error))
+            raise
+        outcomes.append((await receive())["type"])
+
+    with serving(slow, loop=loop) as server, Client(server.port) as client:
+        client.sendall(head("/", method="GET") * answered + head("/slow", method="GET") * 3)
+        for _ in range(answered):
+            assert client.response()[0] == 200
+        assert started.acquire(timeout=20)
+        # Closed with unread bytes or with a linger of 0, a connection is reset.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        if answered:  # uvicorn reads nothing while the first one runs, and so does not notice
+            eventually(lambda: server.connections == 0, within=20)
+        may_answer.set()
+        eventually(lambda: server.connections == 0 and bool(outcomes), within=20)
+
+    assert set(outcomes) == {"http.disconnect"}
+    assert [record for record in caplog.records if record.exc_info] == []

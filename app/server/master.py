@@ -22,8 +22,8 @@ def announce_stop_at_sigterm(arbiter: Any, seconds: float) -> None:
 
     def announce(number: int, frame: FrameType | None) -> None:
         if os.getpid() != arbiter.pid:
-            # A worker that was forked a moment ago, and has not set its own handlers yet. Not sys.exit(): the signal may
-            # arrive in a hook that Python runs after a fork, where exceptions are ignored.
+            # A worker that was forked a moment ago, and has not set its own handlers yet. Not sys.exit(): it may be in
+            # a hook that Python runs after a fork, where exceptions are ignored.
             os._exit(0)
         wait = seconds if not replica.is_stopping else 0.0
         replica.stop(after=wait)

@@ -561,8 +561,7 @@ def test_client_that_leaves_its_pipelined_requests_causes_no_error(
             await application(scope, receive, send)
             return
         started.release()
-        while not may_answer.is_set():
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(may_answer.wait)
         try:
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b"late"})

@@ -1,6 +1,7 @@
 """compose.prod.yml: its containers as Docker shows them, its API over HTTP, and the script that makes its secrets."""
 
 import asyncio
+import json
 import os
 import shutil
 import subprocess
@@ -15,26 +16,29 @@ from tests.support.docker import require_engine
 from tests.support.stacks import ProdStack
 from tests.support.waiting import eventually
 
-SERVICES = ["postgres", "migrate", "pgbouncer", "api", "exporter", "prometheus"]
+SERVICES = ["postgres", "migrate", "pgbouncer", "api", "exporter", "prometheus", "proxy"]
 
 
 def test_user_created_by_one_replica_is_read_from_the_other(prod: ProdStack) -> None:
-    first, second = prod.apis
+    """The proxy sends the requests of one client to both replicas."""
     ann = {"email": "ann@example.com", "name": "Ann", "password": "correct horse"}
-    location = httpx.post(f"{first}/users", json=ann).headers["location"]
+    location = prod.client.post("/users", json=ann).headers["location"]
 
-    assert httpx.get(f"{second}{location}").json()["name"] == "Ann"
-    token = httpx.post(f"{second}/auth/token", data={"username": ann["email"], "password": ann["password"]}).json()
-    me = httpx.get(f"{first}/users/me", headers={"authorization": f"Bearer {token['access_token']}"})
-    assert me.json()["email"] == ann["email"]
+    assert {prod.client.get(location).json()["name"] for _ in range(8)} == {"Ann"}
+    token = prod.client.post("/auth/token", data={"username": ann["email"], "password": ann["password"]}).json()
+    authorization = {"authorization": f"Bearer {token['access_token']}"}
+    emails = {prod.client.get("/users/me", headers=authorization).json()["email"] for _ in range(8)}
+    assert emails == {ann["email"]}
+    lines = prod.compose("logs", "--no-log-prefix", "proxy").splitlines()
+    requests = [json.loads(line) for line in lines if line.startswith("{")]
+    assert {line["server"] for line in requests if line["path"] == location} == {"api1", "api2"}
 
 
 def test_api_connects_through_pgbouncer_as_its_own_role(prod: ProdStack) -> None:
-    for _ in range(20):
-        for api in prod.apis:
-            assert httpx.get(f"{api}/posts").status_code == 200
+    for _ in range(40):
+        assert prod.client.get("/posts").status_code == 200
 
-    [pgbouncer] = prod.inspect("pgbouncer")["NetworkSettings"]["Networks"].values()
+    pgbouncer = prod.inspect("pgbouncer")["NetworkSettings"]["Networks"][f"{prod.name}_back"]
     clients = prod.sql(
         "SELECT DISTINCT usename, host(client_addr) FROM pg_stat_activity WHERE application_name LIKE 'headroom:api:%'"
     )
@@ -56,14 +60,6 @@ def test_migration_job_has_ended_with_status_0(prod: ProdStack) -> None:
     assert (state["Status"], state["ExitCode"]) == ("exited", 0)
 
 
-def test_ports_are_published_on_the_loopback_address_only(prod: ProdStack) -> None:
-    for service in SERVICES:
-        bindings = prod.inspect(service)["HostConfig"]["PortBindings"] or {}
-        hosts = {binding["HostIp"] for published in bindings.values() for binding in published}
-        published = {"api", "exporter", "prometheus"}
-        assert hosts == ({"127.0.0.1"} if service in published else set()), service
-
-
 @pytest.mark.parametrize("service", SERVICES)
 def test_container_runs_unprivileged_with_limits(prod: ProdStack, service: str) -> None:
     container = prod.inspect(service)
@@ -81,7 +77,7 @@ def test_container_runs_unprivileged_with_limits(prod: ProdStack, service: str) 
 def test_secrets_are_in_no_environment_and_no_log(prod: ProdStack) -> None:
     folder = Path(prod.environment["SECRETS_DIR"])
     secrets = [file.read_text() for file in folder.iterdir()]
-    assert len(secrets) == 12
+    assert len(secrets) == 16
     seen = "".join(str(prod.inspect(service)["Config"]) for service in SERVICES) + prod.compose("logs")
 
     assert not [secret for secret in secrets if secret in seen]
@@ -91,7 +87,7 @@ def test_services_with_a_health_check_become_healthy(prod: ProdStack) -> None:
     def healthy(service: str) -> bool:
         return bool(prod.inspect(service)["State"]["Health"]["Status"] == "healthy")
 
-    for service in ("postgres", "pgbouncer", "api", "exporter"):
+    for service in ("postgres", "pgbouncer", "api", "exporter", "proxy"):
         eventually(partial(healthy, service), within=60)
 
 
@@ -99,14 +95,14 @@ def test_pgbouncer_pause_and_resume_work_in_its_container(prod: ProdStack) -> No
     console = ["psql", "-h", "/run/headroom-pgbouncer", "-p", "6432", "-U", "pgbouncer", "pgbouncer", "-Atc"]
     assert prod.compose("exec", "-T", "pgbouncer", *console, "PAUSE") == "PAUSE\n"
     assert prod.compose("exec", "-T", "pgbouncer", *console, "RESUME") == "RESUME\n"
-    assert httpx.get(f"{prod.apis[0]}/posts").status_code == 200
+    assert prod.client.get("/posts").status_code == 200
 
 
 @pytest.mark.alone
 async def test_many_simultaneous_sign_ins_get_no_500(prod: ProdStack) -> None:
     """A password is hashed in threads, whose number the container limits."""
     limits = httpx.Limits(max_connections=400)
-    async with httpx.AsyncClient(base_url=prod.apis[0], limits=limits, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=prod.api, verify=prod.tls, limits=limits, timeout=60) as client:
 
         async def sign_in(number: int) -> int:
             form = {"username": f"{number}@example.com", "password": "correct horse"}
@@ -130,12 +126,7 @@ def test_replica_after_a_reload_is_restarted_when_it_crashes(prod: ProdStack) ->
         prod.compose("exec", "-T", "--index", replica, "api", "python", "-c", crash, check=False)
 
     eventually(lambda: prod.inspect("api")["RestartCount"] == 1, within=20)
-    for api in prod.apis:
-        eventually(partial(returns_200, f"{api}/readyz"), within=60)
-
-
-def returns_200(url: str) -> bool:
-    return httpx.get(url).status_code == 200
+    eventually(lambda: prod.replicas_in_proxy() == 2, within=60)
 
 
 def test_swarm_reads_the_file(tmp_path: Path) -> None:
@@ -146,7 +137,7 @@ def test_swarm_reads_the_file(tmp_path: Path) -> None:
     read = subprocess.run(
         ["docker", "stack", "config", "--compose-file", "compose.prod.yml"],
         cwd=PROJECT_ROOT,
-        env=os.environ | {"SECRETS_DIR": str(secrets), "API_PORTS": "8000"},
+        env=os.environ | {"SECRETS_DIR": str(secrets)},
         capture_output=True,
         text=True,
         check=False,
@@ -178,7 +169,7 @@ def test_secrets_are_made_once_and_differ_from_each_other(tmp_path: Path) -> Non
 def test_make_secrets_without_openssl_fails_and_writes_nothing(tmp_path: Path) -> None:
     programs = tmp_path / "bin"
     programs.mkdir()
-    for program in ("bash", "chmod", "env", "mkdir", "mv"):
+    for program in ("bash", "chmod", "env", "mkdir", "mv", "rm"):
         found = shutil.which(program)
         assert found
         (programs / program).symlink_to(found)

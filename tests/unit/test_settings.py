@@ -156,13 +156,3 @@ def test_disabled_pre_ping_sets_ping_after_to_none(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("DB_POOL_PING_AFTER", "7")
 
     assert load_settings().pool_options()["ping_after"] is None
-
-
-@pytest.mark.parametrize("file", ["docker-compose.yml", "compose.prod.yml"])
-def test_limits_of_clients_reach_the_containers(file: str) -> None:
-    environment = yaml.safe_load((PROJECT_ROOT / file).read_text(encoding="utf-8"))["services"]["api"]["environment"]
-    names = [f"MAX_{limit}" for limit in ("HEADER_BYTES", "HEADERS", "BODY_BYTES")]
-    names += [f"{limit}_TIMEOUT" for limit in ("HEADER", "BODY", "SEND", "KEEP_ALIVE")]
-
-    assert {name: environment.get(name) for name in names} == {name: f"${{{name}:-}}" for name in names}
-    assert {name.lower() for name in names} <= Settings.model_fields.keys()

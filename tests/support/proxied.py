@@ -1,0 +1,167 @@
+"""The proxy of compose.prod.yml in front of stand-ins for replicas, in containers on a network of their own."""
+
+import csv
+import json
+import os
+import re
+import ssl
+import subprocess
+from contextlib import suppress
+from functools import cached_property
+from ipaddress import IPv4Network
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from app.paths import PROJECT_ROOT
+from tests.support.stacks import free_port
+from tests.support.waiting import eventually
+
+# Addresses for benchmarks (RFC 2544): no network has them, and to the API they are public.
+SUBNETS = IPv4Network("198.18.0.0/16").subnets(new_prefix=28)
+PYTHON = "python:3.13-slim-trixie"
+
+
+def docker(*arguments: str, stdin: str | None = None) -> str:
+    """Run a command of Docker. Return its output."""
+    finished = subprocess.run(["docker", *arguments], input=stdin, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout.strip()
+
+
+def create_network(name: str) -> None:
+    """Create a network whose addresses are not private."""
+    for subnet in SUBNETS:
+        with suppress(AssertionError):  # another run has it
+            docker("network", "create", "--subnet", str(subnet), name)
+            return
+    raise AssertionError("no free subnet")
+
+
+def compose_service(name: str) -> dict[str, Any]:
+    """Return a service of compose.prod.yml with its defaults."""
+    text = (PROJECT_ROOT / "compose.prod.yml").read_text(encoding="utf-8")
+    service: dict[str, Any] = yaml.safe_load(re.sub(r"\$\{\w+:-(.*?)\}", r"\1", text))["services"][name]
+    return service
+
+
+class Replica:
+    """A container with tests/support/stub_replica.py."""
+
+    def __init__(self, network: str, name: str) -> None:
+        self.name = name
+        self.network = network
+        program = PROJECT_ROOT / "tests/support/stub_replica.py"
+        mount = ["--volume", f"{program}:/stub_replica.py:ro"]
+        place = ["--network", network, "--network-alias", "api", "--name", name, "--hostname", name]
+        docker("run", "--detach", "--init", *place, *mount, PYTHON, "python", "/stub_replica.py")
+
+    @cached_property
+    def address(self) -> str:
+        [found] = json.loads(docker("inspect", self.name))
+        return str(found["NetworkSettings"]["Networks"][self.network]["IPAddress"])
+
+    def set(self, mode: str) -> None:
+        """Set what it does with requests."""
+        httpx.get(f"http://{self.address}:8000/stub?mode={mode}").raise_for_status()
+
+    @property
+    def executed(self) -> int:
+        """Return the number of requests that it has executed."""
+        return int(httpx.get(f"http://{self.address}:8000/stub").json()["executed"])
+
+
+class ProxiedReplicas:
+    """The proxy, with the environment of compose.prod.yml and these changes, and its replicas."""
+
+    def __init__(self, name: str, secrets: Path, **environment: str) -> None:
+        self.name = name
+        self.secrets = secrets
+        self.replicas: list[Replica] = []
+        self.numbers = count(1)
+        self.https, self.http = free_port(), free_port()
+        self.environment = {
+            **compose_service("proxy")["environment"],
+            "PROXY_HTTPS_PORT": str(self.https),
+            **environment,
+        }
+        self.url = f"https://127.0.0.1:{self.https}"
+        subprocess.run([PROJECT_ROOT / "ops/make-secrets.sh", secrets], check=True, capture_output=True)
+        self.tls = ssl.create_default_context(cafile=secrets / "tls_ca_certificate")
+        self.client = httpx.Client(base_url=self.url, verify=self.tls)
+
+    def start(self, replicas: int = 2) -> None:
+        create_network(self.name)
+        self.start_proxy()
+        for _ in range(replicas):
+            self.add_replica()
+        self.wait_for(replicas)
+
+    def start_proxy(self) -> None:
+        service = compose_service("proxy")
+        variables = [f"--env={name}={value}" for name, value in self.environment.items()]
+        files = [volume.replace("./", f"{PROJECT_ROOT}/", 1) for volume in service["volumes"]]
+        files += [f"{self.secrets / name}:/run/secrets/{name}:ro" for name in service["secrets"]]
+        mounts = [f"--volume={file}" for file in files]
+        ports = [f"--publish=127.0.0.1:{self.https}:8443", f"--publish=127.0.0.1:{self.http}:8080"]
+        limits = ["--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges:true"]
+        place = [f"--network={self.name}", "--network-alias=proxy", f"--name={self.name}-proxy"]
+        docker("run", "--detach", *place, *ports, *limits, *variables, *mounts, service["image"])
+
+    def add_replica(self) -> Replica:
+        replica = Replica(self.name, f"{self.name}-{next(self.numbers)}")
+        self.replicas.append(replica)
+        return replica
+
+    def remove(self, replica: Replica) -> None:
+        """Kill a replica."""
+        self.replicas.remove(replica)
+        docker("rm", "--force", replica.name)
+
+    def console(self, command: str) -> str:
+        return docker("exec", f"{self.name}-proxy", "console", command)
+
+    def up(self, backend: str) -> int:
+        """Return the number of replicas that a backend uses."""
+        servers = csv.DictReader(self.console("show stat").splitlines())
+        return sum(
+            row["# pxname"] == backend and row["svname"].startswith("api") and row["status"].startswith("UP")
+            for row in servers
+        )
+
+    def wait_for(self, replicas: int, within: float = 10) -> None:
+        """Wait until the proxy uses this number of replicas."""
+        eventually(lambda: self.up("reads") == self.up("writes") == replicas, within=within)
+
+    def log(self) -> list[dict[str, Any]]:
+        """Return the lines of the access log."""
+        return [json.loads(line) for line in docker("logs", f"{self.name}-proxy").splitlines() if line.startswith("{")]
+
+    @property
+    def subnet(self) -> IPv4Network:
+        [network] = json.loads(docker("network", "inspect", self.name))
+        return IPv4Network(network["IPAM"]["Config"][0]["Subnet"])
+
+    @property
+    def gateway(self) -> str:
+        """Return the address of this process, as the proxy sees it."""
+        return str(self.subnet[1])
+
+    def free_addresses(self, number: int) -> list[str]:
+        """Return addresses for clients. Docker assigns the lowest ones to containers."""
+        return [str(self.subnet[-2 - index]) for index in range(number)]
+
+    def run_client(self, address: str, program: str, *arguments: str) -> str:
+        """Run a Python program in a container with this address. It reaches the proxy by its name."""
+        options = ["--rm", "--interactive", f"--network={self.name}", f"--ip={address}"]
+        return docker("run", *options, PYTHON, "python", "-", *arguments, stdin=program)
+
+    def stop(self) -> None:
+        self.client.close()
+        containers = docker("ps", "--all", "--quiet", f"--filter=network={self.name}").split()
+        if containers:
+            docker("rm", "--force", *containers)
+        docker("network", "rm", self.name)

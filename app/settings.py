@@ -45,8 +45,11 @@ CommaSeparated = Annotated[
 def _proxies(values: tuple[str, ...]) -> tuple[str, ...]:
     """Return addresses and networks as text. Uvicorn would ignore what is neither, without a message."""
     for value in values:
-        if value != "*":
-            ip_network(value)
+        try:
+            if value != "*":
+                ip_network(value)
+        except ValueError as error:
+            raise ValueError(f"{error}; addresses and networks such as 10.0.0.0/8 are allowed") from None
     return values
 
 
@@ -164,7 +167,8 @@ class Settings(BaseSettings):
         "`*` for all, separated by commas. Default: none.",
     )
     api_docs: Literal["on", "off"] = Field(
-        default="on", description="Serve the documentation at `/docs` and `/openapi.json` (`on`), or answer 404 (`off`)."
+        default="on",
+        description="Serve `/docs` and `/openapi.json` (`on`), or answer 404 there (`off`).",
     )
     max_body_bytes: int = Field(default=1_048_576, ge=1, description="Maximum size of a request body, in bytes.")
     max_header_bytes: int = Field(

@@ -28,7 +28,9 @@ NOT_PASSED_ON = {
 def settings_of_containers() -> str:
     """Return the part of a Compose file that passes every setting on. An empty value stands for the default."""
     names = [
-        name.upper() for name, field in Settings.model_fields.items() if name not in NOT_PASSED_ON and not is_secret(field)
+        name.upper()
+        for name, field in Settings.model_fields.items()
+        if name not in NOT_PASSED_ON and not is_secret(field)
     ]
     return "\n".join([SETTINGS_OF_CONTAINERS, *(f'  {name}: "${{{name}:-}}"' for name in names)])
 

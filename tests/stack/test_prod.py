@@ -13,6 +13,7 @@ import pytest
 
 from app.paths import PROJECT_ROOT
 from tests.support.docker import require_engine
+from tests.support.proxied import PYTHON, compose_service, create_network, docker, run_client
 from tests.support.stacks import ProdStack
 from tests.support.waiting import eventually
 
@@ -58,6 +59,121 @@ def test_migration_job_has_ended_with_status_0(prod: ProdStack) -> None:
     state = prod.inspect("migrate")["State"]
 
     assert (state["Status"], state["ExitCode"]) == ("exited", 0)
+
+
+def test_only_the_proxy_is_published_beyond_the_loopback_address(prod: ProdStack) -> None:
+    for service in SERVICES:
+        bindings = prod.inspect(service)["HostConfig"]["PortBindings"] or {}
+        hosts = {binding["HostIp"] for published in bindings.values() for binding in published}
+        assert hosts == ({"127.0.0.1"} if service in ("exporter", "prometheus", "proxy") else set()), service
+    proxy = compose_service("proxy")["ports"]
+    assert proxy == ["0.0.0.0:80:8080", "0.0.0.0:443:8443"], "the test stack publishes the proxy on 127.0.0.1"
+
+
+# Who reaches what: docs/production.md shows this table.
+PORTS = {
+    "proxy": (8080, 8443),
+    "api": (8000,),
+    "exporter": (9464,),
+    "prometheus": (9090,),
+    "pgbouncer": (6432,),
+    "postgres": (5432,),
+}
+REACHES = {
+    "proxy": {"api"},
+    "api": {"proxy", "exporter", "pgbouncer"},
+    "migrate": {"api", "exporter", "pgbouncer", "postgres"},
+    "exporter": {"api", "prometheus", "pgbouncer", "postgres"},
+    "prometheus": {"exporter"},
+    "pgbouncer": {"api", "exporter", "postgres"},
+    "postgres": {"exporter", "pgbouncer"},
+}
+# Twice, with a pause: Docker's rules between networks are incomplete for a moment while another network is created.
+CONNECT = """
+import socket, sys, time
+from concurrent.futures import ThreadPoolExecutor
+
+def reaches(target):
+    host, port = target.rsplit(":", 1)
+    try:
+        socket.create_connection((host, int(port)), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+targets = sys.argv[1:]
+with ThreadPoolExecutor(64) as threads:
+    for attempt in range(2):
+        time.sleep(attempt)
+        targets = [target for target, reached in zip(targets, threads.map(reaches, targets)) if reached]
+print(*targets)
+"""
+
+
+def test_service_reaches_only_the_ports_that_it_needs(prod: ProdStack) -> None:
+    addresses = {
+        service: [network["IPAddress"] for network in prod.inspect(service)["NetworkSettings"]["Networks"].values()]
+        for service in PORTS
+    }
+    # The console of the proxy, and ports of the other program in the image of the API and the exporter.
+    ports = sorted({9999, 8000, 9464, *(port for each in PORTS.values() for port in each)})
+    targets = {
+        f"{host}:{port}": (service, port) for service, hosts in addresses.items() for host in hosts for port in ports
+    }
+
+    def reached(*place: str) -> set[tuple[str, int]]:
+        options = ["--rm", "--interactive", *place, PYTHON, "python", "-", *targets]
+        return {targets[target] for target in docker("run", *options, stdin=CONNECT).split()}
+
+    for service, expected in REACHES.items():
+        if service == "migrate":  # it has ended; another container in its network
+            place = [f"--network={prod.name}_pool", f"--network={prod.name}_back"]
+        else:
+            place = [f"--network=container:{prod.inspect(service)['Id']}"]
+        found = {(to, port) for to, port in reached(*place) if to != service}
+        assert found == {(to, port) for to in expected for port in PORTS[to]}, service
+    outside = f"{prod.name}-outside"
+    create_network(outside)
+    try:
+        assert reached(f"--network={outside}") == set()
+    finally:
+        docker("network", "rm", outside)
+
+
+SIGN_INS = """
+import collections, http.client, ssl, sys, urllib.parse
+number, email, password = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+connection = http.client.HTTPSConnection("proxy", 8443, context=ssl._create_unverified_context())
+statuses = collections.Counter()
+for i in range(number):
+    form = {"username": email.replace("#", str(i)), "password": password}
+    forged = f"203.0.{i // 250}.{i % 250}"
+    headers = {"X-Forwarded-For": forged, "X-Real-IP": forged, "Forwarded": "for=" + forged}
+    headers["Content-Type"] = "application/x-www-form-urlencoded"
+    connection.request("POST", "/auth/token", urllib.parse.urlencode(form), headers)
+    answer = connection.getresponse()
+    answer.read()
+    statuses[answer.status] += 1
+print(*(f"{status}:{times}" for status, times in sorted(statuses.items())))
+"""
+
+
+def test_attacker_with_forged_addresses_is_limited_and_no_other_client(prod: ProdStack) -> None:
+    """The proxy's own limit is off here: the API counts failed sign-ins by the address that the proxy names."""
+    bob = {"email": "bob@example.com", "name": "Bob", "password": "correct horse"}
+    assert prod.client.post("/users", json=bob).status_code == 201
+    outside = f"{prod.name}-clients"
+    create_network(outside)
+    proxy = prod.inspect("proxy")["Id"]
+    docker("network", "connect", "--alias", "proxy", outside, proxy)
+    try:
+        attacked = run_client(outside, 1, SIGN_INS, "1000", "guess-#@example.com", "wrong horse")
+        assert attacked == "401:100 429:900"
+        assert run_client(outside, 1, SIGN_INS, "1", bob["email"], bob["password"]) == "429:1", "the attacker"
+        assert run_client(outside, 2, SIGN_INS, "1", bob["email"], bob["password"]) == "200:1", "another client"
+    finally:
+        docker("network", "disconnect", outside, proxy)
+        docker("network", "rm", outside)
 
 
 @pytest.mark.parametrize("service", SERVICES)

@@ -1,8 +1,6 @@
 """The proxy of compose.prod.yml in front of stand-ins for replicas, in containers on a network of their own."""
 
-import csv
 import json
-import os
 import re
 import ssl
 import subprocess
@@ -17,7 +15,7 @@ import httpx
 import yaml
 
 from app.paths import PROJECT_ROOT
-from tests.support.stacks import free_port
+from tests.support.stacks import free_port, replicas_in
 from tests.support.waiting import eventually
 
 # Addresses for benchmarks (RFC 2544): no network has them, and to the API they are public.
@@ -39,6 +37,20 @@ def create_network(name: str) -> None:
             docker("network", "create", "--subnet", str(subnet), name)
             return
     raise AssertionError("no free subnet")
+
+
+def subnet(network: str) -> IPv4Network:
+    [found] = json.loads(docker("network", "inspect", network))
+    return IPv4Network(found["IPAM"]["Config"][0]["Subnet"])
+
+
+def run_client(network: str, number: int, program: str, *arguments: str) -> str:
+    """Run a Python program in a container with an address of its own. Return its output.
+
+    It reaches the proxy by its name. Docker assigns the lowest addresses itself, so the number counts from the highest.
+    """
+    options = ["--rm", "--interactive", f"--network={network}", f"--ip={subnet(network)[-1 - number]}"]
+    return docker("run", *options, PYTHON, "python", "-", *arguments, stdin=program)
 
 
 def compose_service(name: str) -> dict[str, Any]:
@@ -124,40 +136,13 @@ class ProxiedReplicas:
     def console(self, command: str) -> str:
         return docker("exec", f"{self.name}-proxy", "console", command)
 
-    def up(self, backend: str) -> int:
-        """Return the number of replicas that a backend uses."""
-        servers = csv.DictReader(self.console("show stat").splitlines())
-        return sum(
-            row["# pxname"] == backend and row["svname"].startswith("api") and row["status"].startswith("UP")
-            for row in servers
-        )
-
     def wait_for(self, replicas: int, within: float = 10) -> None:
-        """Wait until the proxy uses this number of replicas."""
-        eventually(lambda: self.up("reads") == self.up("writes") == replicas, within=within)
+        """Wait until the proxy sends requests to this number of replicas."""
+        eventually(lambda: replicas_in(self.console("show stat")) == replicas, within=within)
 
     def log(self) -> list[dict[str, Any]]:
         """Return the lines of the access log."""
         return [json.loads(line) for line in docker("logs", f"{self.name}-proxy").splitlines() if line.startswith("{")]
-
-    @property
-    def subnet(self) -> IPv4Network:
-        [network] = json.loads(docker("network", "inspect", self.name))
-        return IPv4Network(network["IPAM"]["Config"][0]["Subnet"])
-
-    @property
-    def gateway(self) -> str:
-        """Return the address of this process, as the proxy sees it."""
-        return str(self.subnet[1])
-
-    def free_addresses(self, number: int) -> list[str]:
-        """Return addresses for clients. Docker assigns the lowest ones to containers."""
-        return [str(self.subnet[-2 - index]) for index in range(number)]
-
-    def run_client(self, address: str, program: str, *arguments: str) -> str:
-        """Run a Python program in a container with this address. It reaches the proxy by its name."""
-        options = ["--rm", "--interactive", f"--network={self.name}", f"--ip={address}"]
-        return docker("run", *options, PYTHON, "python", "-", *arguments, stdin=program)
 
     def stop(self) -> None:
         self.client.close()

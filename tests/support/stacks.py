@@ -11,7 +11,6 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -266,6 +265,12 @@ class Compose(ABC):
             self.down()
 
 
+def replicas_in(statistics: str) -> int:
+    """Return how many replicas have passed a check, according to the statistics of the proxy."""
+    passed = [row["# pxname"] for row in csv.DictReader(statistics.splitlines()) if row["check_status"] == "L7OK"]
+    return min(passed.count("reads"), passed.count("writes"))
+
+
 class ProdStack(Compose):
     """`docker compose -f compose.prod.yml up`: two replicas behind a proxy on a free port, with new secrets.
 
@@ -306,9 +311,7 @@ class ProdStack(Compose):
 
     def replicas_in_proxy(self) -> int:
         """Return the number of replicas to which the proxy sends requests."""
-        servers = csv.DictReader(self.compose("exec", "-T", "proxy", "console", "show stat").splitlines())
-        up = [row["# pxname"] for row in servers if row["svname"].startswith("api") and row["status"].startswith("UP")]
-        return min(up.count("reads"), up.count("writes"))
+        return replicas_in(self.compose("exec", "-T", "proxy", "console", "show stat"))
 
     def sql(self, query: str) -> list[list[str]]:
         """Run a query as the superuser, inside the container: the port is not published. Return rows of text."""

@@ -30,9 +30,13 @@ def test_user_created_by_one_replica_is_read_from_the_other(prod: ProdStack) -> 
     authorization = {"authorization": f"Bearer {token['access_token']}"}
     emails = {prod.client.get("/users/me", headers=authorization).json()["email"] for _ in range(8)}
     assert emails == {ann["email"]}
-    lines = prod.compose("logs", "--no-log-prefix", "proxy").splitlines()
-    requests = [json.loads(line) for line in lines if line.startswith("{")]
-    assert {line["server"] for line in requests if line["path"] == location} == {"api1", "api2"}
+
+    def used() -> set[str]:
+        lines = prod.compose("logs", "--no-log-prefix", "proxy").splitlines()
+        requests = [json.loads(line) for line in lines if line.startswith("{")]
+        return {line["server"] for line in requests if line["path"] == location}
+
+    eventually(lambda: used() == {"api1", "api2"}, within=10)
 
 
 def test_api_connects_through_pgbouncer_as_its_own_role(prod: ProdStack) -> None:

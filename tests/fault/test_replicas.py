@@ -9,7 +9,7 @@ import pytest
 import uvloop
 
 from benchmarks.fault.ledger import Comparison, Ledger
-from benchmarks.fault.traffic import Account, Traffic
+from benchmarks.fault.traffic import Account, Failure, Traffic
 from tests.support.proxied import docker
 from tests.support.stacks import ProdStack
 from tests.support.waiting import eventually
@@ -68,11 +68,13 @@ def test_replica_that_stops_and_starts_loses_no_request(prod: ProdStack, account
     assert (writes.acknowledged_missing, writes.stored_twice) == (0, 0)
 
 
-def test_killed_replica_fails_only_writes_in_progress_and_honestly(prod: ProdStack, account: Account) -> None:
+def test_killed_replica_fails_only_requests_in_progress_and_honestly(prod: ProdStack, account: Account) -> None:
     traffic, writes = traffic_while(prod, account, kill_and_start)
 
     failed = Counter(exchange.result for exchange in traffic.exchanges if not exchange.succeeded)
-    assert set(failed) <= {502}, failed
+    # A write gets 502. A read is sent again, unless its response had begun: then the connection ends.
+    assert set(failed) <= {502, Failure.BROKEN}, failed
     assert failed[502] <= 12, "one request in progress for each client that writes"
+    assert failed[Failure.BROKEN] <= 2, failed
     assert not any(exchange.is_wrong for exchange in traffic.exchanges)
     assert (writes.acknowledged_missing, writes.stored_twice, writes.refused_present) == (0, 0, 0)

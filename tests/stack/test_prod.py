@@ -1,7 +1,6 @@
 """compose.prod.yml: its containers as Docker shows them, its API over HTTP, and the script that makes its secrets."""
 
 import asyncio
-import json
 import os
 import shutil
 import subprocess
@@ -13,7 +12,7 @@ import pytest
 
 from app.paths import PROJECT_ROOT
 from tests.support.docker import require_engine
-from tests.support.proxied import PYTHON, compose_service, create_network, docker, run_client
+from tests.support.proxied import PYTHON, access_log, compose_service, create_network, docker, run_client
 from tests.support.stacks import ProdStack
 from tests.support.waiting import eventually
 
@@ -32,9 +31,7 @@ def test_user_created_by_one_replica_is_read_from_the_other(prod: ProdStack) -> 
     assert emails == {ann["email"]}
 
     def used() -> set[str]:
-        lines = prod.compose("logs", "--no-log-prefix", "proxy").splitlines()
-        requests = [json.loads(line) for line in lines if line.startswith("{")]
-        return {line["server"] for line in requests if line["path"] == location}
+        return {line["server"] for line in access_log(prod.inspect("proxy")["Id"]) if line["path"] == location}
 
     eventually(lambda: used() == {"api1", "api2"}, within=10)
 

@@ -2,17 +2,21 @@
 
 import os
 import re
+import shutil
 import socket
 import ssl
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from app.paths import PROJECT_ROOT
 from tests.support.docker import require_engine
-from tests.support.proxied import ProxiedReplicas, docker, run_client, subnet
+from tests.support.proxied import ProxiedReplicas, access_log, docker, run_client, subnet
 from tests.support.waiting import eventually
 
 
@@ -113,8 +117,7 @@ def test_replicas_that_are_all_not_ready_still_answer_themselves(proxied: Proxie
 
 
 def test_reload_of_the_proxy_loses_no_request(proxied: ProxiedReplicas) -> None:
-    proxy = f"{proxied.name}-proxy"
-    docker("kill", "--signal=HUP", proxy)
+    docker("exec", f"{proxied.name}-proxy", "reload")
     seen: Counter[int] = Counter()
     for _ in range(300):
         seen[httpx.get(f"{proxied.url}/posts", verify=proxied.tls).status_code] += 1
@@ -147,10 +150,12 @@ def test_log_line_has_the_request_id_and_no_secret(proxied: ProxiedReplicas) -> 
 
     assert answer.json()["headers"]["x-request-id"] == "r-17"
     ids = {"r-17", own.json()["headers"]["x-request-id"]}
-    lines = eventually(
-        lambda: [line for line in proxied.log() if line["request_id"] in ids][1:] and proxied.log(), within=10
-    )
-    logged = {line["request_id"]: (line["path"], line["status"]) for line in lines}
+
+    def lines() -> list[dict[str, Any]]:
+        found = [line for line in access_log(f"{proxied.name}-proxy") if line["request_id"] in ids]
+        return found if len(found) == 2 else []
+
+    logged = {line["request_id"]: (line["path"], line["status"]) for line in eventually(lines, within=10)}
     assert {logged[each] for each in ids} == {("/posts", 200)}
     assert "secret-in" not in docker("logs", f"{proxied.name}-proxy")
 
@@ -253,6 +258,27 @@ def test_old_protocol_or_cipher_is_refused(proxied: ProxiedReplicas, options: li
 
     assert tried.returncode != 0
     assert re.search("alert (protocol version|handshake failure)", tried.stderr), tried.stderr
+
+
+def test_another_certificate_is_used_without_a_restart(proxied: ProxiedReplicas, tmp_path: Path) -> None:
+    def serial() -> str:
+        with (
+            socket.create_connection(("127.0.0.1", proxied.https), timeout=20) as plain,
+            proxied.tls.wrap_socket(plain, server_hostname="localhost") as connection,
+        ):
+            return str((connection.getpeercert() or {})["serialNumber"])
+
+    for name in ("tls_ca_certificate", "tls_ca_key"):
+        shutil.copy(proxied.secrets / name, tmp_path)
+    subprocess.run([PROJECT_ROOT / "ops/make-secrets.sh", tmp_path], check=True, capture_output=True)
+    pem = (tmp_path / "tls_certificate").read_text() + "\n" + (tmp_path / "tls_key").read_text()
+    before = serial()
+
+    with pytest.raises(AssertionError, match="the proxy refused the certificate"):
+        docker("exec", "-i", f"{proxied.name}-proxy", "certificate", stdin="no certificate")
+    assert serial() == before
+    docker("exec", "-i", f"{proxied.name}-proxy", "certificate", stdin=pem)
+    assert serial() != before
 
 
 def test_client_can_use_http_2(proxied: ProxiedReplicas) -> None:

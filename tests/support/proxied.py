@@ -53,6 +53,11 @@ def run_client(network: str, number: int, program: str, *arguments: str) -> str:
     return docker("run", *options, PYTHON, "python", "-", *arguments, stdin=program)
 
 
+def access_log(proxy: str) -> list[dict[str, Any]]:
+    """Return the lines of the access log of a proxy's container."""
+    return [json.loads(line) for line in docker("logs", proxy).splitlines() if line.startswith("{")]
+
+
 def compose_service(name: str) -> dict[str, Any]:
     """Return a service of compose.prod.yml with its defaults."""
     text = (PROJECT_ROOT / "compose.prod.yml").read_text(encoding="utf-8")
@@ -120,7 +125,13 @@ class ProxiedReplicas:
         files += [f"{self.secrets / name}:/run/secrets/{name}:ro" for name in service["secrets"]]
         mounts = [f"--volume={file}" for file in files]
         ports = [f"--publish=127.0.0.1:{self.https}:8443", f"--publish=127.0.0.1:{self.http}:8080"]
-        limits = ["--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges:true"]
+        limits = [
+            "--init",
+            "--read-only",
+            f"--tmpfs={service['tmpfs'][0]}",
+            "--cap-drop=ALL",
+            "--security-opt=no-new-privileges:true",
+        ]
         place = [f"--network={self.name}", "--network-alias=proxy", f"--name={self.name}-proxy"]
         docker("run", "--detach", *place, *ports, *limits, *variables, *mounts, service["image"])
 
@@ -140,10 +151,6 @@ class ProxiedReplicas:
     def wait_for(self, replicas: int, within: float = 10) -> None:
         """Wait until the proxy sends requests to this number of replicas."""
         eventually(lambda: replicas_in(self.console("show stat")) == replicas, within=within)
-
-    def log(self) -> list[dict[str, Any]]:
-        """Return the lines of the access log."""
-        return [json.loads(line) for line in docker("logs", f"{self.name}-proxy").splitlines() if line.startswith("{")]
 
     def stop(self) -> None:
         self.client.close()

@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import sys
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -265,10 +266,14 @@ class Compose(ABC):
             self.down()
 
 
-def replicas_in(statistics: str) -> int:
-    """Return how many replicas have passed a check, according to the statistics of the proxy."""
-    passed = [row["# pxname"] for row in csv.DictReader(statistics.splitlines()) if row["check_status"] == "L7OK"]
-    return min(passed.count("reads"), passed.count("writes"))
+def replicas_in(statistics: str) -> int | None:
+    """Return to how many replicas the proxy sends requests, after a check, according to its statistics.
+
+    Return None while its backends differ.
+    """
+    servers = [row for row in csv.DictReader(statistics.splitlines()) if row["status"].startswith("UP")]
+    checked = Counter(row["# pxname"] for row in servers if "L7" in row["check_status"])
+    return checked["reads"] if checked["reads"] == checked["writes"] else None
 
 
 class ProdStack(Compose):
@@ -309,7 +314,7 @@ class ProdStack(Compose):
         self.client.close()
         super().down()
 
-    def replicas_in_proxy(self) -> int:
+    def replicas_in_proxy(self) -> int | None:
         """Return the number of replicas to which the proxy sends requests."""
         return replicas_in(self.compose("exec", "-T", "proxy", "console", "show stat"))
 

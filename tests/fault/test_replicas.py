@@ -19,6 +19,7 @@ pytestmark = pytest.mark.alone
 
 @pytest.fixture(scope="module")
 def account(prod: ProdStack) -> Account:
+    prod.sql("DELETE FROM sign_in_attempts")  # of other tests, which fail to sign in from this address
     writer = {"email": "writer@example.com", "name": "Writer", "password": "correct horse"}
     created = prod.client.post("/users", json=writer).raise_for_status()
     form = {"username": writer["email"], "password": writer["password"]}

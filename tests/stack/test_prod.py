@@ -168,8 +168,8 @@ def test_attacker_with_forged_addresses_is_limited_and_no_other_client(prod: Pro
     proxy = prod.inspect("proxy")["Id"]
     docker("network", "connect", "--alias", "proxy", outside, proxy)
     try:
-        attacked = run_client(outside, 1, SIGN_INS, "1000", "guess-#@example.com", "wrong horse")
-        assert attacked == "401:100 429:900"
+        attacked = run_client(outside, 1, SIGN_INS, "300", "guess-#@example.com", "wrong horse")
+        assert attacked == "401:100 429:200"
         assert run_client(outside, 1, SIGN_INS, "1", bob["email"], bob["password"]) == "429:1", "the attacker"
         assert run_client(outside, 2, SIGN_INS, "1", bob["email"], bob["password"]) == "200:1", "another client"
     finally:

@@ -41,7 +41,7 @@ secrets: ## write the missing secrets of compose.prod.yml to .secrets/: make sec
 	@ops/make-secrets.sh .secrets $(host)
 
 certificate: docker ## give the running proxy of compose.prod.yml the certificate in .secrets/
-	@cat .secrets/tls_certificate .secrets/tls_key | docker compose -f compose.prod.yml exec -T proxy certificate
+	@awk 1 .secrets/tls_certificate .secrets/tls_key | docker compose -f compose.prod.yml exec -T proxy certificate
 
 budget: $(READY) ## show the connection budget and the largest pool that fits
 	@$(BIN)/headroom budget --suggest

@@ -271,7 +271,7 @@ def test_another_certificate_is_used_without_a_restart(proxied: ProxiedReplicas,
     for name in ("tls_ca_certificate", "tls_ca_key"):
         shutil.copy(proxied.secrets / name, tmp_path)
     subprocess.run([PROJECT_ROOT / "ops/make-secrets.sh", tmp_path], check=True, capture_output=True)
-    files = ["awk", "1", tmp_path / "tls_certificate", tmp_path / "tls_key"]  # as in the Makefile
+    files = ["awk", "1", str(tmp_path / "tls_certificate"), str(tmp_path / "tls_key")]  # as in the Makefile
     pem = subprocess.run(files, capture_output=True, text=True, check=True).stdout
     before = serial()
 

@@ -7,7 +7,7 @@ WORKFLOWS := $(wildcard .github/workflows/*.yml)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run up down docker secrets budget seed migrate migration downgrade check-migrations current history \
+.PHONY: help run up down docker secrets certificate budget seed migrate migration downgrade check-migrations current history \
         test test-unit test-integration test-stack test-fastapi test-fast-routes-off coverage bench bench-capacity \
         bench-pages bench-overload bench-metrics bench-pool-stress bench-listener fault pictures dashboard docs lint format \
         types contracts check lock clean
@@ -37,8 +37,11 @@ up: docker ## run the stack in containers, and wait until it is healthy
 down: docker ## stop the containers and keep the data (docker compose down --volumes deletes it)
 	@docker compose down
 
-secrets: ## write the missing secrets of compose.prod.yml to .secrets/
-	@ops/make-secrets.sh .secrets
+secrets: ## write the missing secrets of compose.prod.yml to .secrets/: make secrets host=api.example.com
+	@ops/make-secrets.sh .secrets $(host)
+
+certificate: docker ## give the running proxy of compose.prod.yml the certificate in .secrets/
+	@awk 1 .secrets/tls_certificate .secrets/tls_key | docker compose -f compose.prod.yml exec -T proxy certificate
 
 budget: $(READY) ## show the connection budget and the largest pool that fits
 	@$(BIN)/headroom budget --suggest

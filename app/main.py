@@ -96,6 +96,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=version("headroom"),
         lifespan=lifespan,
         telemetry=TELEMETRY,
+        docs_url="/docs" if settings.api_docs == "on" else None,
+        openapi_url="/openapi.json" if settings.api_docs == "on" else None,
         redoc_url=None,
         redirect_slashes=False,  # the redirect would go to the host that the client sent
     )

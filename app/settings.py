@@ -10,10 +10,11 @@ import re
 import socket
 import sys
 from collections.abc import Iterator
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainValidator, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, ValidationError
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
@@ -39,6 +40,20 @@ CommaSeparated = Annotated[
     NoDecode,
     BeforeValidator(lambda value: value.replace(",", " ").split() if isinstance(value, str) else value),
 ]
+
+
+def _proxies(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Return addresses and networks as text. Uvicorn would ignore what is neither, without a message."""
+    for value in values:
+        try:
+            if value != "*":
+                ip_network(value)
+        except ValueError as error:
+            raise ValueError(f"{error}; addresses and networks such as 10.0.0.0/8 are allowed") from None
+    return values
+
+
+Proxies = Annotated[CommaSeparated, AfterValidator(_proxies)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -146,9 +161,14 @@ class Settings(BaseSettings):
         default=(),
         description="Origins whose web pages may call the API, separated by commas. Default: none.",
     )
-    forwarded_allow_ips: CommaSeparated = Field(
+    forwarded_allow_ips: Proxies = Field(
         default=(),
-        description="Proxies whose `X-Forwarded-*` headers are trusted, separated by commas. Default: none.",
+        description="Proxies whose `X-Forwarded-*` headers are trusted: addresses, networks such as `10.0.0.0/8`, or "
+        "`*` for all, separated by commas. Default: none.",
+    )
+    api_docs: Literal["on", "off"] = Field(
+        default="on",
+        description="Serve `/docs` and `/openapi.json` (`on`), or answer 404 there (`off`).",
     )
     max_body_bytes: int = Field(default=1_048_576, ge=1, description="Maximum size of a request body, in bytes.")
     max_header_bytes: int = Field(
@@ -431,7 +451,7 @@ class _SecretFiles(PydanticBaseSettingsSource):
     """The values of secrets from the files that their NAME_FILE variables name."""
 
     def __call__(self) -> dict[str, Any]:
-        secrets = (name for name, field in self.settings_cls.model_fields.items() if _is_secret(field))
+        secrets = (name for name, field in self.settings_cls.model_fields.items() if is_secret(field))
         return {name: value for name in secrets if (value := _read_secret_file(name.upper())) is not None}
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
@@ -467,11 +487,12 @@ def _problems(error: ValidationError) -> Iterator[str]:
         field = Settings.model_fields.get(name)
         reason = re.sub(r"^(Input|String) should", "must", problem["msg"].removeprefix("Value error, "))
         reason = reason.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
-        value = "" if field is None or _is_secret(field) else f", got {problem['input']}"
+        value = "" if field is None or is_secret(field) else f", got {problem['input']}"
         yield f"{name.upper()}: {reason}{value}"
 
 
-def _is_secret(field: FieldInfo) -> bool:
+def is_secret(field: FieldInfo) -> bool:
+    """Return True for a setting that a file can contain, and whose value is never shown."""
     return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("secret"))
 
 
@@ -482,6 +503,6 @@ def settings_table() -> str:
         is_fixed = field.default_factory is None and field.default not in (None, ())
         value = str(field.default).lower() if isinstance(field.default, bool) else field.default
         default = f"`{value}`" if is_fixed else ""
-        secret = f" Also `{name.upper()}_FILE`." if _is_secret(field) else ""
+        secret = f" Also `{name.upper()}_FILE`." if is_secret(field) else ""
         rows.append(f"| `{name.upper()}` | {default} | {field.description}{secret} |")
     return "\n".join(rows)

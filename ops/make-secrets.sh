@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Write the missing secrets of compose.prod.yml to the folder $1. Existing secrets are kept.
+# Write the missing secrets of compose.prod.yml to the folder $1. Existing secrets are kept. $2 is the host name of the
+# certificate, by default localhost.
 # The files are world-readable: Compose mounts them with their mode, and no container runs as root. The folder is
 # accessible only to its owner.
 set -euo pipefail
 
-folder=${1:?usage: make-secrets.sh FOLDER}
+folder=${1:?usage: make-secrets.sh FOLDER [HOST]}
+host=${2:-localhost}
 mkdir -p "$folder"
 chmod 0700 "$folder"
 cd "$folder"
@@ -33,10 +35,43 @@ url() { # url NAME SCHEME-AND-ROLE PASSWORD-FILE ADDRESS
   fi
 }
 
+# An authority of our own, and a certificate that it issues. No container gets the authority's key.
+certificate() { # certificate HOST
+  local new=(-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout tls_key.new -subj "/CN=$1")
+  if [[ ! -s tls_ca_certificate || ! -s tls_ca_key ]]; then
+    rm -f tls_ca_certificate tls_ca_key
+    quietly openssl req "${new[@]}" -subj "/CN=Headroom" -x509 -days 3650 -out tls_certificate.new \
+      -addext keyUsage=critical,keyCertSign,cRLSign
+    secret tls_ca_key "$(<tls_key.new)"
+    secret tls_ca_certificate "$(<tls_certificate.new)"
+  fi
+  quietly openssl req "${new[@]}" -out tls_request.new
+  quietly openssl x509 -req -in tls_request.new -days 397 -set_serial "0x$(openssl rand -hex 16)" -out tls_certificate.new \
+    -CA tls_ca_certificate -CAkey tls_ca_key -extfile <(
+    echo "subjectAltName=DNS:$1,DNS:localhost,IP:127.0.0.1"
+    echo "keyUsage=critical,digitalSignature"
+    echo "extendedKeyUsage=serverAuth"
+  )
+  secret tls_key "$(<tls_key.new)"
+  secret tls_certificate "$(<tls_certificate.new)"
+  rm -f tls_key.new tls_request.new tls_certificate.new
+}
+
+quietly() { # quietly COMMAND...; show its output only if it fails
+  local output
+  output=$("$@" 2>&1) || { echo "$output" >&2; return 1; }
+}
+
 for role in superuser owner app monitor pgbouncer console; do
   random "${role}_password" 24
 done
 random secret_key 32
+if [[ ! -s tls_certificate && ! -s tls_key ]]; then
+  certificate "$host"
+elif [[ ! -s tls_certificate || ! -s tls_key ]]; then
+  echo "$folder has only one of tls_certificate and tls_key: add the other one, or delete both" >&2
+  exit 1
+fi
 url database_url postgresql+psycopg://headroom_app app_password pgbouncer:6432/headroom
 url migration_database_url postgresql+psycopg://headroom_owner owner_password postgres:5432/headroom
 url monitor_database_url postgresql+psycopg://headroom_monitor monitor_password postgres:5432/headroom

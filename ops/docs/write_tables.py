@@ -1,15 +1,42 @@
-"""Write the generated tables into the documents: `make docs`. `tests/unit/test_docs.py` compares them."""
+"""Write the generated parts of documents and Compose files: `make docs`.
+
+`tests/unit/test_docs.py` compares the tables, `tests/unit/test_compose_files.py` the settings of containers.
+"""
 
 from app.observability.catalogue import metrics_table
 from app.paths import PROJECT_ROOT
-from app.settings import settings_table
+from app.settings import Settings, is_secret, settings_table
 
 DOCS = PROJECT_ROOT / "docs"
 TABLES = {"settings.md": settings_table, "metrics.md": metrics_table}
+COMPOSE_FILES = ("docker-compose.yml", "compose.prod.yml")
+# The first line of the generated part of a Compose file. A blank line ends it.
+SETTINGS_OF_CONTAINERS = "x-settings: &settings # written by `make docs`"
+# Settings that a container does not take from the environment of Compose, besides secrets.
+NOT_PASSED_ON = {
+    "api_host": "the image sets it: a container listens on all its addresses",
+    "api_port": "the port in the container is fixed; in docker-compose.yml the variable is the published port",
+    "api_replica": "the name of one replica: its container's host name",
+    "exporter_host": "as api_host",
+    "exporter_port": "as api_port",
+    "data_dir": "only `make run` has it",
+    "metrics_dir": "the path of a volume",
+    "db_pooler": "the Compose file has a PgBouncer or has none",
+}
+
+
+def settings_of_containers() -> str:
+    """Return the part of a Compose file that passes every setting on. An empty value stands for the default."""
+    names = [
+        name.upper()
+        for name, field in Settings.model_fields.items()
+        if name not in NOT_PASSED_ON and not is_secret(field)
+    ]
+    return "\n".join([SETTINGS_OF_CONTAINERS, *(f'  {name}: "${{{name}:-}}"' for name in names)])
 
 
 def with_table(document: str, table: str) -> str:
-    """Return the document with its table replaced by the one that has the same first line."""
+    """Return the document with its table, which ends at a blank line, replaced by one that has the same first line."""
     header = table.partition("\n")[0]
     before, found, rest = document.partition(header)
     if not found:
@@ -19,11 +46,15 @@ def with_table(document: str, table: str) -> str:
 
 
 def main() -> None:
-    """Rewrite each document that has a generated table."""
+    """Rewrite each file that has a generated part."""
     for name, table in TABLES.items():
         path = DOCS / name
         path.write_text(with_table(path.read_text(encoding="utf-8"), table()), encoding="utf-8")
-        print(path.relative_to(DOCS.parent))
+        print(path.relative_to(PROJECT_ROOT))
+    for name in COMPOSE_FILES:
+        path = PROJECT_ROOT / name
+        path.write_text(with_table(path.read_text(encoding="utf-8"), settings_of_containers()), encoding="utf-8")
+        print(name)
 
 
 if __name__ == "__main__":

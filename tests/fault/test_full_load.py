@@ -4,6 +4,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from ssl import SSLContext
 from threading import Event, Thread
 
 import psycopg
@@ -50,14 +51,15 @@ def maximum(read: Callable[[], int]) -> Iterator[list[int]]:
         sampler.join()
 
 
-def attack(apis: list[str]) -> Answers:
+def attack(apis: list[str], clients: int = 250, tls: SSLContext | None = None) -> Answers:
     return uvloop.run(
         load(
             [f"{api}/posts?cursor=" for api in apis],
-            clients=250 * len(apis),
+            clients=clients * len(apis),
             seconds=SECONDS,
             patient=False,
             keep_alive=False,
+            tls=tls,
         )
     )
 
@@ -106,7 +108,7 @@ def test_pgbouncer_at_full_load_opens_its_own_limit(prod: ProdStack) -> None:
             lambda: prod.sql("SELECT count(*) FROM pg_locks WHERE mode = 'AccessExclusiveLock'") != [["0"]], within=20
         )
         with psql(prod, f"{query} \\watch i=0.05 c={SECONDS * 20}") as watching:
-            answers = attack(prod.apis)
+            answers = attack([prod.api], clients=500, tls=prod.tls)
             seen = [int(line) for line in watching.communicate(timeout=60)[0].split() if line.isdigit()]
 
     console = prod.compose(

@@ -10,7 +10,9 @@ from tests.support.postgres import as_role, connect
 from tests.support.serving import gunicorn
 
 
-@pytest.mark.parametrize(("trusted", "address"), [("", "127.0.0.1"), ("127.0.0.1", "203.0.113.7")])
+@pytest.mark.parametrize(
+    ("trusted", "address"), [("", "127.0.0.1"), ("127.0.0.1", "203.0.113.7"), ("10.0.0.0/8,127.0.0.0/8", "203.0.113.7")]
+)
 def test_forwarded_address_counts_only_from_a_trusted_proxy(
     database: URL, tmp_path: Path, trusted: str, address: str
 ) -> None:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from ssl import SSLContext
 from threading import Event
 
 import httpx
@@ -27,14 +28,14 @@ in_compose = pytest.mark.parametrize("stack", ["compose"], indirect=True)
 
 
 @contextmanager
-def under_load(apis: list[str]) -> Iterator[None]:
+def under_load(apis: list[str], tls: SSLContext | None = None) -> Iterator[None]:
     """Send requests to every kind of route that the dashboard shows, until the block ends."""
     stop = Event()
     urls = [f"{api}{path}" for api in apis for path in ("/posts?cursor=", "/users/1", "/readyz")]
 
     def send_requests() -> None:
         while not stop.is_set():
-            uvloop.run(load(urls, clients=len(urls) * 2, seconds=1, pause=0.02))
+            uvloop.run(load(urls, clients=len(urls) * 2, seconds=1, pause=0.02, tls=tls))
 
     with ThreadPoolExecutor(1) as threads:
         traffic = threads.submit(send_requests)
@@ -120,7 +121,7 @@ def test_every_expression_returns_series(compose: ComposeStack) -> None:
 
 
 def test_every_expression_returns_series_behind_pgbouncer(prod: ProdStack) -> None:
-    with under_load(prod.apis):
+    with under_load([prod.api] * 2, prod.tls):
         assert_series_exist(prod.prometheus, expressions())
     [target] = httpx.get(f"{prod.prometheus}/api/v1/targets").json()["data"]["activeTargets"]
     assert target["health"] == "up"

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
+from ssl import SSLContext
 from time import monotonic
 from typing import NamedTuple, cast
 from urllib.parse import urlsplit
@@ -45,18 +46,19 @@ async def load(
     patient: bool = True,
     pause: float = 0.0,
     keep_alive: bool = True,
+    tls: SSLContext | None = None,
 ) -> Answers:
     """Let the clients, spread over the URLs, send requests for this many seconds, or until the event.
 
     A `patient` client obeys Retry-After; others send the next request at once. `pause` is the time between two
-    requests of a client, in seconds. Without `keep_alive` each request opens a connection.
+    requests of a client, in seconds. Without `keep_alive` each request opens a connection. `tls` is for https URLs.
     """
     answers = Answers()
     ends = monotonic() + seconds
     stop = until or asyncio.Event()
     await asyncio.gather(
         *(
-            _client(urls[number % len(urls)], ends, stop, answers, patient, pause, keep_alive)
+            _client(urls[number % len(urls)], ends, stop, answers, patient, pause, keep_alive, tls)
             for number in range(clients)
         )
     )
@@ -64,7 +66,14 @@ async def load(
 
 
 async def _client(
-    url: str, ends: float, stop: asyncio.Event, answers: Answers, patient: bool, pause: float, keep_alive: bool
+    url: str,
+    ends: float,
+    stop: asyncio.Event,
+    answers: Answers,
+    patient: bool,
+    pause: float,
+    keep_alive: bool,
+    tls: SSLContext | None,
 ) -> None:
     address = urlsplit(url)
     assert address.port
@@ -76,7 +85,7 @@ async def _client(
         try:
             async with asyncio.timeout(ANSWER_WITHIN_SECONDS):
                 if connection is None or connection.is_closed:
-                    connection = await connect(address.port)
+                    connection = await connect(address.port, tls)
                 answer = await connection.ask(request)
                 status, retry_after = answer.status, answer.retry_after
         except TimeoutError:
@@ -144,7 +153,10 @@ class Connection(asyncio.Protocol):
         return self._transport.is_closing()
 
     def close(self) -> None:
-        self._transport.close()
+        if self._transport.get_extra_info("ssl_object") is None:
+            self._transport.close()
+        else:
+            self._transport.abort()  # without a farewell, which would outlive the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's class does not inherit from it
@@ -166,6 +178,6 @@ class Connection(asyncio.Protocol):
             self._waiter.set_exception(exc or ConnectionResetError())
 
 
-async def connect(port: int) -> Connection:
-    _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", port)
+async def connect(port: int, tls: SSLContext | None = None) -> Connection:
+    _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", port, ssl=tls)
     return connection

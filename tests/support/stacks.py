@@ -1,15 +1,17 @@
 """The whole stack as a user starts it, in containers or as local processes. Tests reach it by HTTP and signals."""
 
+import csv
 import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -264,34 +266,57 @@ class Compose(ABC):
             self.down()
 
 
+def replicas_in(statistics: str) -> int | None:
+    """Return to how many replicas the proxy sends requests, after a check, according to its statistics.
+
+    Return None while its backends differ.
+    """
+    servers = [row for row in csv.DictReader(statistics.splitlines()) if row["status"].startswith("UP")]
+    checked = Counter(row["# pxname"] for row in servers if "L7" in row["check_status"])
+    return checked["reads"] if checked["reads"] == checked["writes"] else None
+
+
 class ProdStack(Compose):
-    """`docker compose -f compose.prod.yml up`: two replicas on free ports, with new secrets."""
+    """`docker compose -f compose.prod.yml up`: two replicas behind a proxy on a free port, with new secrets.
+
+    The proxy's limits of requests per client are off: all requests come from one address.
+    """
 
     def __init__(self, name: str, secrets: Path, *, build: bool = True, **environment: str) -> None:
-        ports = free_ports(2)
-        self.apis = [f"http://127.0.0.1:{port}" for port in ports]
-        exporter, prometheus = free_port(), free_port()
+        http, https, exporter, prometheus = free_port(), free_port(), free_port(), free_port()
+        self.api, self.plain_api = f"https://127.0.0.1:{https}", f"http://127.0.0.1:{http}"
         self.exporter, self.prometheus = f"http://127.0.0.1:{exporter}", f"http://127.0.0.1:{prometheus}"
         super().__init__(
             name,
             "compose.prod.yml",
             build=build,
-            SECRETS_DIR=str(secrets),
-            API_PORTS=f"{ports[0]}-{ports[-1]}",
-            EXPORTER_PORT=str(exporter),
-            PROMETHEUS_PORT=str(prometheus),
-            **environment,
+            **{
+                "SECRETS_DIR": str(secrets),
+                "PROXY_ADDRESS": "127.0.0.1",
+                "PROXY_HTTP_PORT": str(http),
+                "PROXY_HTTPS_PORT": str(https),
+                "PROXY_REQUEST_LIMIT": "1000000",
+                "PROXY_SIGN_IN_LIMIT": "1000000",
+                "EXPORTER_PORT": str(exporter),
+                "PROMETHEUS_PORT": str(prometheus),
+                **environment,
+            },
         )
         subprocess.run([PROJECT_ROOT / "ops/make-secrets.sh", secrets], check=True, capture_output=True)
+        self.tls = ssl.create_default_context(cafile=secrets / "tls_ca_certificate")
+        self.client = httpx.Client(base_url=self.api, verify=self.tls, timeout=30)
 
     def up(self) -> None:
         self.compose("up", *self.build, "--detach")
-        for api in self.apis:
-            eventually(partial(self._ready, api), within=120)
+        eventually(lambda: self.replicas_in_proxy() == 2, within=120)
 
-    @staticmethod
-    def _ready(api: str) -> bool:
-        return httpx.get(f"{api}/readyz").status_code == 200
+    def down(self) -> None:
+        self.client.close()
+        super().down()
+
+    def replicas_in_proxy(self) -> int | None:
+        """Return the number of replicas to which the proxy sends requests."""
+        return replicas_in(self.compose("exec", "-T", "proxy", "console", "show stat"))
 
     def sql(self, query: str) -> list[list[str]]:
         """Run a query as the superuser, inside the container: the port is not published. Return rows of text."""

@@ -32,7 +32,18 @@ MAX_README_WORDS = 1_800
 VARIABLE = re.compile(r"\b[A-Z]+(?:_[A-Z]+)+\b")
 # Created by commands, so not in a clean checkout.
 CREATED_PATHS = (".data", ".secrets", ".venv")
-CODE = ("app", "migrations", "ops", "tests", "benchmarks", "Makefile", "docker-compose.yml", "compose.prod.yml", ".ci")
+CODE = (
+    "app",
+    "migrations",
+    "ops",
+    "tests",
+    "benchmarks",
+    "Makefile",
+    "docker-compose.yml",
+    "compose.prod.yml",
+    ".ci",
+    "compose.acme.yml",
+)
 
 # Pages about metrics: they name no other variables than settings, and no other metrics than the catalogue's.
 METRIC_PAGES = ("docs/metrics.md", "docs/runbooks.md", "docs/performance.md")

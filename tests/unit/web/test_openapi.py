@@ -4,8 +4,11 @@ import re
 from typing import Any
 
 import pytest
-from httpx import AsyncClient
+from httpx import ASGITransport, AsyncClient
 from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from app.main import create_app
+from app.settings import Settings
 
 
 @pytest.fixture
@@ -102,6 +105,14 @@ async def test_docs_page_is_served(client: AsyncClient) -> None:
 
     assert response.status_code == 200
     assert "Headroom" in response.text
+
+
+async def test_docs_are_switched_off_by_a_setting() -> None:
+    app = create_app(Settings(database_url="sqlite+aiosqlite://", secret_key="k" * 32, api_docs="off"))
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
+        answers = [await client.get(path) for path in ("/docs", "/docs/oauth2-redirect", "/openapi.json")]
+
+    assert [(answer.status_code, answer.json()["type"]) for answer in answers] == [(404, "/problems/not-found")] * 3
 
 
 async def test_operation_that_hashes_passwords_documents_server_busy(document: dict[str, Any]) -> None:

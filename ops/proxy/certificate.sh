@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Use another certificate from now on, in the container: `make certificate`. Reads certificate, chain and key in PEM.
+# Connections stay open. After a restart, the proxy reads the certificate from its secrets again.
+set -euo pipefail
+pem=$(</dev/stdin)
+set_answer=$(printf 'set ssl cert @own/site <<\n%s\n\n' "$pem" | console)
+commit_answer=$(console commit ssl cert @own/site)
+if [[ $commit_answer != *Success* ]]; then
+  echo "the proxy refused the certificate: $set_answer $commit_answer" >&2
+  exit 1
+fi

@@ -1,0 +1,74 @@
+"""Get certificates from an ACME authority, and give them to the proxy without a restart. Runs in certbot's image.
+
+Environment: TLS_NAMES (host names, separated by commas), ACME_EMAIL, ACME_SERVER (URL of the authority's directory).
+The proxy reads the certificate from a volume when it starts. While it runs, it gets a new one on its console.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+# The proxy loads every file in this folder: certificate, chain and key in one.
+FOLDER = Path("/var/lib/haproxy")
+INSTALLED = FOLDER / "acme.pem"
+STATE = FOLDER / "certbot"
+CONSOLE = Path("/run/proxy/console.sock")
+CHECK_SECONDS = 12 * 3600
+# Authorities limit the number of failed attempts: Let's Encrypt to 5 an hour.
+RETRY_SECONDS = 15 * 60
+
+
+def console(command: str) -> str:
+    """Run a command on the proxy's console. Return its answer."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(10)
+        connection.connect(str(CONSOLE))
+        connection.sendall(f"{command}\n".encode())
+        return b"".join(iter(lambda: connection.recv(65_536), b"")).decode()
+
+
+def obtain(*options: str) -> bool:
+    """Obtain the certificate, or renew it if it is due. Return False if that failed; certbot has said why."""
+    names = [f"--domain={name.strip()}" for name in os.environ["TLS_NAMES"].split(",") if name.strip()]
+    folders = [f"--config-dir={STATE}", "--work-dir=/tmp/certbot", "--logs-dir=/tmp/certbot"]
+    challenge = ["--standalone", "--http-01-port=8402"]
+    account = ["--agree-tos", f"--email={os.environ['ACME_EMAIL']}", f"--server={os.environ['ACME_SERVER']}"]
+    usual = ["--non-interactive", "--keep-until-expiring", "--expand", "--cert-name=proxy"]
+    command = ["certbot", "certonly", *usual, *options, *account, *challenge, *folders, *names]
+    return subprocess.run(command, check=False).returncode == 0
+
+
+def install() -> None:
+    """Give the proxy the certificate unless it has it."""
+    live = STATE / "live" / "proxy"
+    pem = (live / "fullchain.pem").read_text() + (live / "privkey.pem").read_text()
+    if INSTALLED.exists() and INSTALLED.read_text() == pem:
+        return
+    is_new = not INSTALLED.exists()
+    new = STATE / "new.pem"
+    new.touch(mode=0o600)
+    new.write_text(pem)
+    commands = [f"set ssl cert {INSTALLED} <<\n{pem}", f"commit ssl cert {INSTALLED}"]
+    if is_new:
+        commands = [f"new ssl cert {INSTALLED}", *commands, f"add ssl crt-list {FOLDER}/ {INSTALLED}"]
+    for command in commands:
+        print(console(command).strip(), flush=True)
+    new.rename(INSTALLED)
+
+
+def main() -> None:
+    """Keep the certificate current until the container stops."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    while True:
+        obtained = obtain()
+        if obtained:
+            install()
+        time.sleep(CHECK_SECONDS if obtained else RETRY_SECONDS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,330 @@
+"""The proxy of compose.prod.yml in front of stand-ins for replicas, which fail on demand."""
+
+import os
+import re
+import shutil
+import socket
+import ssl
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from app.paths import PROJECT_ROOT
+from tests.support.docker import require_engine
+from tests.support.proxied import ProxiedReplicas, access_log, docker, run_client, subnet
+from tests.support.waiting import eventually
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxiedReplicas]:
+    require_engine()
+    proxied = ProxiedReplicas(
+        f"headroom-proxy-{os.getpid()}",
+        tmp_path_factory.mktemp("secrets") / "proxy",
+        HEADER_TIMEOUT="2",
+        BODY_TIMEOUT="2",
+        PROXY_REQUEST_LIMIT="100000",
+    )
+    try:
+        proxied.start()
+        yield proxied
+    finally:
+        proxied.stop()
+
+
+@pytest.fixture
+def proxied(running: ProxiedReplicas) -> ProxiedReplicas:
+    """Return the proxy with two replicas that serve."""
+    while len(running.replicas) < 2:
+        running.add_replica()
+    for replica in running.replicas:
+        replica.set("serve")
+    running.wait_for(len(running.replicas))
+    return running
+
+
+def statuses(proxied: ProxiedReplicas, method: str, number: int) -> Counter[int]:
+    return Counter(proxied.client.request(method, "/posts").status_code for _ in range(number))
+
+
+def executed(proxied: ProxiedReplicas) -> int:
+    return sum(replica.executed for replica in proxied.replicas)
+
+
+def test_read_that_a_replica_drops_is_sent_again(proxied: ProxiedReplicas) -> None:
+    proxied.replicas[0].set("drop")
+
+    assert statuses(proxied, "GET", 20) == {200: 20}
+
+
+def test_write_that_a_replica_drops_gets_502_and_is_not_repeated(proxied: ProxiedReplicas) -> None:
+    before = executed(proxied)
+    proxied.replicas[0].set("drop")
+
+    answers = [proxied.client.post("/posts", content=b"{}") for _ in range(20)]
+
+    assert Counter(answer.status_code for answer in answers) == {200: 10, 502: 10}
+    assert executed(proxied) - before == 20
+    failed = next(answer for answer in answers if answer.status_code == 502)
+    assert failed.headers["content-type"] == "application/problem+json"
+    assert "retry-after" not in failed.headers
+    assert failed.json()["request_id"] == failed.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_request_on_a_stale_kept_connection_is_answered(proxied: ProxiedReplicas, method: str) -> None:
+    """The replica closes a kept connection as soon as another request arrives on it."""
+    proxied.replicas[0].set("stale")
+
+    assert statuses(proxied, method, 40) == {200: 40}
+
+
+def test_write_to_a_replica_that_is_gone_goes_to_another_one(proxied: ProxiedReplicas) -> None:
+    proxied.remove(proxied.replicas[0])
+
+    assert statuses(proxied, "POST", 20) == {200: 20}
+
+
+def test_new_replica_gets_requests_within_seconds(proxied: ProxiedReplicas) -> None:
+    replica = proxied.add_replica()
+
+    eventually(lambda: proxied.client.get("/posts").json()["name"] == replica.name, within=4)
+
+
+def test_replica_that_is_not_ready_gets_no_more_requests(proxied: ProxiedReplicas) -> None:
+    replica = proxied.replicas[0]
+    replica.set("unready")
+    proxied.wait_for(len(proxied.replicas) - 1, within=3)
+
+    names = {proxied.client.request(method, "/posts").json()["name"] for method in ("GET", "POST") for _ in range(10)}
+
+    assert replica.name not in names
+
+
+def test_replicas_that_are_all_not_ready_still_answer_themselves(proxied: ProxiedReplicas) -> None:
+    """Without a database they answer honest problems, and /livez."""
+    for replica in proxied.replicas:
+        replica.set("unready")
+    proxied.wait_for(0, within=3)
+
+    assert statuses(proxied, "GET", 5) == {200: 5}
+    assert statuses(proxied, "POST", 5) == {200: 5}
+
+
+def test_reload_of_the_proxy_loses_no_request(proxied: ProxiedReplicas) -> None:
+    docker("exec", f"{proxied.name}-proxy", "reload")
+    seen: Counter[int] = Counter()
+    for _ in range(300):
+        seen[httpx.get(f"{proxied.url}/posts", verify=proxied.tls).status_code] += 1
+
+    assert seen == {200: 300}
+
+
+def test_forwarded_headers_of_a_client_are_replaced(proxied: ProxiedReplicas) -> None:
+    claims = {
+        "X-Forwarded-For": "203.0.113.7",
+        "x_forwarded_for": "203.0.113.7",
+        "X-Forwarded-Proto": "http",
+        "X-Forwarded-Host": "evil.example",
+        "X-Real-IP": "203.0.113.7",
+        "Forwarded": "for=203.0.113.7",
+    }
+    for method in ("GET", "POST"):
+        seen = proxied.client.request(method, "/posts", headers=claims).json()["headers"]
+        assert seen["x-forwarded-for"] == str(subnet(proxied.name)[1]), "the gateway: this process"
+        assert seen["x-forwarded-proto"] == "https"
+        assert "203.0.113.7" not in str(seen)
+        assert "evil.example" not in str(seen)
+
+
+def test_log_line_has_the_request_id_and_no_secret(proxied: ProxiedReplicas) -> None:
+    answer = proxied.client.get(
+        "/posts?token=secret-in-query", headers={"authorization": "Bearer secret-in-header", "x-request-id": "r-17"}
+    )
+    own = proxied.client.get("/posts")
+
+    assert answer.json()["headers"]["x-request-id"] == "r-17"
+    ids = {"r-17", own.json()["headers"]["x-request-id"]}
+
+    def lines() -> list[dict[str, Any]]:
+        found = [line for line in access_log(f"{proxied.name}-proxy") if line["request_id"] in ids]
+        return found if len(found) == 2 else []
+
+    logged = {line["request_id"]: (line["path"], line["status"]) for line in eventually(lines, within=10)}
+    assert {logged[each] for each in ids} == {("/posts", 200)}
+    assert "secret-in" not in docker("logs", f"{proxied.name}-proxy")
+
+
+ATTACK = """
+import http.client, ssl, sys
+paths, number = sys.argv[1].split(), int(sys.argv[2])
+context = ssl._create_unverified_context()
+connection = http.client.HTTPSConnection("proxy", 8443, context=context)
+statuses = []
+for i in range(number):
+    headers = {"X-Forwarded-For": f"203.0.113.{i % 250}", "Content-Length": "0"}
+    connection.request("POST", paths[i % len(paths)], headers=headers)
+    answer = connection.getresponse()
+    answer.read()
+    statuses.append(answer.status)
+print(*statuses)
+"""
+
+
+def test_sign_ins_of_one_client_are_limited_and_no_other_clients(proxied: ProxiedReplicas) -> None:
+    attacked = run_client(proxied.name, 1, ATTACK, "/auth/token /auth/%74oken", "70").split()
+    assert attacked == ["200"] * 60 + ["429"] * 10
+
+    assert run_client(proxied.name, 2, ATTACK, "/auth/token", "3").split() == ["200"] * 3
+    assert proxied.client.post("/auth/token").status_code == 200
+
+
+def test_body_above_the_limit_gets_413(proxied: ProxiedReplicas) -> None:
+    refused = proxied.client.post("/posts", content=b"x" * (1_048_576 + 1))
+
+    assert refused.status_code == 413
+    assert refused.json()["type"] == "/problems/content-too-large"
+    assert proxied.client.post("/posts", content=b"x" * 1_048_576).status_code == 200
+
+
+def raw(proxied: ProxiedReplicas, data: bytes) -> bytes:
+    """Send bytes over TLS. Return the first bytes of the response."""
+    with (
+        socket.create_connection(("127.0.0.1", proxied.https), timeout=20) as plain,
+        proxied.tls.wrap_socket(plain, server_hostname="localhost") as connection,
+    ):
+        connection.sendall(data)
+        return connection.recv(65_536)
+
+
+@pytest.mark.parametrize(
+    "sent", [b"GET /posts HTTP/1.1\r\nHost: x\r\n", b"POST /posts HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"]
+)
+def test_slow_client_gets_408_and_reaches_no_replica(proxied: ProxiedReplicas, sent: bytes) -> None:
+    before = executed(proxied)
+
+    assert raw(proxied, sent).startswith(b"HTTP/1.1 408 ")
+    assert executed(proxied) == before
+
+
+def test_headers_up_to_the_limit_of_the_api_pass(proxied: ProxiedReplicas) -> None:
+    headers = {f"x-{number}": "v" * 300 for number in range(90)}
+
+    assert proxied.client.get("/posts", headers=headers).json()["headers"]["x-89"] == "v" * 300
+
+
+def test_response_is_compressed_for_a_client_that_accepts_it(proxied: ProxiedReplicas) -> None:
+    assert proxied.client.get("/posts", headers={"accept-encoding": "gzip"}).headers["content-encoding"] == "gzip"
+    assert "content-encoding" not in proxied.client.get("/posts", headers={"accept-encoding": ""}).headers
+
+
+def test_plain_http_is_redirected_to_https(proxied: ProxiedReplicas) -> None:
+    answer = httpx.post(f"http://127.0.0.1:{proxied.http}/posts?q=1")
+
+    assert answer.status_code == 308
+    assert answer.headers["location"] == f"{proxied.url}/posts?q=1"
+
+
+def test_every_answer_over_tls_has_hsts(proxied: ProxiedReplicas) -> None:
+    for answer in (proxied.client.get("/posts"), proxied.client.post("/posts", content=b"x" * 1_048_577)):
+        assert answer.headers["strict-transport-security"] == "max-age=31536000"
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_current_protocol_is_accepted(proxied: ProxiedReplicas, version: ssl.TLSVersion) -> None:
+    context = ssl.create_default_context(cafile=proxied.secrets / "tls_ca_certificate")
+    context.minimum_version = context.maximum_version = version
+
+    assert httpx.get(f"{proxied.url}/posts", verify=context).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["-tls1", "-cipher", "ALL@SECLEVEL=0"],
+        ["-tls1_1", "-cipher", "ALL@SECLEVEL=0"],
+        ["-tls1_2", "-cipher", "AES128-SHA:AES128-GCM-SHA256"],
+    ],
+)
+def test_old_protocol_or_cipher_is_refused(proxied: ProxiedReplicas, options: list[str]) -> None:
+    command = ["openssl", "s_client", "-connect", f"127.0.0.1:{proxied.https}", *options]
+
+    tried = subprocess.run(command, input="", capture_output=True, text=True, check=False)
+
+    assert tried.returncode != 0
+    assert re.search("alert (protocol version|handshake failure)", tried.stderr), tried.stderr
+
+
+def test_another_certificate_is_used_without_a_restart(proxied: ProxiedReplicas, tmp_path: Path) -> None:
+    def serial() -> str:
+        with (
+            socket.create_connection(("127.0.0.1", proxied.https), timeout=20) as plain,
+            proxied.tls.wrap_socket(plain, server_hostname="localhost") as connection,
+        ):
+            return str((connection.getpeercert() or {})["serialNumber"])
+
+    for name in ("tls_ca_certificate", "tls_ca_key"):
+        shutil.copy(proxied.secrets / name, tmp_path)
+    subprocess.run([PROJECT_ROOT / "ops/make-secrets.sh", tmp_path], check=True, capture_output=True)
+    files = ["awk", "1", str(tmp_path / "tls_certificate"), str(tmp_path / "tls_key")]  # as in the Makefile
+    pem = subprocess.run(files, capture_output=True, text=True, check=True).stdout
+    before = serial()
+
+    with pytest.raises(AssertionError, match="the proxy refused the certificate"):
+        docker("exec", "-i", f"{proxied.name}-proxy", "certificate", stdin="no certificate")
+    assert serial() == before
+    docker("exec", "-i", f"{proxied.name}-proxy", "certificate", stdin=pem)
+    assert serial() != before
+
+
+def test_client_can_use_http_2(proxied: ProxiedReplicas) -> None:
+    command = ["curl", "--silent", "--cacert", str(proxied.secrets / "tls_ca_certificate"), "--output", os.devnull]
+
+    answer = subprocess.run(
+        [*command, "--write-out", "%{http_version} %{http_code}", f"{proxied.url}/posts"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+
+    assert answer.stdout == "2 200"
+
+
+@pytest.fixture(scope="module")
+def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxiedReplicas]:
+    """Run a proxy behind a load balancer (this process), with a limit of 5 requests."""
+    require_engine()
+    proxied = ProxiedReplicas(
+        f"headroom-behind-{os.getpid()}",
+        tmp_path_factory.mktemp("secrets") / "behind",
+        PROXY_LOAD_BALANCERS="192.0.2.1 198.18.0.0/16",
+        PROXY_REQUEST_LIMIT="5",
+    )
+    try:
+        proxied.start(replicas=1)
+        yield proxied
+    finally:
+        proxied.stop()
+
+
+def test_load_balancer_names_the_client_in_its_last_entry(behind: ProxiedReplicas) -> None:
+    answer = behind.client.get("/posts", headers={"x-forwarded-for": "203.0.113.7, 203.0.113.8"})
+
+    assert answer.json()["headers"]["x-forwarded-for"] == "203.0.113.8"
+
+
+def test_requests_of_one_client_are_limited(behind: ProxiedReplicas) -> None:
+    """An IPv6 client can use every address of its /64."""
+
+    def ask(address: str) -> httpx.Response:
+        return behind.client.get("/posts", headers={"x-forwarded-for": address})
+
+    limited = [ask(f"2001:db8::{number}") for number in range(1, 8)][-1]
+
+    assert limited.status_code == 429
+    assert limited.headers["retry-after"] == "10"
+    assert limited.json()["type"] == "/problems/too-many-attempts"
+    assert ask("2001:db8:0:1::1").status_code == 200

@@ -1,0 +1,120 @@
+"""The Compose files agree with the settings: every setting reaches the containers; the proxy has the same limits."""
+
+import re
+import runpy
+from typing import Any
+
+import pytest
+import yaml
+
+from app.paths import PROJECT_ROOT
+from app.settings import Settings, is_secret
+
+FILES = ["docker-compose.yml", "compose.prod.yml"]
+# Settings that the environment of Compose does not set, and why.
+FIXED = {
+    "API_HOST": "the image sets it",
+    "API_PORT": "the port in the container is fixed",
+    "API_REPLICA": "the host name of the container",
+    "EXPORTER_HOST": "the image sets it",
+    "EXPORTER_PORT": "the port in the container is fixed",
+    "DATA_DIR": "only `make run` uses it",
+    "METRICS_DIR": "the path of a volume",
+    "DB_POOLER": "the file has a PgBouncer or has none",
+}
+PASSED_ON = sorted(
+    name.upper() for name, field in Settings.model_fields.items() if name.upper() not in FIXED and not is_secret(field)
+)
+
+
+def environment(file: str, service: str) -> dict[str, Any]:
+    services: dict[str, Any] = yaml.safe_load((PROJECT_ROOT / file).read_text(encoding="utf-8"))["services"]
+    found: dict[str, Any] = services[service]["environment"]
+    return found
+
+
+def default(value: str) -> str:
+    """Return the default of `${NAME:-default}`."""
+    found = re.fullmatch(r"\$\{\w+:-(.*)\}", value)
+    assert found, value
+    return found[1]
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("service", ["api", "migrate", "exporter"])
+def test_every_setting_reaches_the_containers(file: str, service: str) -> None:
+    passed = environment(file, service)
+
+    missing = [name for name in PASSED_ON if not str(passed.get(name, "")).startswith(f"${{{name}:-")]
+
+    assert missing == [], "run make docs"
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_settings_of_containers_are_as_generated(file: str) -> None:
+    text = (PROJECT_ROOT / file).read_text(encoding="utf-8")
+
+    generated = runpy.run_path(str(PROJECT_ROOT / "ops/docs/write_tables.py"))["settings_of_containers"]()
+
+    assert f"\n{generated}\n\n" in text, "run make docs"
+
+
+def test_secrets_reach_production_only_as_files() -> None:
+    secrets = {name.upper() for name, field in Settings.model_fields.items() if is_secret(field)}
+    passed = {name for service in ("api", "migrate", "exporter") for name in environment("compose.prod.yml", service)}
+
+    assert {f"{name}_FILE" for name in secrets} <= passed
+    assert not secrets & passed
+
+
+@pytest.mark.parametrize(
+    "name", ["HEADER_TIMEOUT", "BODY_TIMEOUT", "SEND_TIMEOUT", "KEEP_ALIVE_TIMEOUT", "MAX_BODY_BYTES"]
+)
+def test_proxy_has_the_limits_of_the_api(name: str) -> None:
+    proxy = environment("compose.prod.yml", "proxy")
+    [passed] = [value for value in proxy.values() if value.startswith(f"${{{name}:-")]
+
+    assert float(default(passed)) == float(getattr(Settings(), name.lower()))
+
+
+def directive(name: str) -> str:
+    """Return the arguments of a directive of haproxy.cfg that occurs once."""
+    [found] = re.findall(rf"^ *{name} (.+)$", (PROJECT_ROOT / "ops/proxy/haproxy.cfg").read_text(), re.MULTILINE)
+    return str(found)
+
+
+def test_proxy_passes_on_the_largest_headers_of_the_api() -> None:
+    added = 16  # headers of the proxy
+    assert int(directive("tune.bufsize")) > Settings().max_header_bytes + added * 128
+    assert int(directive("tune.http.maxhdr")) > Settings().max_headers + added
+
+
+def test_proxy_waits_longer_than_the_api_for_its_database() -> None:
+    roles = (PROJECT_ROOT / "ops/postgres/roles.sql").read_text()
+    [statement] = re.findall(r"ALTER ROLE headroom_app SET statement_timeout = '(\d+)s'", roles)
+    settings = Settings()
+
+    # A deadline of the driver is the server's statement_timeout and 2 s.
+    assert int(directive("timeout server").removesuffix("s")) > settings.db_pool_timeout + 2 * (int(statement) + 2)
+
+
+def test_replica_drains_for_longer_than_the_proxy_needs_to_notice() -> None:
+    found = re.match(r"check inter (\d+)ms fastinter \d+ms fall (\d+)", directive("default-server"))
+    assert found
+    notices = int(found[1]) / 1000 * (int(found[2]) + 1)
+
+    assert float(default(environment("compose.prod.yml", "api")["DRAIN_SECONDS"])) > notices + 1
+
+
+def test_proxy_stops_before_it_is_killed() -> None:
+    services = yaml.safe_load((PROJECT_ROOT / "compose.prod.yml").read_text())["services"]
+
+    stops = int(directive("hard-stop-after").removesuffix("s"))
+    assert stops < int(services["proxy"]["stop_grace_period"].removesuffix("s"))
+
+
+def test_proxy_has_file_descriptors_for_its_connections() -> None:
+    services = yaml.safe_load((PROJECT_ROOT / "compose.prod.yml").read_text())["services"]
+
+    # A connection to the client, one to a replica; health checks, listeners and DNS.
+    assert services["proxy"]["ulimits"]["nofile"] > 2 * int(directive("maxconn")) + 500

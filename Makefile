@@ -7,7 +7,7 @@ WORKFLOWS := $(wildcard .github/workflows/*.yml)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run up down docker secrets budget seed migrate migration downgrade check-migrations current history \
+.PHONY: help run up down docker secrets backup restore restore-drill budget seed migrate migration downgrade check-migrations current history \
         test test-unit test-integration test-stack test-fastapi test-fast-routes-off coverage bench bench-capacity \
         bench-pages bench-overload bench-metrics bench-pool-stress bench-listener fault pictures dashboard docs lint format \
         types contracts check lock clean
@@ -39,6 +39,18 @@ down: docker ## stop the containers and keep the data (docker compose down --vol
 
 secrets: ## write the missing secrets of compose.prod.yml to .secrets/
 	@ops/make-secrets.sh .secrets
+
+# The stack is detected, or selected: stack=prod, stack=dev or stack=local (docs/backups.md).
+export stack at force type
+
+backup: ## back up the database now: make backup stack=prod type=full
+	@ops/backup.sh backup
+
+restore: ## restore the database to its last moment, or to another one: make restore at=2026-11-27T10:20:00Z
+	@ops/backup.sh restore
+
+restore-drill: ## restore the latest backup aside, check it, and print RPO and RTO
+	@ops/backup.sh restore-drill
 
 budget: $(READY) ## show the connection budget and the largest pool that fits
 	@$(BIN)/headroom budget --suggest

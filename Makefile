@@ -7,10 +7,10 @@ WORKFLOWS := $(wildcard .github/workflows/*.yml)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run up down docker secrets backup restore restore-drill budget seed migrate migration downgrade check-migrations current history \
-        test test-unit test-integration test-stack test-fastapi test-fast-routes-off coverage bench bench-capacity \
-        bench-pages bench-overload bench-metrics bench-pool-stress bench-listener fault pictures dashboard docs lint format \
-        types contracts check lock clean
+.PHONY: help run up down docker secrets backup restore restore-drill upgrade-postgres budget seed migrate migration \
+        downgrade check-migrations current history test test-unit test-integration test-stack test-fastapi \
+        test-fast-routes-off coverage bench bench-capacity bench-pages bench-overload bench-metrics \
+        bench-pool-stress bench-listener fault pictures dashboard docs lint format types contracts check lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ restore: ## restore the database to its last moment, or to another one: make res
 
 restore-drill: ## restore the latest backup aside, check it, and print RPO and RTO
 	@ops/backup.sh restore-drill
+
+upgrade-postgres: docker ## copy the data to a volume for PostgreSQL 18: make upgrade-postgres file=compose.prod.yml method=dump
+	@ops/postgres/upgrade/run.sh $(or $(file),docker-compose.yml) $(or $(method),pg_upgrade)
 
 budget: $(READY) ## show the connection budget and the largest pool that fits
 	@$(BIN)/headroom budget --suggest

@@ -7,9 +7,11 @@ WORKFLOWS := $(wildcard .github/workflows/*.yml)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run up down docker secrets certificate budget seed migrate migration downgrade check-migrations current history \
+.PHONY: help run up down docker secrets certificate backup restore restore-drill upgrade-postgres budget seed migrate \
+        migration downgrade check-migrations current history \
         test test-unit test-integration test-stack test-fastapi test-fast-routes-off coverage bench bench-capacity \
-        bench-pages bench-overload bench-metrics bench-pool-stress bench-listener fault pictures dashboard docs lint format \
+        bench-pages bench-overload bench-metrics bench-pool-stress bench-listener bench-deploy bench-ddl \
+        fault pictures dashboard docs lint format \
         types contracts check lock clean
 
 help: ## list the targets
@@ -42,6 +44,21 @@ secrets: ## write the missing secrets of compose.prod.yml to .secrets/: make sec
 
 certificate: docker ## give the running proxy of compose.prod.yml the certificate in .secrets/
 	@awk 1 .secrets/tls_certificate .secrets/tls_key | docker compose -f compose.prod.yml exec -T proxy certificate
+
+# The stack is detected, or selected: stack=prod, stack=dev or stack=local (docs/backups.md).
+export stack at force timeline type
+
+backup: ## back up the database now: make backup stack=prod type=full
+	@ops/backup.sh backup
+
+restore: ## restore the database to its last moment, or to another one: make restore at=2026-11-27T10:20:00Z
+	@ops/backup.sh restore
+
+restore-drill: ## restore the latest backup aside, check it, and print RPO and RTO
+	@ops/backup.sh restore-drill
+
+upgrade-postgres: docker ## copy the data to a volume for PostgreSQL 18: make upgrade-postgres file=compose.prod.yml method=dump
+	@ops/postgres/upgrade/run.sh $(or $(file),docker-compose.yml) $(or $(method),pg_upgrade)
 
 budget: $(READY) ## show the connection budget and the largest pool that fits
 	@$(BIN)/headroom budget --suggest
@@ -121,6 +138,12 @@ bench-listener: $(READY) ## benchmark the listener against plain Uvicorn workers
 # Only a full run of this checkout writes into docs/faults.md.
 fault: $(READY) ## cause every fault under traffic; write docs/faults.md: make fault against=DIR args="--only killed"
 	@$(BIN)/python -m benchmarks.fault $(if $(against)$(args),$(if $(against),--against $(against)) $(args),--document now)
+
+bench-deploy: $(READY) ## deploy compose.prod.yml under load, and roll back (needs Docker): make bench-deploy args="--without"
+	@$(BIN)/python -m benchmarks.deploy rollout $(args)
+
+bench-ddl: $(READY) ## change the schema under load while a transaction holds the table (needs Docker)
+	@$(BIN)/python -m benchmarks.deploy ddl $(args)
 
 pictures: $(READY) ## take the screenshots of the documentation (needs chromium and chromedriver)
 	@PYTHONPATH=. $(BIN)/python ops/docs/pictures.py

@@ -359,6 +359,11 @@ class Settings(BaseSettings):
         default=Path(".data/metrics"),
         description="Directory for metrics files, one folder per replica. Workers write them; the exporter reads them.",
     )
+    backup_status_dir: Path | None = Field(
+        default=None,
+        description="Directory in which the service `backup` of `compose.prod.yml` reports the state of the backups, "
+        "for the exporter.",
+    )
 
     # Logs.
     log_format: Literal["json", "console"] = Field(

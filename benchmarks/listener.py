@@ -16,26 +16,21 @@ import os
 import signal
 import socket
 import statistics
-import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from threading import Thread
 from time import monotonic, perf_counter
 
-import httpx
 import orjson
 import uvloop
 from sqlalchemy import URL
 
-from app.paths import GUNICORN_CONFIG, PROJECT_ROOT
 from benchmarks.database import benchmark_database
 from benchmarks.tables import print_header, print_row
 from tests.support.load import Connection, connect, get, percentile
 from tests.support.postgres import as_role
-from tests.support.serving import SECRET_KEY, Served, gunicorn, running
-from tests.support.stacks import free_port
+from tests.support.serving import Served, gunicorn
 from tests.support.waiting import eventually
 
 APPLICATION = "tests.support.holding:create()"
@@ -48,25 +43,10 @@ BALANCE_CLIENTS = 200
 HOLD = get("/hold?ms=50")
 
 
-@contextmanager
-def plain(url: URL, directory: Path) -> Iterator[Served]:
-    """Serve the API with uvicorn's own server in each worker."""
-    port = free_port()
-    options = ["-c", str(GUNICORN_CONFIG), "--worker-class", "benchmarks.plain_worker.PlainWorker"]
-    environment = {
-        "DATABASE_URL": url.render_as_string(hide_password=False),
-        "SECRET_KEY": SECRET_KEY,
-        "METRICS_DIR": str(directory / f"metrics-{port}"),
-        "API_PORT": str(port),
-        "LOG_LEVEL": "error",
-        "PYTHONPATH": str(PROJECT_ROOT),
-    }
-
-    def ready() -> bool:
-        return httpx.get(f"http://127.0.0.1:{port}/livez").status_code == 200
-
-    with running([sys.executable, "-m", "gunicorn", *options, APPLICATION], directory, environment, ready) as pid:
-        yield Served(port, pid)
+def plain(url: URL, directory: Path) -> AbstractContextManager[Served]:
+    """Serve the API with uvicorn's own server in each worker. It is ready when /livez answers."""
+    options = ("--worker-class", "benchmarks.plain_worker.PlainWorker")
+    return gunicorn(APPLICATION, url, directory, options=options, ready_path="/livez")
 
 
 def requests_per_second(port: int, threads: int, seconds: float) -> float:

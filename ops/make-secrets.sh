@@ -62,6 +62,16 @@ quietly() { # quietly COMMAND...; show its output only if it fails
   output=$("$@" 2>&1) || { echo "$output" >&2; return 1; }
 }
 
+backup_repository() { # backup_repository NAME; a part of pgBackRest's configuration
+  local key
+  key=$(openssl rand -hex 32)
+  secret "$1" "[global]
+repo1-path=/var/lib/pgbackrest
+repo1-cipher-type=aes-256-cbc
+repo1-cipher-pass=$key
+"
+}
+
 for role in superuser owner app monitor pgbouncer console; do
   random "${role}_password" 24
 done
@@ -72,6 +82,7 @@ elif [[ ! -s tls_certificate || ! -s tls_key ]]; then
   echo "$folder has only one of tls_certificate and tls_key: add the other one, or delete both" >&2
   exit 1
 fi
+backup_repository backup_repository
 url database_url postgresql+psycopg://headroom_app app_password pgbouncer:6432/headroom
 url migration_database_url postgresql+psycopg://headroom_owner owner_password postgres:5432/headroom
 url monitor_database_url postgresql+psycopg://headroom_monitor monitor_password postgres:5432/headroom

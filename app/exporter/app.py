@@ -16,6 +16,8 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from app.database.admin_connection import AdminConnection
+from app.exporter.collectors.archive import ArchiveCollector
+from app.exporter.collectors.backups import BackupsCollector
 from app.exporter.collectors.budget import BudgetCollector
 from app.exporter.collectors.migrations import MigrationsCollector
 from app.exporter.collectors.pgbouncer import PgBouncerCollector
@@ -45,6 +47,8 @@ def create_exporter(settings: Settings) -> Starlette:
         ReplicasCollector(settings.metrics_dir),
         ServerCollector(server) if server else None,
         MigrationsCollector(server) if server else None,
+        ArchiveCollector(server) if server else None,
+        BackupsCollector(settings.backup_status_dir) if settings.backup_status_dir else None,
         PgBouncerCollector(console) if console else None,
         budget,
     ]

@@ -153,6 +153,60 @@ SCHEMA_COMPATIBLE = MetricSpec(
     "db_schema_compatible", "gauge", "1 if the programs of this release may run on the database's schema, otherwise 0."
 )
 
+# The WAL archive of the server, and the backups. Collected by the exporter if archive_mode is on, and if
+# BACKUP_STATUS_DIR is set.
+WAL_ARCHIVE_WAITING = MetricSpec(
+    "db_wal_archive_waiting_seconds",
+    "gauge",
+    "Time that the oldest finished WAL segment has waited to be archived; 0 if none waits.",
+)
+WAL_ARCHIVED_AGE = MetricSpec(
+    "db_wal_archived_age_seconds",
+    "gauge",
+    "Time since the last WAL segment was archived. An idle server archives none.",
+)
+WAL_ARCHIVE_FAILURES = MetricSpec(
+    "db_wal_archive_failures_total", "counter", "Failed attempts to archive a WAL segment."
+)
+BACKUP_REPOSITORY_READABLE = MetricSpec(
+    "db_backup_repository_readable", "gauge", "1 if the repository of the backups can be read, otherwise 0."
+)
+BACKUP_STATUS_AGE = MetricSpec(
+    "db_backup_status_age_seconds", "gauge", "Time since the service `backup` looked at the repository."
+)
+BACKUPS = MetricSpec("db_backups", "gauge", "Backups in the repository.")
+BACKUPS_DAMAGED = MetricSpec(
+    "db_backups_damaged", "gauge", "Backups in the repository that contain pages with a wrong checksum."
+)
+BACKUP_AGE = MetricSpec(
+    "db_backup_age_seconds", "gauge", "Time since the last backup ended, by type: full, or any.", ("type",)
+)
+BACKUP_INTERVAL = MetricSpec(
+    "db_backup_interval_seconds", "gauge", "Scheduled time from one backup to the next, by type.", ("type",)
+)
+BACKUP_WINDOW = MetricSpec(
+    "db_backup_window_seconds", "gauge", "Age of the oldest backup: the database can be restored to any moment since."
+)
+BACKUP_RETENTION = MetricSpec("db_backup_retention_seconds", "gauge", "Time for which backups are kept.")
+BACKUP_DRILL_AGE = MetricSpec(
+    "db_backup_drill_age_seconds",
+    "gauge",
+    "Time since the last restore drill; without one, since the repository was created.",
+)
+BACKUP_DRILL_SUCCESS = MetricSpec(
+    "db_backup_drill_success", "gauge", "1 if the last restore drill succeeded, otherwise 0."
+)
+BACKUP_DRILL_AT_RISK = MetricSpec(
+    "db_backup_drill_rpo_seconds",
+    "gauge",
+    "Last restore drill: time from a commit until the repository had the transaction.",
+)
+BACKUP_DRILL_RECOVERY = MetricSpec(
+    "db_backup_drill_rto_seconds",
+    "gauge",
+    "Last restore drill: time from the start of the restore until the database accepted connections.",
+)
+
 # PgBouncer's console. Collected by the exporter if DB_POOLER=pgbouncer.
 PGBOUNCER_UP = MetricSpec("pgbouncer_up", "gauge", "1 if PgBouncer's console answers the exporter, otherwise 0.")
 PGBOUNCER_CLIENTS = MetricSpec(

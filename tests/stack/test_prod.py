@@ -16,7 +16,7 @@ from tests.support.proxied import PYTHON, access_log, compose_service, create_ne
 from tests.support.stacks import ProdStack
 from tests.support.waiting import eventually
 
-SERVICES = ["postgres", "migrate", "pgbouncer", "api", "exporter", "prometheus", "proxy"]
+SERVICES = ["postgres", "backup", "migrate", "pgbouncer", "api", "exporter", "prometheus", "proxy"]
 
 
 def test_user_created_by_one_replica_is_read_from_the_other(prod: ProdStack) -> None:
@@ -194,7 +194,7 @@ def test_container_runs_unprivileged_with_limits(prod: ProdStack, service: str) 
 def test_secrets_are_in_no_environment_and_no_log(prod: ProdStack) -> None:
     folder = Path(prod.environment["SECRETS_DIR"])
     secrets = [file.read_text() for file in folder.iterdir()]
-    assert len(secrets) == 16
+    assert len(secrets) == 17
     seen = "".join(str(prod.inspect(service)["Config"]) for service in SERVICES) + prod.compose("logs")
 
     assert not [secret for secret in secrets if secret in seen]
@@ -204,7 +204,7 @@ def test_services_with_a_health_check_become_healthy(prod: ProdStack) -> None:
     def healthy(service: str) -> bool:
         return bool(prod.inspect(service)["State"]["Health"]["Status"] == "healthy")
 
-    for service in ("postgres", "pgbouncer", "api", "exporter", "proxy"):
+    for service in ("postgres", "backup", "pgbouncer", "api", "exporter", "proxy"):
         eventually(partial(healthy, service), within=60)
 
 

@@ -4,6 +4,7 @@ It has the roles of production (ops/postgres/roles.sql). The code under test con
 themselves as the superuser.
 """
 
+import os
 import warnings
 from collections import deque
 from collections.abc import Iterator
@@ -26,7 +27,9 @@ from app.paths import PROJECT_ROOT
 from tests.support.docker import engine_answers, require_engine
 from tests.support.waiting import eventually
 
-IMAGE = "postgres:17-trixie"
+DEFAULT_IMAGE = "postgres:17-trixie"
+NEXT_IMAGE = "postgres:18-trixie"
+IMAGE = os.environ.get("POSTGRES_IMAGE", DEFAULT_IMAGE)
 ROLES = (PROJECT_ROOT / "ops/postgres/roles.sql").read_bytes()
 PASSWORD = "for tests: @/?%+#&"
 # Each test creates and drops a database. That takes 30 ms in memory, and up to 400 ms on a disk.
@@ -182,6 +185,7 @@ def _container(command: str) -> Iterator[tuple[URL, int, str | None]]:
     from testcontainers.community.postgres import PostgresContainer
 
     container = PostgresContainer(IMAGE, driver=None).with_command(command)
+    container.with_env("PGDATA", DATA)  # the images of 18 have another default
     if command == NOT_DURABLE:
         container.with_tmpfs_mount(DATA)
     with container:

@@ -29,6 +29,16 @@ class Expression(NamedTuple):
         """Return True if only a stack with PgBouncer has series for it."""
         return "pgbouncer_" in self.text and "db_" not in self.text
 
+    @property
+    def about_backups(self) -> bool:
+        """Return True if only a stack with backups has series for it."""
+        return "db_backup" in self.text or "db_wal_" in self.text
+
+    @property
+    def about_drills(self) -> bool:
+        """Return True if only a stack with a restore drill has series for it."""
+        return "db_backup_drill" in self.text
+
 
 def rules(file: str) -> list[dict[str, Any]]:
     groups = yaml.safe_load((FOLDER / "rules" / file).read_text())["groups"]

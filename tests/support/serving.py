@@ -38,11 +38,19 @@ class Served(NamedTuple):
 
 @contextmanager
 def gunicorn(
-    application: str, url: URL, directory: Path, checkout: Path = PROJECT_ROOT, /, **settings: str
+    application: str,
+    url: URL,
+    directory: Path,
+    checkout: Path = PROJECT_ROOT,
+    /,
+    *,
+    options: Sequence[str] = (),
+    ready_path: str = "/readyz",
+    **settings: str,
 ) -> Iterator[Served]:
     """Serve an application of this project. Its metrics are in `directory`/metrics-<port>.
 
-    Another `checkout` is served with its own code and its own .venv.
+    Another `checkout` is served with its own code and its own .venv. `options` are further ones of Gunicorn.
     """
     port = free_port()
     python = sys.executable if checkout == PROJECT_ROOT else str(checkout / ".venv/bin/python")
@@ -54,10 +62,11 @@ def gunicorn(
         "LOG_LEVEL": "error",
         "PYTHONPATH": str(checkout),
     }
-    command = [python, "-m", "gunicorn", "-c", str(checkout / "ops/gunicorn/gunicorn.conf.py"), application]
+    config = str(checkout / "ops/gunicorn/gunicorn.conf.py")
+    command = [python, "-m", "gunicorn", "-c", config, *options, application]
 
     def ready() -> bool:
-        return httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
+        return httpx.get(f"http://127.0.0.1:{port}{ready_path}").status_code == 200
 
     with running(command, directory, environment | settings, ready) as pid:
         yield Served(port, pid)

@@ -24,11 +24,16 @@ from app.settings import Settings
 from tests.support.waiting import check_running, eventually
 
 
-class Stack(Protocol):
+class Exporting(Protocol):
+    """A stack with an exporter."""
+
+    exporter: str
+
+
+class Stack(Exporting, Protocol):
     """What a black-box test may use of a stack."""
 
     api: str
-    exporter: str
 
     def database_url(self) -> URL:
         """Return the URL of the database for its superuser."""
@@ -72,13 +77,13 @@ _client = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0))
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
-def scrape(stack: Stack) -> Samples:
+def scrape(stack: Exporting) -> Samples:
     """Return the exporter's samples by name and sorted labels."""
     families = text_string_to_metric_families(_client.get(f"{stack.exporter}/metrics").text)
     return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
 
 
-def total(of: Stack | Samples, name: str, **labels: str) -> float:
+def total(of: Exporting | Samples, name: str, **labels: str) -> float:
     """Return the sum of the samples that have these labels, of this scrape or of a new one."""
     samples = of if isinstance(of, dict) else scrape(of)
     return sum(

@@ -4,21 +4,7 @@ import pytest
 
 from app import polling
 from app.polling import poll
-
-
-class Clock:
-    """A clock that only `sleep()` moves."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.sleeps: list[float] = []
-
-    def monotonic(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        self.sleeps.append(seconds)
-        self.now += seconds
+from tests.support.clock import Clock
 
 
 @pytest.fixture

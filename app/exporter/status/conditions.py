@@ -18,6 +18,10 @@ RECENT_SECONDS = 300.0
 LEAKS_SECONDS = 900.0
 FLAPPING_SECONDS = 600.0
 FLAPPING_STARTS = 2
+MISSED_BACKUPS = 2
+BACKUP_STATUS_SECONDS = 120.0
+WAL_WAITING_SECONDS = 120.0
+DRILL_DAYS = 35
 
 
 class Evaluation(NamedTuple):
@@ -34,13 +38,17 @@ UNKNOWN = Evaluation("unknown", "unknown")
 
 
 class Condition(NamedTuple):
-    """An alert's condition: its name, what it means, its severity, what to do first, and how to evaluate it."""
+    """An alert's condition: its name, what it means, its severity, what to do first, and how to evaluate it.
+
+    An optional condition is not shown while it is unknown: the stack has no such part.
+    """
 
     name: str
     summary: str
     severity: Literal["critical", "warning"]
     next_step: str
     evaluate: Evaluate
+    optional: bool = False
 
 
 def since(snapshots: Sequence[Snapshot], seconds: float) -> Sequence[Snapshot]:
@@ -176,6 +184,49 @@ def _schema_incompatible(snapshots: Sequence[Snapshot]) -> Evaluation:
     return _firing_if(not compatible, f"{ahead:.0f} ahead, {'compatible' if compatible else 'incompatible'}")
 
 
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h"
+
+
+def _exceeds(spec: catalogue.MetricSpec, limit: float, text: Callable[[float], str]) -> Evaluate:
+    """Return an evaluation that fires if the newest value is above the limit. `text` describes the value."""
+
+    def evaluate(snapshots: Sequence[Snapshot]) -> Evaluation:
+        value = snapshots[-1].value(spec)
+        return UNKNOWN if value is None else _firing_if(value > limit, text(value))
+
+    return evaluate
+
+
+def _is_zero(spec: catalogue.MetricSpec, zero: str, other: str) -> Evaluate:
+    """Return an evaluation that fires if the newest value is 0. The texts describe the value."""
+
+    def evaluate(snapshots: Sequence[Snapshot]) -> Evaluation:
+        value = snapshots[-1].value(spec)
+        return UNKNOWN if value is None else _firing_if(not value, other if value else zero)
+
+    return evaluate
+
+
+def _backup_too_old(snapshots: Sequence[Snapshot]) -> Evaluation:
+    now = snapshots[-1]
+    ages = {labels["type"]: age for labels, age in now.select(catalogue.BACKUP_AGE)}
+    intervals = {labels["type"]: interval for labels, interval in now.select(catalogue.BACKUP_INTERVAL)}
+    if not ages:
+        return UNKNOWN
+    late = any(age > MISSED_BACKUPS * intervals[kind] for kind, age in ages.items())
+    return _firing_if(late, ", ".join(f"{kind} {_hours(age)}" for kind, age in sorted(ages.items())))
+
+
+def _retention_exceeded(snapshots: Sequence[Snapshot]) -> Evaluation:
+    now = snapshots[-1]
+    window, retention = now.value(catalogue.BACKUP_WINDOW), now.value(catalogue.BACKUP_RETENTION)
+    interval = now.value(catalogue.BACKUP_INTERVAL, type="full")
+    if window is None or retention is None or interval is None:
+        return UNKNOWN
+    return _firing_if(window > retention + MISSED_BACKUPS * interval, f"oldest {_hours(window)}")
+
+
 CONDITIONS = (
     Condition(
         "HeadroomLow",
@@ -274,5 +325,77 @@ CONDITIONS = (
         "critical",
         'Run "headroom schema": it names the release to start, or the downgrade to run.',
         _schema_incompatible,
+    ),
+    Condition(
+        "BackupMissing",
+        "The repository has no backup",
+        "critical",
+        'Run "make backup type=full", and read the log of the service backup.',
+        _is_zero(catalogue.BACKUPS, "no backup", "there is a backup"),
+        optional=True,
+    ),
+    Condition(
+        "BackupTooOld",
+        "Scheduled backups do not succeed",
+        "critical",
+        "The log of the service backup has the reason.",
+        _backup_too_old,
+        optional=True,
+    ),
+    Condition(
+        "BackupDamaged",
+        "A backup found pages with a wrong checksum: the database is damaged",
+        "critical",
+        "Do not let the intact backups expire. The runbook has the steps.",
+        _exceeds(catalogue.BACKUPS_DAMAGED, 0, lambda number: f"{number:.0f} damaged"),
+        optional=True,
+    ),
+    Condition(
+        "BackupRetentionExceeded",
+        "Backups are older than their retention: they are not removed",
+        "warning",
+        "The log of the service backup has the reason.",
+        _retention_exceeded,
+        optional=True,
+    ),
+    Condition(
+        "BackupRepositoryUnreadable",
+        "The repository of the backups cannot be read",
+        "critical",
+        "The log of the service backup has the reason.",
+        _is_zero(catalogue.BACKUP_REPOSITORY_READABLE, "unreadable", "readable"),
+        optional=True,
+    ),
+    Condition(
+        "BackupServiceDown",
+        "The service backup does not report",
+        "warning",
+        "Start the service backup, and read its log.",
+        _exceeds(catalogue.BACKUP_STATUS_AGE, BACKUP_STATUS_SECONDS, lambda age: f"{age:.0f} s ago"),
+        optional=True,
+    ),
+    Condition(
+        "WalArchiveLate",
+        "WAL is not archived: with the volume, its transactions would be lost",
+        "critical",
+        "PostgreSQL's log has the message of pgBackRest.",
+        _exceeds(catalogue.WAL_ARCHIVE_WAITING, WAL_WAITING_SECONDS, lambda age: f"{age:.0f} s"),
+        optional=True,
+    ),
+    Condition(
+        "RestoreDrillFailed",
+        "The last restore drill failed",
+        "critical",
+        'Run "make restore-drill" again, and read its output.',
+        _is_zero(catalogue.BACKUP_DRILL_SUCCESS, "failed", "succeeded"),
+        optional=True,
+    ),
+    Condition(
+        "RestoreDrillOverdue",
+        "No restore drill has been run for too long",
+        "warning",
+        'Run "make restore-drill".',
+        _exceeds(catalogue.BACKUP_DRILL_AGE, DRILL_DAYS * 86_400, lambda age: f"{age / 86_400:.0f} days ago"),
+        optional=True,
     ),
 )

@@ -56,6 +56,17 @@ _KEPT = frozenset(
         catalogue.MIGRATIONS_PENDING,
         catalogue.MIGRATIONS_AHEAD,
         catalogue.SCHEMA_COMPATIBLE,
+        catalogue.WAL_ARCHIVE_WAITING,
+        catalogue.BACKUP_REPOSITORY_READABLE,
+        catalogue.BACKUP_STATUS_AGE,
+        catalogue.BACKUPS,
+        catalogue.BACKUPS_DAMAGED,
+        catalogue.BACKUP_AGE,
+        catalogue.BACKUP_INTERVAL,
+        catalogue.BACKUP_WINDOW,
+        catalogue.BACKUP_RETENTION,
+        catalogue.BACKUP_DRILL_AGE,
+        catalogue.BACKUP_DRILL_SUCCESS,
         catalogue.PGBOUNCER_UP,
         catalogue.PGBOUNCER_CLIENTS,
         catalogue.COLLECTOR_SUCCESS,
@@ -130,6 +141,7 @@ class LiveStatus:
                 }
                 for condition in CONDITIONS
                 for evaluation in [condition.evaluate(snapshots)]
+                if not (condition.optional and evaluation.state == "unknown")
             ],
         }
 

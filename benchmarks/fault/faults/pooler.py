@@ -10,20 +10,22 @@ from benchmarks.fault.trial import Trial
 fault = partial(register, group="PgBouncer", setups=(PSYCOPG_PGBOUNCER,))
 
 
-@fault("restarted")
-def restart_pooler(trial: Trial) -> None:
+def start_again_after(trial: Trial, signal: str) -> None:
+    """End PgBouncer with a signal, and start it as soon as it has exited."""
     pgbouncer = trial.topology.pgbouncer
-    pgbouncer.container.signal("INT")
+    pgbouncer.container.signal(signal)
     pgbouncer.container.wait()
     pgbouncer.start()
+
+
+@fault("restarted")
+def restart_pooler(trial: Trial) -> None:
+    start_again_after(trial, "INT")
 
 
 @fault("killed")
 def kill_pooler(trial: Trial) -> None:
-    pgbouncer = trial.topology.pgbouncer
-    pgbouncer.container.signal("KILL")
-    pgbouncer.container.wait()
-    pgbouncer.start()
+    start_again_after(trial, "KILL")
 
 
 @fault("frozen")

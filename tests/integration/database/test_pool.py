@@ -24,6 +24,7 @@ from tests.support.postgres import connect
 from tests.support.proxy import Proxy
 
 NewDatabase = Callable[..., AbstractAsyncContextManager[Database]]
+Read = asyncio.Task[Any]
 
 
 @pytest.fixture
@@ -167,15 +168,21 @@ async def test_connection_returned_before_one_is_opened_is_taken(new_database: N
         await wait_until(lambda: state(database).idle == 2)
 
 
+async def open_and_queue(database: Database, proxy: Proxy) -> tuple[Read, Read]:
+    """Return two tasks that need a connection: the pool opens one for the first, and the second waits."""
+    proxy.pause()
+    first = asyncio.create_task(database.read.first(PID))
+    await wait_until(lambda: proxy.bytes > 0, first)
+    second = asyncio.create_task(database.read.first(PID))
+    await wait_until(lambda: state(database).waiting == 1, first, second)
+    return first, second
+
+
 async def test_opened_connection_of_cancelled_caller_goes_to_next_waiter(
     new_database: NewDatabase, proxy: Proxy
 ) -> None:
     async with new_database(proxy.url) as database:
-        proxy.pause()
-        first = asyncio.create_task(database.read.first(PID))
-        await wait_until(lambda: proxy.bytes > 0, first)
-        second = asyncio.create_task(database.read.first(PID))
-        await wait_until(lambda: state(database).waiting == 1, first, second)
+        first, second = await open_and_queue(database, proxy)
 
         first.cancel()
         proxy.resume()
@@ -188,11 +195,7 @@ async def test_failed_open_is_raised_and_another_is_opened_for_next_waiter(
     new_database: NewDatabase, proxy: Proxy
 ) -> None:
     async with new_database(proxy.url) as database:
-        proxy.pause()
-        first = asyncio.create_task(database.read.first(PID))
-        await wait_until(lambda: proxy.bytes > 0, first)
-        second = asyncio.create_task(database.read.first(PID))
-        await wait_until(lambda: state(database).waiting == 1, first, second)
+        first, second = await open_and_queue(database, proxy)
 
         proxy.resume()
         await proxy.cut()

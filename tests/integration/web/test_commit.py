@@ -25,6 +25,14 @@ def count_users(url: URL) -> int:
         return int(row[0])
 
 
+async def insert_and_lose_connection(db: WriteDb, url: URL) -> None:
+    """Insert a user, and kill the backend of the session, whose transaction is still open."""
+    await db.execute(INSERT)
+    pid = await db.scalar(text("SELECT pg_backend_pid()"))
+    with connect(url) as connection:
+        connection.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+
+
 async def test_write_after_response_is_committed(app: FastAPI, client: AsyncClient, database_url: URL) -> None:
     @app.post("/write", status_code=201)
     async def write(db: WriteDb) -> None:
@@ -61,10 +69,7 @@ async def test_write_whose_connection_is_killed_before_commit_returns_503(
 ) -> None:
     @app.post("/write", status_code=201)
     async def write(db: WriteDb) -> None:
-        await db.execute(INSERT)
-        pid = await db.scalar(text("SELECT pg_backend_pid()"))
-        with connect(database_url) as connection:
-            connection.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+        await insert_and_lose_connection(db, database_url)
 
     response = await client.post("/write")
 
@@ -110,10 +115,7 @@ async def test_error_of_a_route_whose_connection_was_killed_is_kept(
 ) -> None:
     @app.post("/write", status_code=201)
     async def write(db: WriteDb) -> None:
-        await db.execute(INSERT)
-        pid = await db.scalar(text("SELECT pg_backend_pid()"))
-        with connect(database_url) as connection:
-            connection.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+        await insert_and_lose_connection(db, database_url)
         raise UserNotFound(7)
 
     assert (await client.post("/write")).status_code == 404

@@ -98,6 +98,9 @@ def test_both_stacks_mount_the_configuration_in_ops() -> None:
         postgres = compose(file, "postgres")
         assert "./ops/postgres/postgresql.conf:/etc/postgresql/postgresql.conf:ro" in postgres["volumes"]
         assert postgres["command"] == ["postgres", "-c", "config_file=/etc/postgresql/postgresql.conf"]
+    prod = compose("compose.prod.yml", "postgres")
+    assert "./ops/postgres/archive.conf:/etc/postgresql/archive.conf:ro" in prod["volumes"]
+    assert prod["build"]["context"] == "ops/postgres"
     assert compose("compose.prod.yml", "pgbouncer")["build"] == "ops/pgbouncer"
 
 

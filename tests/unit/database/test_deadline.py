@@ -8,23 +8,9 @@ from sqlalchemy.util import await_only, greenlet_spawn
 
 from app.database import deadline
 from app.database.deadline import call_within, checkout_deadline, current_deadline, seconds_left
+from tests.support.clock import Clock
 
 NEVER = float("inf")
-
-
-class Clock:
-    """A clock that only `sleep()` moves."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.sleeps: list[float] = []
-
-    def monotonic(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        self.sleeps.append(seconds)
-        self.now += seconds
 
 
 @pytest.fixture

@@ -91,3 +91,8 @@ def test_page_conditions_match_names_and_thresholds_of_the_alerts() -> None:
     assert f"> {conditions.FLAPPING_STARTS} *" in expression("WorkerFlapping")
     for name in ("PoolTimeouts", "PoolRejections", "PoolConnectErrors"):
         assert f"[{conditions.RECENT_SECONDS / 60:.0f}m]" in expression(name)
+    assert f"> {conditions.MISSED_BACKUPS} *" in expression("BackupTooOld")
+    assert f"+ {conditions.MISSED_BACKUPS} *" in expression("BackupRetentionExceeded")
+    assert expression("BackupServiceDown").endswith(f"> {conditions.BACKUP_STATUS_SECONDS:.0f}")
+    assert expression("WalArchiveLate").endswith(f"> {conditions.WAL_WAITING_SECONDS:.0f}")
+    assert expression("RestoreDrillOverdue").endswith(f"> {conditions.DRILL_DAYS * 86_400}")

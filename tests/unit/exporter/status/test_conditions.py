@@ -73,6 +73,24 @@ def connections(on_server: Value, in_pools: Value) -> Samples:
     }
 
 
+def backup_ages(full: float, any_type: float) -> Samples:
+    return {
+        series(catalogue.BACKUP_AGE, type="full"): full,
+        series(catalogue.BACKUP_AGE, type="any"): any_type,
+        series(catalogue.BACKUP_INTERVAL, type="full"): 100,
+        series(catalogue.BACKUP_INTERVAL, type="any"): 10,
+    }
+
+
+def backup_window(window: float) -> Samples:
+    return {
+        series(catalogue.BACKUP_WINDOW): window,
+        series(catalogue.BACKUP_RETENTION): 1000,
+        series(catalogue.BACKUP_INTERVAL, type="any"): 10,
+        series(catalogue.BACKUP_INTERVAL, type="full"): 100,
+    }
+
+
 # For each condition: samples just beyond its threshold, and samples at it.
 CASES: dict[str, tuple[Samples, Samples]] = {
     "HeadroomLow": (budget(100, 91), budget(100, 90)),
@@ -95,6 +113,24 @@ CASES: dict[str, tuple[Samples, Samples]] = {
         {series(catalogue.MIGRATIONS_AHEAD): 1, series(catalogue.SCHEMA_COMPATIBLE): 0},
         {series(catalogue.MIGRATIONS_AHEAD): 1, series(catalogue.SCHEMA_COMPATIBLE): 1},
     ),
+    "BackupMissing": ({series(catalogue.BACKUPS): 0}, {series(catalogue.BACKUPS): 1}),
+    "BackupTooOld": (backup_ages(full=200, any_type=21), backup_ages(full=200, any_type=20)),
+    "BackupDamaged": ({series(catalogue.BACKUPS_DAMAGED): 1}, {series(catalogue.BACKUPS_DAMAGED): 0}),
+    "BackupRetentionExceeded": (backup_window(1201), backup_window(1200)),
+    "BackupRepositoryUnreadable": (
+        {series(catalogue.BACKUP_REPOSITORY_READABLE): 0},
+        {series(catalogue.BACKUP_REPOSITORY_READABLE): 1},
+    ),
+    "BackupServiceDown": ({series(catalogue.BACKUP_STATUS_AGE): 121}, {series(catalogue.BACKUP_STATUS_AGE): 120}),
+    "WalArchiveLate": ({series(catalogue.WAL_ARCHIVE_WAITING): 121}, {series(catalogue.WAL_ARCHIVE_WAITING): 120}),
+    "RestoreDrillFailed": (
+        {series(catalogue.BACKUP_DRILL_SUCCESS): 0},
+        {series(catalogue.BACKUP_DRILL_SUCCESS): 1},
+    ),
+    "RestoreDrillOverdue": (
+        {series(catalogue.BACKUP_DRILL_AGE): 35 * 86_400 + 1},
+        {series(catalogue.BACKUP_DRILL_AGE): 35 * 86_400},
+    ),
 }
 
 
@@ -115,7 +151,17 @@ def test_condition_fires_beyond_its_threshold_and_not_at_it(name: str) -> None:
     assert evaluate(name, at_threshold).state == "ok"
 
 
-@pytest.mark.parametrize("name", ["HeadroomLow", "OverBudget", "PoolSaturated", "ViewsDisagree", "ServerDown"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "HeadroomLow",
+        "OverBudget",
+        "PoolSaturated",
+        "ViewsDisagree",
+        "ServerDown",
+        *(condition.name for condition in CONDITIONS if condition.optional),
+    ],
+)
 def test_condition_without_samples_is_unknown(name: str) -> None:
     assert evaluate(name, {}).state == "unknown"
 

@@ -60,8 +60,8 @@ class BackedUpStack(ProdStack):
 
     def wait_until_archived(self) -> None:
         """Commit a transaction, and wait until the repository has it."""
-        self.sql("SELECT pg_logical_emit_message(true, 'test', '')")
-        [[segment]] = self.sql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())")
+        # The segment of the message itself: a moment later the current one may be the next, which stays empty.
+        [[segment]] = self.sql("SELECT pg_walfile_name(pg_logical_emit_message(true, 'test', ''))")
         query = f"SELECT left(last_archived_wal, 24) >= '{segment}' FROM pg_stat_archiver"
         eventually(lambda: self.sql(query) == [["t"]], within=60)
 
@@ -110,6 +110,7 @@ def test_lost_volume_is_restored_to_the_last_and_a_chosen_moment(database: Backe
     first = database.checksum()
     [[moment]] = database.sql("SELECT clock_timestamp()")
     database.insert(rows=500)
+    assert database.make("backup").returncode == 0
     database.sql("DELETE FROM written WHERE id % 7 = 0")
     last = database.checksum()
     database.wait_until_archived()
@@ -120,10 +121,19 @@ def test_lost_volume_is_restored_to_the_last_and_a_chosen_moment(database: Backe
 
     database.restore()
     assert database.checksum() == last
-    database.compose("up", "--no-build", "--detach", "backup")
     database.compose("stop", "postgres")
     database.restore(at=moment)
     assert database.checksum() == first
+
+
+def test_backup_after_a_restore_makes_the_new_timeline_restorable(database: BackedUpStack) -> None:
+    """The newest backup before the restore is younger than the moment, so it does not lead to the new timeline."""
+    before = total(database, "db_backups")
+    database.compose("up", "--no-build", "--detach", "backup")
+    eventually(lambda: total(database, "db_backups") > before, within=60)
+    finished = database.make("restore-drill")
+
+    assert finished.returncode == 0, finished.stdout + finished.stderr
 
 
 def test_killed_cluster_is_overwritten_only_by_force(database: BackedUpStack) -> None:

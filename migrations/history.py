@@ -26,6 +26,7 @@ from app.database.schema_version import (
     DatabaseSchema,
     ancestors,
     kind_of,
+    oldest_of,
     release,
 )
 from app.errors import MigrationFailed
@@ -42,10 +43,13 @@ TABLE = sa.Table(
     sa.Column("kind", sa.Text(), nullable=False),
     sa.Column("checksum", sa.Text(), nullable=False),
     sa.Column("release", sa.Text(), nullable=False),
+    sa.Column("oldest_that_may_run", sa.String(32)),
     sa.Column("applied_at", sa.DateTime(timezone=True), server_default=sa.func.now(), nullable=False),
     sa.PrimaryKeyConstraint("revision", name=f"pk_{HISTORY_TABLE}"),
 )
 _CREATE = sa.schema.CreateTable(TABLE, if_not_exists=True)
+# The table of a release without the column.
+_ADD_COLUMN = sa.text(f"ALTER TABLE {HISTORY_TABLE} ADD COLUMN IF NOT EXISTS oldest_that_may_run varchar(32)")
 _LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 _CLOSING = {")", "]", "}"}
 # The exporter reads both tables. Its role may be missing: another server, another name.
@@ -91,8 +95,11 @@ def database_schema(connection: Connection) -> DatabaseSchema:
         heads = frozenset(connection.scalars(sa.text("SELECT version_num FROM alembic_version")))
     if inspector.has_table(HISTORY_TABLE):
         columns = TABLE.c
+        oldest: sa.ColumnClause[Any] = sa.literal_column(f"to_jsonb({HISTORY_TABLE}) ->> 'oldest_that_may_run'")
         rows = connection.execute(
-            sa.select(columns.revision, columns.kind, columns.release, columns.checksum).order_by(columns.position)
+            sa.select(columns.revision, columns.kind, columns.release, columns.checksum, oldest).order_by(
+                columns.position
+            )
         )
         history = tuple(AppliedRevision(*row) for row in rows)
     connection.commit()
@@ -100,7 +107,7 @@ def database_schema(connection: Connection) -> DatabaseSchema:
 
 
 def prepare(connection: Connection, directory: ScriptDirectory, database: DatabaseSchema) -> None:
-    """Create the table if it is missing, and make its rows match `alembic_version`.
+    """Create the table, or a column of it, if it is missing, and make its rows match `alembic_version`.
 
     They differ if a release without the table migrated the database. Also log the applied revisions that were edited.
     """
@@ -108,8 +115,10 @@ def prepare(connection: Connection, directory: ScriptDirectory, database: Databa
     recorded = {each.revision for each in database.history or ()}
     if database.history is None:
         connection.execute(_CREATE)
+    elif not _has_all_columns(connection):
+        connection.execute(_ADD_COLUMN)
     _delete(connection.execute, sorted(recorded - {script.revision for script in expected}))
-    _insert(connection.execute, [script for script in expected if script.revision not in recorded])
+    _insert(connection.execute, directory, [script for script in expected if script.revision not in recorded])
     connection.commit()
     for revision in edited(directory, database):
         logger.warning(
@@ -137,9 +146,9 @@ def record(ctx: MigrationContext, step: MigrationInfo, heads: Collection[Any], r
     applied = ancestors(context.script, sorted(heads))
     if step.is_stamp:  # it can jump over revisions, in both directions
         _delete(ctx.execute, [script.revision for script in context.script.walk_revisions()])
-        _insert(ctx.execute, applied)
+        _insert(ctx.execute, context.script, applied)
     elif step.is_upgrade:
-        _insert(ctx.execute, [script for script in applied if script.revision in step.up_revision_ids])
+        _insert(ctx.execute, context.script, [script for script in applied if script.revision in step.up_revision_ids])
     else:
         _delete(ctx.execute, step.up_revision_ids)
 
@@ -147,10 +156,11 @@ def record(ctx: MigrationContext, step: MigrationInfo, heads: Collection[Any], r
 def write_script(ctx: MigrationContext, starting_revision: str | None) -> None:
     """Write the statements of `prepare()` to the script of `--sql`."""
     ctx.execute(_CREATE)
+    ctx.execute(_ADD_COLUMN)
     if starting_revision:
         applied = ancestors(context.script, [starting_revision])
         _delete(ctx.execute, [script.revision for script in applied])
-        _insert(ctx.execute, applied)
+        _insert(ctx.execute, context.script, applied)
 
 
 def grant_to_exporter(connection: Connection) -> None:
@@ -159,12 +169,23 @@ def grant_to_exporter(connection: Connection) -> None:
     connection.commit()
 
 
-def _insert(execute: Callable[[Executable], object], applied: Iterable[Script]) -> None:
+def _has_all_columns(connection: Connection) -> bool:
+    columns = {column["name"] for column in sa.inspect(connection).get_columns(HISTORY_TABLE)}
+    return columns.issuperset(TABLE.c.keys())
+
+
+def _insert(execute: Callable[[Executable], object], directory: ScriptDirectory, applied: Iterable[Script]) -> None:
     for script in applied:
         kind = kind_of(script)
         if kind not in KINDS:
             raise MigrationFailed(f"revision {script.revision}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
-        row = {"revision": script.revision, "kind": kind, "checksum": checksum_of(script), "release": release()}
+        row = {
+            "revision": script.revision,
+            "kind": kind,
+            "checksum": checksum_of(script),
+            "release": release(),
+            "oldest_that_may_run": oldest_of(script, directory),
+        }
         # A script (--sql) can be repeated after an interruption.
         update = {name: value for name, value in row.items() if name != "revision"}
         execute(insert(TABLE).values(row).on_conflict_do_update(index_elements=["revision"], set_=update))

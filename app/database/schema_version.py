@@ -1,8 +1,9 @@
 """Which revision the database is at, which one this release has, and whether this release may run on that schema.
 
-Each revision is `additive` or `contracting`. The table `schema_revisions` lists the applied revisions with their kinds,
-for releases that do not have the files of newer revisions. Migrations maintain it (migrations/history.py). See
-docs/decisions/0023-schema-versions.md.
+Each revision is `additive` or `contracting`. A contracting one may name the oldest revision whose code may still run.
+The table `schema_revisions` lists the applied revisions with their kinds, for releases that do not have the files of
+newer revisions. Migrations maintain it (migrations/history.py). See docs/decisions/0023-schema-versions.md and
+docs/decisions/0026-expand-and-contract.md.
 """
 
 import logging
@@ -18,7 +19,7 @@ from alembic.script.revision import RevisionError
 from sqlalchemy import URL
 
 from app.database.admin_connection import AdminConnection, wait_until_available
-from app.errors import DatabaseUnavailable, SchemaMismatch
+from app.errors import DatabaseUnavailable, MigrationFailed, SchemaMismatch
 from app.paths import PYPROJECT
 from app.polling import poll
 
@@ -28,25 +29,38 @@ ADDITIVE = "additive"
 CONTRACTING = "contracting"
 KINDS = (ADDITIVE, CONTRACTING)
 HISTORY_TABLE = "schema_revisions"
+# The progress of back-fills (migrations/backfill.py). The first one that has something to do creates the table.
+BACKFILLS_TABLE = "schema_backfills"
 
 _HAS_TABLES = (
     "SELECT to_regclass('alembic_version') IS NOT NULL AS versions,"
     " to_regclass('schema_revisions') IS NOT NULL AS history"
 )
 _HEADS = "coalesce((SELECT array_agg(version_num::text ORDER BY version_num) FROM alembic_version), '{}') AS heads"
+# A release without the column `oldest_that_may_run` may have created the table.
 _HISTORY = (
-    "coalesce((SELECT json_agg(json_build_array(revision, kind, release, checksum) ORDER BY position)"
-    " FROM schema_revisions), '[]') AS history"
+    "coalesce((SELECT json_agg(json_build_array(revision, kind, release, checksum,"
+    " to_jsonb(applied) ->> 'oldest_that_may_run') ORDER BY position)"
+    " FROM schema_revisions AS applied), '[]') AS history"
 )
 
 
 class AppliedRevision(NamedTuple):
-    """A row of `schema_revisions`: an applied revision, its kind, the release that applied it, and its checksum."""
+    """A row of `schema_revisions`: an applied revision, its kind, the release that applied it, and its checksum.
+
+    `oldest` is the oldest revision whose code may run on a contracting revision; None means the revision itself.
+    """
 
     revision: str
     kind: str
     release: str
     checksum: str
+    oldest: str | None = None
+
+    @property
+    def needed(self) -> str | None:
+        """Return the oldest revision whose code may run after this one; None if this one does not change that."""
+        return None if self.kind == ADDITIVE else self.oldest or self.revision
 
 
 class DatabaseSchema(NamedTuple):
@@ -99,8 +113,8 @@ class Comparison(NamedTuple):
                 return f"the database is at revision {database}, the revision of this release"
             case State.NEWER:
                 return (
-                    f"the database is at revision {database}, newer than this release ({code}) and compatible with it: "
-                    f"{_listed(self.ahead)} {'is' if len(self.ahead) == 1 else 'are'} additive"
+                    f"the database is at revision {database}, newer than this release ({code}) and compatible with it; "
+                    f"newer revisions: {_listed(self.ahead)}"
                 )
             case State.OLDER:
                 return f"the database is at revision {database}, this release needs {code}: {self.remedy}"
@@ -121,6 +135,21 @@ def scripts() -> ScriptDirectory:
 def kind_of(script: Script) -> str:
     """Return the kind that a revision declares in its variable `kind`; the default is `additive`."""
     return str(getattr(script.module, "kind", ADDITIVE))
+
+
+def oldest_of(script: Script, directory: ScriptDirectory) -> str | None:
+    """Return the oldest revision whose code may run after a contracting revision; None means the revision itself.
+
+    The revision declares it in its variable `oldest_that_may_run`. Raise MigrationFailed if it is none before it.
+    """
+    oldest = getattr(script.module, "oldest_that_may_run", None)
+    if oldest is None:
+        return None
+    if kind_of(script) != CONTRACTING:
+        raise MigrationFailed(f"revision {script.revision}: oldest_that_may_run is for contracting revisions only")
+    if oldest not in (each.revision for each in ancestors(directory, [script.revision])):
+        raise MigrationFailed(f"revision {script.revision}: oldest_that_may_run: no revision {oldest!r} is before it")
+    return str(oldest)
 
 
 async def database_schema(connection: AdminConnection) -> DatabaseSchema:
@@ -155,10 +184,10 @@ def compare(database: DatabaseSchema, directory: ScriptDirectory | None = None) 
             f"revision {_listed(heads)}, or run `alembic downgrade {_listed(code)}` with it"
         )
         return result._replace(remedy=remedy)
-    result = result._replace(oldest=_oldest([(each.revision, each.kind) for each in history]))
+    result = result._replace(oldest=_oldest(history))
     if pending:
         return result._replace(state=State.DIVERGED, remedy=_remedy_diverged(history, code, heads, known))
-    contracting = [each for each in newer if each.kind != ADDITIVE]
+    contracting = [each for each in newer if each.needed is not None and each.needed not in known]
     if not contracting:
         return result._replace(state=State.NEWER)
     return result._replace(state=State.INCOMPATIBLE, remedy=_remedy_incompatible(history, contracting))
@@ -166,7 +195,10 @@ def compare(database: DatabaseSchema, directory: ScriptDirectory | None = None) 
 
 def _compare_known(directory: ScriptDirectory, code: tuple[str, ...], heads: tuple[str, ...]) -> Comparison:
     """Compare with a database whose revisions this release has."""
-    applied = [(script.revision, kind_of(script)) for script in ancestors(directory, heads)]
+    applied = [
+        AppliedRevision(script.revision, kind_of(script), release(), "", oldest_of(script, directory))
+        for script in ancestors(directory, heads)
+    ]
     state = State.CURRENT if heads == code else State.OLDER
     try:
         pending = [script.revision for script in directory.iterate_revisions("heads", heads or "base")]
@@ -184,18 +216,20 @@ def ancestors(directory: ScriptDirectory, heads: Sequence[str]) -> list[Script]:
     return [script for script in reversed(list(directory.walk_revisions())) if script.revision in wanted]
 
 
-def _oldest(applied: Sequence[tuple[str, str]]) -> str | None:
-    """Return the last contracting revision, or the first one. `applied` are revisions and kinds, oldest first."""
-    contracting = [revision for revision, kind in applied if kind != ADDITIVE]
-    return contracting[-1] if contracting else next((revision for revision, _ in applied), None)
+def _oldest(applied: Sequence[AppliedRevision]) -> str | None:
+    """Return the oldest revision whose code may run; None without revisions. `applied` are oldest first."""
+    revisions = [each.revision for each in applied]
+    needed = [each.needed for each in applied if each.needed in revisions]
+    return max(needed, key=revisions.index, default=revisions[0] if revisions else None)
 
 
 def _remedy_incompatible(history: Sequence[AppliedRevision], contracting: Sequence[AppliedRevision]) -> str:
-    first, last = contracting[0], contracting[-1]
+    first = contracting[0]
+    needed = next((each for each in history if each.revision == _oldest(history)), first)
     before = history[history.index(first) - 1].revision if history.index(first) else "base"
     return (
-        f"revision {first.revision} is contracting. Start a release that has revision {last.revision} (release "
-        f"{last.release} applied it). To keep this release, run `alembic downgrade {before}` with release "
+        f"revision {first.revision} is contracting. Start a release that has revision {needed.revision} (release "
+        f"{needed.release} applied it). To keep this release, run `alembic downgrade {before}` with release "
         f"{history[-1].release}: that deletes the data of the reverted revisions"
     )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-from app.database.schema_version import ADDITIVE, kind_of
+from app.database.schema_version import ADDITIVE, kind_of, oldest_of
 from migrations.history import checksum
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,10 +60,11 @@ def compatible_head(old: Path, new: Path) -> str | None:
     """Return the newest revision of the new tree on which the old code must run; None if it has no new one."""
     known = {script.revision for script in _scripts(old).walk_revisions()}
     newest = None
-    for script in reversed(list(_scripts(new).walk_revisions())):
+    scripts = _scripts(new)
+    for script in reversed(list(scripts.walk_revisions())):
         if script.revision in known:
             continue
-        if kind_of(script) != ADDITIVE:
+        if kind_of(script) != ADDITIVE and oldest_of(script, scripts) not in known:
             print(f"revision {script.revision} is contracting: the old code need not run on it")
             break
         newest = script.revision

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -38,7 +39,9 @@ class Release:
             f"prepend_sys_path = ['{PROJECT_ROOT}']\n"
         )
 
-    def add(self, revision: str, upgrade: str, downgrade: str = "pass", kind: str | None = None) -> None:
+    def add(
+        self, revision: str, upgrade: str, downgrade: str = "pass", kind: str | None = None, oldest: str | None = None
+    ) -> None:
         """Add a revision after the newest one. `upgrade` and `downgrade` are statements of Python, one per line."""
         lines = [
             "import sqlalchemy as sa",
@@ -46,6 +49,7 @@ class Release:
             f"revision = {revision!r}",
             f"down_revision = {self._last!r}",
             *([f"kind = {kind!r}"] if kind else []),
+            *([f"oldest_that_may_run = {oldest!r}"] if oldest else []),
             "def upgrade():",
             *(f"    {line}" for line in upgrade.splitlines()),
             "def downgrade():",
@@ -119,7 +123,7 @@ _COLUMNS = """
     FROM pg_attribute AS a JOIN pg_class AS c ON c.oid = a.attrelid
     WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace AND a.attnum > 0 AND NOT a.attisdropped
           AND a.attidentity = '' AND a.attgenerated = '' AND NOT a.atthasdef
-          AND c.relname NOT IN ('alembic_version', 'schema_revisions')
+          AND c.relname NOT IN ('alembic_version', 'schema_revisions', 'schema_backfills')
     ORDER BY a.attrelid, a.attnum
 """
 _VALUES = {
@@ -151,6 +155,17 @@ def fill(url: URL, number: int) -> list[str]:
         for table, row in tables.items():
             connection.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join(row.values())})".encode())
     return list(tables)
+
+
+def statements(script: str) -> Iterator[str]:
+    """Return the statements of a script of `--sql`, as psql finds them."""
+    statement = ""
+    for part in script.split(";\n"):
+        statement += f"{part};\n"
+        if statement.count("$$") % 2 == 0:  # not inside the body of a function
+            yield statement
+            statement = ""
+    assert not statement.strip()
 
 
 def _environment(url: URL, changes: dict[str, str]) -> dict[str, str]:

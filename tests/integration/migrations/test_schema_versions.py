@@ -17,7 +17,16 @@ from app.database.schema_version import State, check_schema, compare, database_s
 from app.errors import SchemaMismatch
 from app.exporter.collectors.migrations import MigrationsCollector
 from tests.integration.exporter.collectors.helpers import total
-from tests.support.migrations import PYPROJECT, Release, head, recorded, run_project, upgrade_project, version
+from tests.support.migrations import (
+    PYPROJECT,
+    Release,
+    head,
+    recorded,
+    run_project,
+    statements,
+    upgrade_project,
+    version,
+)
 from tests.support.postgres import PgBouncer, as_role, connect
 
 HEADROOM = [sys.executable, "-m", "app.cli.main"]
@@ -46,7 +55,7 @@ async def check(url: URL, seconds: float = 0) -> None:
 
 def test_history_follows_upgrade_and_downgrade(owner: URL, contracting: Release) -> None:
     before = recorded(owner)
-    assert before[-1] == (head(), "additive")
+    assert before[-1] == (head(), "contracting")
 
     assert contracting.run(owner).returncode == 0
     assert recorded(owner) == [*before, ("added", "additive"), ("dropped", "contracting")]
@@ -147,6 +156,46 @@ async def test_remedy_for_an_incompatible_schema_works(
     assert upgrade_project(owner, tmp_path).returncode == 0
 
 
+async def test_contracting_revision_lets_the_release_before_run(owner: URL, newer: Release, tmp_path: Path) -> None:
+    """The release before has stopped using the column, and the revision says so."""
+    newer.add("dropped", *DROP_COLUMN, kind="contracting", oldest="added")
+    before = Release(tmp_path / "before")
+    before.add("added", *ADD_COLUMN)
+    assert newer.run(owner).returncode == 0
+
+    again = before.run(owner)
+    assert again.returncode == 0, again.stdout
+    assert "nothing to do: the database is at revision dropped, newer than this release (added)" in again.stdout
+    with pytest.raises(
+        SchemaMismatch, match=r"revision dropped is contracting\. Start a release that has revision added"
+    ):
+        await check(owner)
+    shown = json.loads(run_project([*HEADROOM, "schema", "--json"], owner, tmp_path).stdout.partition("headroom")[0])
+    assert shown["oldest_that_may_run"] == "added"
+
+
+async def test_history_table_of_an_earlier_release_gets_its_column(owner: URL, newer: Release) -> None:
+    newer.add("dropped", *DROP_COLUMN, kind="contracting", oldest="added")
+    with connect(owner) as connection:
+        connection.execute("ALTER TABLE schema_revisions DROP COLUMN oldest_that_may_run")
+    await check(owner)
+
+    assert newer.run(owner).returncode == 0
+    with connect(owner) as connection:
+        rows = connection.execute("SELECT revision, oldest_that_may_run FROM schema_revisions ORDER BY position")
+        assert rows.fetchall()[-2:] == [("added", None), ("dropped", "added")]
+
+
+@pytest.mark.parametrize(("kind", "oldest"), [("additive", "added"), ("contracting", "unknown")])
+def test_invalid_oldest_revision_is_refused(owner: URL, newer: Release, kind: str, oldest: str) -> None:
+    newer.add("dropped", *DROP_COLUMN, kind=kind, oldest=oldest)
+    finished = newer.run(owner)
+
+    assert finished.returncode != 0
+    assert "revision dropped: oldest_that_may_run" in finished.stdout
+    assert version(owner) == "added"
+
+
 async def test_remedy_for_another_branch_works(owner: URL, newer: Release, tmp_path: Path) -> None:
     assert newer.run(owner).returncode == 0
     other = Release(tmp_path / "other")
@@ -239,14 +288,14 @@ def test_edited_revision_is_logged_by_the_next_migration(owner: URL, newer: Rele
 
 def test_script_maintains_the_same_history(owner: URL, newer: Release, empty_database: URL) -> None:
     assert newer.run(owner).returncode == 0
-    columns = "SELECT revision, kind, checksum, release FROM schema_revisions ORDER BY position"
+    columns = "SELECT revision, kind, checksum, release, oldest_that_may_run FROM schema_revisions ORDER BY position"
     with connect(owner) as migrated, connect(empty_database) as scripted:
         for revision_range in (head(), f"{head()}:added"):
             script = newer.run(empty_database, "upgrade", revision_range, "--sql", LOG_LEVEL="error").stdout
             if "CREATE EXTENSION" in script and not available(scripted, "pg_trgm"):
                 pytest.skip("a script requires pg_trgm, which this server does not provide")
-            statements = [line for line in script.splitlines() if not line.startswith("INFO ")]
-            for statement in "\n".join(statements).split(";\n"):
+            lines = [line for line in script.splitlines() if not line.startswith("INFO ")]
+            for statement in statements("\n".join(lines) + "\n"):
                 scripted.execute(statement.encode())
         assert scripted.execute(columns).fetchall() == migrated.execute(columns).fetchall()
 

@@ -23,10 +23,15 @@ def release(tmp_path: Path) -> ScriptDirectory:
     return ScriptDirectory.from_config(config)
 
 
-def schema(revisions: str, *, head: str | None = None, contracting: str = "b") -> DatabaseSchema:
+def schema(
+    revisions: str, *, head: str | None = None, contracting: str = "b", oldest: dict[str, str] | None = None
+) -> DatabaseSchema:
     """Return a database with applied revisions of one letter each, at the last one or at `head`."""
     history = tuple(
-        AppliedRevision(each, CONTRACTING if each in contracting else ADDITIVE, "2.0", "checksum") for each in revisions
+        AppliedRevision(
+            each, CONTRACTING if each in contracting else ADDITIVE, "2.0", "checksum", (oldest or {}).get(each)
+        )
+        for each in revisions
     )
     return DatabaseSchema(frozenset([head or revisions[-1]]), history)
 
@@ -39,6 +44,20 @@ CASES = {
     "current without history": (DatabaseSchema(frozenset("c")), State.CURRENT, "", "", "b"),
     "newer": (schema("abcde"), State.NEWER, "", "de", "b"),
     "newer and contracting": (schema("abcde", contracting="d"), State.INCOMPATIBLE, "", "de", "d"),
+    "newer, and the release before may run": (
+        schema("abcde", contracting="bde", oldest={"d": "c", "e": "c"}),
+        State.NEWER,
+        "",
+        "de",
+        "c",
+    ),
+    "newer, and a later release may run": (
+        schema("abcdef", contracting="bef", oldest={"e": "d", "f": "c"}),
+        State.INCOMPATIBLE,
+        "",
+        "def",
+        "d",
+    ),
     "newer without history": (DatabaseSchema(frozenset("d")), State.UNKNOWN, "", "d", None),
     "newer than its history": (schema("abc", head="d"), State.UNKNOWN, "", "d", None),
     "another branch": (schema("abx"), State.DIVERGED, "c", "x", "b"),

@@ -130,6 +130,11 @@ class Settings(BaseSettings):
         description="Seconds after which the server cancels a statement of a migration, and since PostgreSQL 17 the "
         "transaction of a revision; 0 means never. Concurrent index builds have no limit.",
     )
+    backfill_max_lag: float = Field(
+        default=10.0,
+        ge=0,
+        description="Seconds that a standby may be behind before a back-fill pauses; 0 turns that off.",
+    )
 
     # Authentication.
     secret_key: str | None = Field(
@@ -352,6 +357,12 @@ class Settings(BaseSettings):
         "database `pgbouncer`.",
         json_schema_extra=SECRET,
     )
+    exporter_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://",
+        description="Address of the exporter, for back-fills: they slow down while requests wait for a connection. "
+        "Default: they do not know.",
+    )
     exporter_deadline: float = Field(
         default=0.75, gt=0, description="Seconds after which a scrape is answered without unfinished collectors."
     )
@@ -431,6 +442,11 @@ class Settings(BaseSettings):
         """Return the URL of the database to migrate. Raise ConfigurationError if there is none."""
         local = _url_in(self.local_migration_database_url_file) if self.database_url is None else None
         return self.migration_database_url or local or self.require_database_url()
+
+    @property
+    def migration_database_variable(self) -> str:
+        """Return the name of the variable that sets the URL of the database to migrate."""
+        return "MIGRATION_DATABASE_URL" if self.migration_database_url else "DATABASE_URL"
 
     @classmethod
     def settings_customise_sources(

@@ -19,9 +19,9 @@ from app import registry
 from app.budget.check import check_budget
 from app.budget.model import MIGRATE
 from app.database import Base, PoolOptions, make_engine
-from app.database.admin_connection import reaches_pooler, reconnect_pgbouncer, wait_until_available
+from app.database.admin_connection import reconnect_pgbouncer, refuse_pooler, wait_until_available
 from app.database.schema_version import State, compare
-from app.errors import ConfigurationError, DatabaseUnavailable, HeadroomError, MigrationFailed, SchemaMismatch
+from app.errors import DatabaseUnavailable, HeadroomError, MigrationFailed, SchemaMismatch
 from app.observability.logging import configure_logging
 from app.settings import Settings, load_settings
 from migrations import history
@@ -100,7 +100,8 @@ async def run(settings: Settings, url: URL) -> None:
         deadline = monotonic() + settings.startup_timeout
         if is_postgresql:
             await wait_until_available(url, deadline=deadline, application_name=APPLICATION_NAME)
-            await refuse_pooler(settings, url)
+            variable = settings.migration_database_variable
+            await refuse_pooler(url, variable=variable, application_name=APPLICATION_NAME)
         await check_budget(settings, deadline=deadline)
     # One connection for the lock and one for the migration.
     engine = make_engine(
@@ -149,16 +150,6 @@ async def renew_pooler(console: URL) -> None:
         )
     else:
         logger.info("PgBouncer renews its server connections")
-
-
-async def refuse_pooler(settings: Settings, url: URL) -> None:
-    """Raise ConfigurationError if the URL leads to a connection pooler: the lock and the limits need a session."""
-    if await reaches_pooler(url, application_name=APPLICATION_NAME):
-        variable = "MIGRATION_DATABASE_URL" if settings.migration_database_url else "DATABASE_URL"
-        raise ConfigurationError(
-            f"{variable}: {url.host}:{url.port or 5432} is a connection pooler, and migrations need a session of "
-            "PostgreSQL; set MIGRATION_DATABASE_URL to the address of PostgreSQL itself"
-        )
 
 
 async def after_migration(connection: AsyncConnection) -> None:

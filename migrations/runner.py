@@ -238,14 +238,17 @@ def sqlstate(error: SQLAlchemyError) -> str | None:
         return None
 
 
-def description(error: SQLAlchemyError) -> str:
-    """Return a few lines about the error: the revision and its line, the server's message, and the statement."""
+def description(error: SQLAlchemyError, place: str | None = None) -> str:
+    """Return a few lines about the error: the place, the server's message, and the statement.
+
+    The default place is the revision in which it was raised, with file and line.
+    """
     while isinstance(error, PendingRollbackError) and isinstance(error.__context__, SQLAlchemyError):
         error = error.__context__  # the reason: Alembic could not even roll back
     cause = error.orig if isinstance(error, DBAPIError) else error
     message = (str(cause) or type(cause).__name__).splitlines()[0]
     # asyncpg's messages start with the class of the error, as SQLAlchemy's dialect renders them.
-    lines = [f"{_place(error)}: {message.rpartition('>: ')[2]}"]
+    lines = [f"{place or _place(error)}: {message.rpartition('>: ')[2]}"]
     if isinstance(error, DBAPIError) and error.statement:
         lines.append(f"statement: {shortened(error.statement)}")
     return "\n".join(lines)

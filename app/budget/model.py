@@ -43,7 +43,7 @@ class Program(NamedTuple):
 MIGRATE = Program("migrate", direct=2)
 # One connection to the server; behind a pooler, also one to its console.
 EXPORTER = Program("exporter", direct=1)
-# One operator at a time: `psql`, `headroom seed`, `headroom create-admin`.
+# One operator at a time: `psql`, `headroom seed`, `headroom create-admin`, `headroom backfill`.
 ADMIN = Program("admin", direct=1)
 PROGRAMS = (MIGRATE, EXPORTER, ADMIN)
 PROGRAMS_WITH_POOLER = (MIGRATE, EXPORTER._replace(pooled=1), ADMIN._replace(pooled=1))

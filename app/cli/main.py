@@ -59,6 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     schema.add_argument("--json", action="store_true", help="print JSON")
     schema.set_defaults(run=_schema)
 
+    backfill = commands.add_parser("backfill", help="run a back-fill before its migration, next to a live system")
+    backfill.add_argument("name", nargs="?", metavar="NAME", help="(default: list the back-fills and their progress)")
+    backfill.set_defaults(run=_backfill)
+
     routes = commands.add_parser("routes", help="list the API's operations: fast or why not, sessions, commits")
     routes.set_defaults(run=_routes)
 
@@ -138,6 +142,15 @@ def _schema(options: argparse.Namespace) -> None:
     from app.cli.schema import show_schema
 
     show_schema(as_json=options.json)
+
+
+def _backfill(options: argparse.Namespace) -> None:
+    from app.cli.backfill import list_backfills, run_backfill
+
+    if options.name is None:
+        list_backfills()
+    else:
+        run_backfill(options.name)
 
 
 def _routes(options: argparse.Namespace) -> None:

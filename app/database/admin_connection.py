@@ -13,7 +13,7 @@ from sqlalchemy import URL
 
 from app.database.conninfo import hosts, parameters
 from app.database.liveness import SocketProbe, shut_down
-from app.errors import DatabaseUnavailable, first_line
+from app.errors import ConfigurationError, DatabaseUnavailable, first_line
 from app.polling import poll
 
 AdminRow = Mapping[str, Any]
@@ -128,6 +128,18 @@ async def reaches_pooler(url: URL, *, application_name: str) -> bool:
     async with AdminConnection(url, application_name=application_name) as connection:
         [row] = await connection.query("SELECT pg_backend_pid() AS pid")
         return bool(row["pid"] != connection.reported_pid)
+
+
+async def refuse_pooler(url: URL, *, variable: str, application_name: str) -> None:
+    """Raise ConfigurationError if the URL, which `variable` sets, leads to a connection pooler.
+
+    The locks and the limits of a migration need a session. Raise DatabaseUnavailable.
+    """
+    if await reaches_pooler(url, application_name=application_name):
+        raise ConfigurationError(
+            f"{variable}: {url.host}:{url.port or 5432} is a connection pooler, and migrations need a session of "
+            "PostgreSQL; set MIGRATION_DATABASE_URL to the address of PostgreSQL itself"
+        )
 
 
 async def wait_until_available(url: URL, *, deadline: float, application_name: str) -> None:

@@ -25,7 +25,7 @@ POST = """
 ONE_POST = f"{POST} WHERE p.id = $1"
 NEWEST = f"{POST} ORDER BY p.created_at DESC, p.id DESC LIMIT $1"
 WRITE = """
-    WITH u AS (SELECT id, name FROM users WHERE id = $1 AND is_active),
+    WITH u AS (SELECT id, name FROM users WHERE id = $1 AND deactivated_at IS NULL),
          p AS (INSERT INTO posts (author_id, title, content) SELECT id, $2, $3 FROM u RETURNING *)
     SELECT p.id, p.title, p.content, p.author_id, u.name, p.created_at, p.updated_at FROM p, u
 """

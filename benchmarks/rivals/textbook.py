@@ -29,7 +29,7 @@ class User(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     email: Mapped[str]
     name: Mapped[str]
-    is_active: Mapped[bool]
+    deactivated_at: Mapped[datetime | None]
     created_at: Mapped[datetime]
 
 
@@ -93,7 +93,7 @@ async def current_user(db: Db, token: Annotated[str, Depends(bearer)]) -> User:
     except jwt.InvalidTokenError:
         raise HTTPException(401) from None
     user = await db.get(User, int(claims["sub"]))
-    if user is None or not user.is_active:
+    if user is None or user.deactivated_at is not None:
         raise HTTPException(401)
     return user
 

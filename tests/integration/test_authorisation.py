@@ -52,7 +52,7 @@ async def test_operation_by_each_caller_returns_its_status(
 
 @pytest.mark.parametrize("operation", [name for name, operation in OPERATIONS.items() if operation.statuses[0] == 401])
 @pytest.mark.parametrize(
-    "change", ["UPDATE users SET is_active = false WHERE id = %s", "DELETE FROM users WHERE id = %s"]
+    "change", ["UPDATE users SET deactivated_at = now() WHERE id = %s", "DELETE FROM users WHERE id = %s"]
 )
 async def test_token_of_inactive_or_deleted_user_is_refused(
     client: AsyncClient, database_url: URL, operation: str, change: str

@@ -138,7 +138,7 @@ async def test_failed_sign_in_of_any_cause_sends_the_same_statements(
     await person(client, "Ann", database_url)
     await person(client, "Bob", database_url)
     with connect(database_url) as connection:
-        connection.execute("UPDATE users SET is_active = false WHERE name = 'Bob'")
+        connection.execute("UPDATE users SET deactivated_at = now() WHERE name = 'Bob'")
     sent: list[int] = []
     for name, password in (("ann", "wrong horse"), ("bob", PASSWORD), ("cy", PASSWORD)):
         before = proxy.executed

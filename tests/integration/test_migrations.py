@@ -22,7 +22,7 @@ from sqlalchemy import URL
 from app.database.conninfo import parameters
 from app.observability import logging as logging_module
 from app.paths import PROJECT_ROOT
-from tests.support.migrations import fill
+from tests.support.migrations import fill, statements
 from tests.support.postgres import PgBouncer, Server, as_role, connect
 from tests.support.waiting import eventually
 
@@ -38,7 +38,7 @@ def target(empty_database: URL, monkeypatch: pytest.MonkeyPatch) -> URL:
 
 
 def schema(url: URL) -> list[tuple[object, ...]]:
-    """Return every column, constraint, index and enum, except those of PostgreSQL and Alembic."""
+    """Return every column, constraint, index, enum and trigger, except those of PostgreSQL and Alembic."""
     with connect(url) as connection:
         return connection.execute(
             "SELECT table_name, column_name, data_type, is_nullable, column_default, is_identity"
@@ -50,13 +50,15 @@ def schema(url: URL) -> list[tuple[object, ...]]:
             " FROM pg_indexes WHERE schemaname = 'public' AND tablename <> ALL (%(own)s)"
             " UNION ALL SELECT typname, enumlabel, enumsortorder::text, '', '', ''"
             " FROM pg_enum JOIN pg_type ON pg_type.oid = enumtypid WHERE typnamespace = 'public'::regnamespace"
+            " UNION ALL SELECT tgrelid::regclass::text, tgname, pg_get_triggerdef(oid), pg_get_functiondef(tgfoid),"
+            " '', '' FROM pg_trigger WHERE NOT tgisinternal"
             " ORDER BY 1, 2, 3",
-            {"own": ["alembic_version", "schema_revisions"]},
+            {"own": ["alembic_version", "schema_revisions", "schema_backfills"]},
         ).fetchall()
 
 
 # Revisions that change only data.
-DATA_REVISIONS: set[str] = set()
+DATA_REVISIONS = {"5c80d1e6f294"}
 
 
 def revisions() -> list[str]:
@@ -293,7 +295,7 @@ def run_script(connection: psycopg.Connection, revision_range: str) -> None:
     """Run the output of `alembic upgrade ... --sql`, statement by statement, as psql does."""
     script = io.StringIO()
     command.upgrade(Config(toml_file=PYPROJECT, output_buffer=script), revision_range, sql=True)
-    for statement in script.getvalue().split(";\n"):
+    for statement in statements(script.getvalue()):
         connection.execute(statement.encode())
 
 

@@ -174,6 +174,16 @@ def test_python_blocks_compile(document: str) -> None:
         compile(dedent(block), document, "exec")
 
 
+def test_steps_of_expand_and_contract_are_those_of_the_history() -> None:
+    """A block after a line with the path of a file has lines of that file only."""
+    block = re.compile(r"^`([\w/.]+\.py)`\n\n```\w+\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    blocks = block.findall(read("docs/expand-and-contract.md"))
+    assert len(blocks) == 6
+    for path, text in blocks:
+        lines, known = (set(map(str.strip, each.splitlines())) for each in (text, read(path)))
+        assert lines <= known, path
+
+
 def test_readme_is_short() -> None:
     assert len(read("README.md").split()) <= MAX_README_WORDS
 

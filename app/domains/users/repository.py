@@ -17,12 +17,14 @@ from app.pagination.statements import ListStatements, contains
 
 _BY_ID = bindparam("user_id", type_=User.id.type)
 _PUBLIC = select(User.id, User.name, User.created_at).where(User.id == _BY_ID)
-_OWN_COLUMNS = select(User.id, User.email, User.name, User.is_active, User.is_admin, User.created_at, User.updated_at)
+_OWN_COLUMNS = select(
+    User.id, User.email, User.name, User.deactivated_at, User.is_admin, User.created_at, User.updated_at
+)
 _ME = _OWN_COLUMNS.where(User.id == _BY_ID, User.is_active)
 _PRINCIPAL = select(User.id, User.is_admin).where(User.id == _BY_ID, User.is_active)
 # Always one row, with or without a user. The database folds the case: Python folds some letters differently.
 _REQUESTED = select(func.lower(bindparam("email", type_=User.email.type)).label("folded_email")).subquery()
-_CREDENTIALS = select(_REQUESTED.c.folded_email, User.id, User.password_hash, User.is_active).outerjoin_from(
+_CREDENTIALS = select(_REQUESTED.c.folded_email, User.id, User.password_hash, User.deactivated_at).outerjoin_from(
     _REQUESTED, User, func.lower(User.email) == _REQUESTED.c.folded_email
 )
 _LIST = ListStatements(
@@ -38,12 +40,12 @@ _LIST = ListStatements(
 
 
 class Credentials(NamedTuple):
-    """An e-mail address in lower case, as the database folds it, and the user who has it, if any."""
+    """An e-mail address in lower case, as the database folds it, and the active or inactive user who has it, if any."""
 
     folded_email: str
     id: int | None
     password_hash: str | None
-    is_active: bool | None
+    is_active: bool
 
 
 class UserReader:
@@ -109,6 +111,10 @@ class UserRepository:
         with violations({"uq_users_email": EmailTaken()}):
             await self._session.flush()
 
+    async def load_deactivation(self, user: User) -> None:
+        """Load the time of a deactivation, which the database has set."""
+        await self._session.refresh(user, ["deactivated_at"])
+
     async def delete(self, user: User) -> None:
         """Delete a user. The database deletes the user's posts (ON DELETE CASCADE)."""
         await self._session.delete(user)
@@ -116,7 +122,8 @@ class UserRepository:
     async def credentials(self, email: str) -> Credentials:
         """Return the credentials for an e-mail address."""
         row = (await self._session.execute(_CREDENTIALS, {"email": email})).one()
-        return Credentials(row.folded_email, row.id, row.password_hash, row.is_active)
+        is_active = row.id is not None and row.deactivated_at is None
+        return Credentials(row.folded_email, row.id, row.password_hash, is_active)
 
     async def replace_hash(self, user_id: int, *, old: str, new: str) -> None:
         """Replace a password hash, unless the password was changed in the meantime."""

@@ -76,6 +76,7 @@ class OwnUser(TypedDict):
     email: str
     name: str
     is_active: bool
+    deactivated_at: datetime | None
     is_admin: bool
     created_at: datetime
     updated_at: datetime
@@ -87,7 +88,8 @@ def own_user_of_row(row: Row) -> OwnUser:
         "id": row["id"],
         "email": row["email"],
         "name": row["name"],
-        "is_active": row["is_active"],
+        "is_active": row["deactivated_at"] is None,
+        "deactivated_at": row["deactivated_at"],
         "is_admin": row["is_admin"],
         "created_at": row["created_at"],
         "updated_at": row["updated_at"],
@@ -101,6 +103,7 @@ def own_user_of_entity(user: User) -> OwnUser:
         "email": user.email,
         "name": user.name,
         "is_active": user.is_active,
+        "deactivated_at": user.deactivated_at,
         "is_admin": user.is_admin,
         "created_at": user.created_at,
         "updated_at": user.updated_at,

@@ -41,6 +41,8 @@ async def change_user(session: WriteSession, user_id: int, patch: UserPatch, pri
     for field, value in changes.items():
         setattr(user, field, value)
     await users.flush()
+    if changes.get("is_active") is False:
+        await users.load_deactivation(user)
     return user
 
 

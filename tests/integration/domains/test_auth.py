@@ -59,7 +59,7 @@ async def test_failed_sign_in_does_not_tell_the_reason(client: AsyncClient, data
     await client.post("/users", json=ANN)
     answers = [await sign_in(client, "ann@example.com", "wrong horse"), await sign_in(client, "bob@example.com")]
     with connect(database_url) as connection:
-        connection.execute("UPDATE users SET is_active = false")
+        connection.execute("UPDATE users SET deactivated_at = now()")
     answers.append(await sign_in(client, "ann@example.com"))
 
     for answer in answers:
@@ -117,7 +117,7 @@ async def test_invalid_token_is_401(
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
-@pytest.mark.parametrize("statement", ["DELETE FROM users", "UPDATE users SET is_active = false"])
+@pytest.mark.parametrize("statement", ["DELETE FROM users", "UPDATE users SET deactivated_at = now()"])
 async def test_token_of_a_deleted_or_inactive_user_is_401(
     client: AsyncClient, database_url: URL, statement: str
 ) -> None:
@@ -354,7 +354,8 @@ async def test_timing_of_a_failed_sign_in_does_not_tell_the_reason(
     if stored:
         await client.post("/users", json=ANN)
         with connect(database_url) as connection:
-            connection.execute("UPDATE users SET is_active = %s", (is_active,))
+            if not is_active:
+                connection.execute("UPDATE users SET deactivated_at = now()")
             if stored == CHEAP:
                 cheap = PasswordHasher(time_cost=1, memory_cost=8192, parallelism=1).hash(PASSWORD)
                 connection.execute("UPDATE users SET password_hash = %s", (cheap,))

@@ -24,8 +24,9 @@ async def test_sign_up_returns_the_user_and_its_location(client: AsyncClient) ->
     assert answer.headers["location"] == f"/users/{body['id']}"
     assert body["email"] == "Ann@example.com"
     assert body["created_at"].endswith("Z")
-    assert set(body) == {"id", "email", "name", "is_active", "is_admin", "created_at", "updated_at"}
-    assert (body["is_active"], body["is_admin"]) == (True, False)
+    keys = {"id", "email", "name", "is_active", "deactivated_at", "is_admin", "created_at", "updated_at"}
+    assert set(body) == keys
+    assert (body["is_active"], body["deactivated_at"], body["is_admin"]) == (True, None, False)
 
 
 async def test_public_user_has_no_email(client: AsyncClient) -> None:
@@ -174,6 +175,26 @@ async def test_administrator_can_list_filter_and_search_users(client: AsyncClien
     assert await names("q=example.com&is_active=true&sort=-name&cursor=") == ["Ann", "Admin"]
 
 
+async def test_deactivation_time_is_stored_once_and_cleared(client: AsyncClient, database_url: URL) -> None:
+    admin = await person(client, "Admin", database_url, is_admin=True)
+    bob = await person(client, "Bob", database_url)
+
+    async def times(patch: dict[str, object]) -> tuple[bool, str | None]:
+        """Patch Bob. Return the answer, which must be what is stored."""
+        answer = (await admin("PATCH", f"/users/{bob.id}", json=patch)).json()
+        [stored] = (await admin("GET", "/users?q=bob@")).json()["items"]
+        assert answer == stored
+        return stored["is_active"], stored["deactivated_at"]
+
+    is_active, first = await times({"is_active": False})
+    assert not is_active
+    assert first is not None
+    assert await times({"is_active": False, "name": "Robert"}) == (False, first)
+    assert await times({"is_active": True}) == (True, None)
+    assert await times({"is_active": True}) == (True, None)
+    assert await times({"is_active": False}) > (False, first)
+
+
 async def test_unknown_id_is_404_for_an_administrator(client: AsyncClient, database_url: URL) -> None:
     admin = await person(client, "Admin", database_url, is_admin=True)
 
@@ -186,7 +207,7 @@ async def test_unknown_id_is_404_for_an_administrator(client: AsyncClient, datab
     ("concurrent_change", "status"),
     [
         ("UPDATE users SET is_admin = false WHERE email = 'boss@example.com'", 403),
-        ("UPDATE users SET is_active = false WHERE email = 'boss@example.com'", 401),
+        ("UPDATE users SET deactivated_at = now() WHERE email = 'boss@example.com'", 401),
         ("DELETE FROM users WHERE email = 'boss@example.com'", 401),
     ],
 )

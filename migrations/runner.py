@@ -7,14 +7,15 @@ import asyncio
 import logging
 import random
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from time import monotonic
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zlib import crc32
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -51,9 +52,10 @@ _RETRIED = {
 _TRANSACTION_TIMEOUT_SINCE = (17,)
 _BLOCKERS = text("""
     SELECT a.pid, a.application_name, a.usename, a.backend_type, a.state, a.query,
-           extract(epoch FROM clock_timestamp() - a.xact_start)::float AS seconds
+           extract(epoch FROM clock_timestamp() - a.xact_start)::float AS seconds, a.xact_start
     FROM unnest(pg_blocking_pids(CAST(:pid AS integer))) AS blocking(pid) JOIN pg_stat_activity AS a USING (pid)
 """)
+_TRANSACTIONS = text("SELECT pid, xact_start FROM pg_stat_activity WHERE pid = ANY(CAST(:pids AS integer[]))")
 
 
 class Limits(NamedTuple):
@@ -74,6 +76,7 @@ class Blocker(NamedTuple):
     state: str | None
     query: str | None
     seconds: float | None
+    started: datetime | None
 
     def __str__(self) -> str:
         name = self.application or self.backend or "no application_name"
@@ -139,8 +142,9 @@ class Runner:
     async def run(self, migrate: Callable[[Connection], None]) -> None:
         """Call `migrate` until it gets its locks. Raise MigrationFailed.
 
-        A revision that does not get a lock is rolled back: the statements that queued behind it continue. The pauses
-        between two attempts double, and are random so that two systems do not meet again and again.
+        A revision that does not get a lock is rolled back: the statements that queued behind it continue. The next
+        attempt waits until the transactions that blocked it have ended: each attempt delays the other clients of the
+        table. The pauses double, and are random so that two systems do not meet again and again.
         """
         deadline = monotonic() + self._limits.retry
         attempt = 1
@@ -156,7 +160,8 @@ class Runner:
                     raise MigrationFailed(self._gave_up(error, attempt)) from error
                 pause = min(pause_seconds(attempt), left)
                 logger.warning(
-                    "attempt %d: %s; blocked by %s; next attempt in %.1f s, the last one in %.0f s",
+                    "attempt %d: %s; blocked by %s; next attempt when that has ended, in %.1f s at the earliest and in "
+                    "%.0f s at the latest",
                     attempt,
                     description(error).replace("\n", "; "),
                     self._blocked_by(),
@@ -164,9 +169,24 @@ class Runner:
                     left,
                 )
                 await asyncio.sleep(pause)
+                try:
+                    await self._wait_for_blockers(deadline)
+                except SQLAlchemyError as lost:
+                    raise _lock_was_lost(lost) from lost
                 attempt += 1
             else:
                 return
+
+    async def _wait_for_blockers(self, deadline: float) -> None:
+        """Wait until the transactions have ended that blocked the last attempt, at most until `deadline`."""
+        blocking = {(each.pid, each.started) for each in self._blockers if each.started is not None}
+        while blocking:
+            parameters = {"pids": [pid for pid, _ in blocking]}
+            blocking &= {(pid, started) for pid, started in await self._query(_TRANSACTIONS, parameters)}
+            seconds = min(WATCH_SECONDS, deadline - monotonic())
+            if not blocking or seconds <= 0:
+                return
+            await asyncio.sleep(seconds)
 
     def _blocked_by(self) -> str:
         return "; ".join(map(str, self._blockers)) or "a process that the server did not name in time"
@@ -193,10 +213,7 @@ class Runner:
                 await asyncio.wait((watch, work), return_when=asyncio.FIRST_COMPLETED)
                 if not work.done():
                     reason = watch.exception()
-                    raise MigrationFailed(
-                        "the connection that holds the lock of the migration job was lost: "
-                        f"{first_line(reason) if reason else 'closed'}; applied revisions stay applied"
-                    ) from reason
+                    raise _lock_was_lost(reason) from reason
             finally:
                 finished.set()
                 work.cancel()  # does nothing if it is done
@@ -206,20 +223,28 @@ class Runner:
 
     async def _watch(self, pid: int, finished: asyncio.Event) -> None:
         while not finished.is_set():
-            query = asyncio.create_task(self._query_blockers(pid), name="query the blockers")
-            # If a revision blocks the event loop, the deadline passes before the answer is read: it gets more time.
-            for seconds in (WATCH_ANSWER_SECONDS, WATCH_EXTRA_SECONDS):
-                await asyncio.wait((query,), timeout=seconds)
-            if not query.done():
-                query.cancel()
-                raise MigrationFailed(f"the server did not answer within {WATCH_ANSWER_SECONDS:g} s")
-            if rows := query.result():
-                self._blockers = rows
+            if rows := await self._query(_BLOCKERS, {"pid": pid}):
+                self._blockers = [Blocker(*row) for row in rows]
             with suppress(TimeoutError):
                 await asyncio.wait_for(finished.wait(), WATCH_SECONDS)
 
-    async def _query_blockers(self, pid: int) -> list[Blocker]:
-        return [Blocker(*row) for row in await self._lock.execute(_BLOCKERS, {"pid": pid})]
+    async def _query(self, statement: TextClause, parameters: dict[str, Any]) -> Sequence[Any]:
+        """Return the rows of a query on the connection of the lock. Raise MigrationFailed without an answer in time."""
+        query = asyncio.create_task(self._lock.execute(statement, parameters), name="query the connection of the lock")
+        # If a revision blocks the event loop, the deadline passes before the answer is read: it gets more time.
+        for seconds in (WATCH_ANSWER_SECONDS, WATCH_EXTRA_SECONDS):
+            await asyncio.wait((query,), timeout=seconds)
+        if not query.done():
+            query.cancel()
+            raise MigrationFailed(f"the server did not answer within {WATCH_ANSWER_SECONDS:g} s")
+        return query.result().all()
+
+
+def _lock_was_lost(reason: BaseException | None) -> MigrationFailed:
+    return MigrationFailed(
+        "the connection that holds the lock of the migration job was lost: "
+        f"{first_line(reason) if reason else 'closed'}; applied revisions stay applied"
+    )
 
 
 def pause_seconds(attempt: int) -> float:

@@ -63,6 +63,7 @@ def backends(connection: psycopg.Connection, condition: str = "true") -> set[int
 
 
 def test_long_transaction_delays_the_migration_and_nobody_else(owner: URL, release: Release, tmp_path: Path) -> None:
+    """The job tries once, and again when the transaction has ended: not one attempt after the other."""
     release.add("added", ADD_COLUMN)
     log = tmp_path / "log"
     finished = Event()
@@ -77,22 +78,23 @@ def test_long_transaction_delays_the_migration_and_nobody_else(owner: URL, relea
                 slowest = max(slowest, time.monotonic() - started)
         return slowest
 
-    def tried(attempts: int) -> bool:
-        return f"attempt {attempts}:" in log.read_text()
-
     write = "UPDATE users SET name = name WHERE id = 1"
     job = release.start(owner, log)
     with ThreadPoolExecutor(2) as clients, running(job):
         with open_transaction(owner) as report:
             pid = report.info.backend_pid
-            eventually(lambda: tried(1), within=60)
             waits = [clients.submit(longest, each) for each in ("SELECT id FROM users LIMIT 1", write)]
             try:
-                eventually(lambda: tried(3), within=60)
+                eventually(lambda: "attempt 1:" in log.read_text(), within=60)
+                # Without the wait, attempt 2 would end after at most 0.75 + 1 s.
+                time.sleep(3)
+                assert "attempt 2:" not in log.read_text()
             finally:
                 finished.set()
         slowest = [wait.result() for wait in waits]
+        started = time.monotonic()
         assert job.wait(60) == 0, log.read_text()
+        print(f"applied {time.monotonic() - started:.1f} s after the end of the transaction")
 
     print(f"the slowest read and write took {slowest[0]:.2f} s and {slowest[1]:.2f} s")
     assert max(slowest) < LONGEST_WAIT_SECONDS, slowest
@@ -104,16 +106,23 @@ def test_long_transaction_delays_the_migration_and_nobody_else(owner: URL, relea
     assert "SELECT count(*) FROM users" in line
 
 
-def test_job_that_never_gets_its_lock_fails_in_a_few_lines(owner: URL, release: Release) -> None:
+@pytest.mark.parametrize(("seconds", "attempts"), [("0", 1), ("1", 2)])
+def test_job_that_never_gets_its_lock_fails_in_a_few_lines(
+    owner: URL, release: Release, seconds: str, attempts: int
+) -> None:
+    """The last attempt comes at the deadline, although the transaction has not ended."""
     release.add("added", ADD_COLUMN)
     with open_transaction(owner) as report:
         pid = report.info.backend_pid
-        finished = release.run(owner, MIGRATION_RETRY_TIMEOUT="0", MIGRATION_DDL_LOCK_TIMEOUT="0.5", LOG_LEVEL="error")
+        finished = release.run(
+            owner, MIGRATION_RETRY_TIMEOUT=seconds, MIGRATION_DDL_LOCK_TIMEOUT="0.5", LOG_LEVEL="error"
+        )
 
     assert finished.returncode != 0
     lines = finished.stdout.strip().splitlines()
     assert len(lines) < 8, finished.stdout
     assert f"blocked by: pid {pid} (report, role headroom_app" in finished.stdout
+    assert f"gave up after {attempts} attempts in {seconds} s" in finished.stdout
     assert f"SELECT pg_terminate_backend({pid})" in lines[-1]
 
 

@@ -125,7 +125,7 @@ def test_pgbouncer_at_full_load_opens_its_own_limit(prod: ProdStack) -> None:
 @contextmanager
 def psql(prod: ProdStack, script: str) -> Iterator[subprocess.Popen[str]]:
     """Run a script in psql, in the container. Its session ends with the block."""
-    options = ["--env-file", os.devnull, "--project-name", prod.name, "--file", prod.file, "exec", "-T", "postgres"]
+    options = ["--env-file", os.devnull, "--project-name", prod.name, "--file", prod.files[0], "exec", "-T", "postgres"]
     process = subprocess.Popen(
         ["docker", "compose", *options, "psql", "-U", "postgres", "-d", "headroom", "-At"],
         cwd=PROJECT_ROOT,

@@ -227,12 +227,13 @@ class Compose(ABC):
 
     def __init__(self, name: str, file: str, *, build: bool = True, **environment: str) -> None:
         self.name = name
-        self.file = file
+        self.files = [file]
         self.environment = environment
         self.build = ["--build"] if build else ["--no-build"]
 
     def compose(self, *arguments: str, check: bool = True) -> str:
-        options = ["--env-file", os.devnull, "--project-name", self.name, "--file", self.file]
+        options = ["--env-file", os.devnull, "--project-name", self.name]
+        options += [option for file in self.files for option in ("--file", file)]
         finished = subprocess.run(
             ["docker", "compose", *options, *arguments],
             cwd=PROJECT_ROOT,

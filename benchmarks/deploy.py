@@ -57,8 +57,8 @@ ADD_COLUMN = "op.add_column('posts', sa.Column('deploy_column', sa.Text()))"
 DDL = {
     "ADD COLUMN": [ADD_COLUMN],
     "ADD CONSTRAINT NOT VALID, VALIDATE": [
-        "op.create_check_constraint('deploy_check', 'posts', 'id > 0', postgresql_not_valid=True)",
-        "op.execute('ALTER TABLE posts VALIDATE CONSTRAINT deploy_check')",
+        "op.create_check_constraint(op.f('ck_posts_deploy'), 'posts', 'id > 0', postgresql_not_valid=True)",
+        "op.execute('ALTER TABLE posts VALIDATE CONSTRAINT ck_posts_deploy')",
     ],
     "CREATE INDEX CONCURRENTLY": ["create_index('ix_posts_updated_at', 'posts', ['updated_at'])"],
     "ALTER TYPE": ["op.alter_column('posts', 'title', type_=sa.Text(), existing_type=sa.String(200))"],

@@ -242,7 +242,7 @@ class Compose(ABC):
             text=True,
             check=False,
         )
-        assert not check or finished.returncode == 0, finished.stderr
+        assert not check or finished.returncode == 0, finished.stdout + finished.stderr
         return finished.stdout
 
     def inspect(self, service: str) -> dict[str, Any]:

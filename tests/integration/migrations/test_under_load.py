@@ -19,6 +19,7 @@ from alembic.config import Config
 from sqlalchemy import URL
 
 from app.database.conninfo import parameters
+from benchmarks.deploy import DDL, revision_files
 from migrations import runner
 from tests.support.docker import require_engine
 from tests.support.migrations import Release, recorded
@@ -153,6 +154,16 @@ def test_statement_and_transaction_have_a_limit(owner: URL, release: Release) ->
     transaction = release.run(owner, MIGRATION_REVISION_TIMEOUT="0.5", LOG_LEVEL="error")
     assert transaction.returncode != 0
     assert "terminating connection due to transaction timeout" in transaction.stdout
+
+
+def test_revisions_of_the_benchmark_can_be_applied(owner: URL, release: Release) -> None:
+    files = revision_files(DDL)
+    for revision, text in files.items():
+        release.file(revision).write_text(text)
+    finished = release.run(owner)
+
+    assert finished.returncode == 0, finished.stdout
+    assert [revision for revision, _ in recorded(owner)][-len(files) :] == list(files)
 
 
 def gone(connection: psycopg.Connection, pids: set[int]) -> bool:

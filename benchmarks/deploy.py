@@ -394,7 +394,7 @@ def main() -> None:
     releases_of.add_argument("--without", action="store_true", help="the release before lacks the newest revision")
     options = parser.parse_args()
     docker("build", "--quiet", "--tag", THIS, str(PROJECT_ROOT))
-    docker("build", "--quiet", "--tag", "headroom-pgbouncer", str(PROJECT_ROOT / "ops/pgbouncer"))
+    docker("compose", "--file", str(PROJECT_ROOT / "compose.prod.yml"), "build", "--quiet", "postgres", "pgbouncer")
     with tempfile.TemporaryDirectory() as directory:
         if options.show == "rollout":
             before, after = releases(options.previous, without=options.without)

@@ -260,8 +260,10 @@ class _Run:
 
     def _batch(self, current: Progress) -> Progress:
         """Change the next rows, and store the position in the same statement."""
-        after = f"{self._key} > CAST(CAST(:position AS text) AS {self._type})" if current.position else "true"
-        values = {"position": current.position} if current.position else {}
+        after, values = "true", {}
+        if current.position is not None:
+            after = f"{self._key} > CAST(CAST(:position AS text) AS {self._type})"
+            values = {"position": current.position}
         count, last = self._execute(
             text(
                 f"SELECT count(*), (array_agg(key ORDER BY key DESC))[1]::text FROM (SELECT {self._key} AS key"

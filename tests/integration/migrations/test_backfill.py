@@ -118,6 +118,14 @@ async def test_key_may_have_any_type(owner: URL, key: str) -> None:
     assert times(owner) == [(1, 1000)]
 
 
+async def test_empty_text_is_a_position(owner: URL) -> None:
+    with connect(owner) as connection:
+        connection.execute("CREATE TABLE samples (id text PRIMARY KEY, times int DEFAULT 0, due time)")
+        connection.execute("ALTER TABLE samples OWNER TO headroom_owner; INSERT INTO samples VALUES (''), ('a'), ('b')")
+
+    assert (await asyncio.wait_for(fill(owner, replace(BACKFILL, rows=1)), 30))[1:] == (3, 3, True)
+
+
 async def test_table_without_a_key_of_one_column_is_refused(owner: URL) -> None:
     with connect(owner) as connection:
         connection.execute("CREATE TABLE samples (a int, b int, due time, PRIMARY KEY (a, b))")

@@ -118,6 +118,18 @@ def test_make_targets_exist(document: str) -> None:
     assert named <= targets
 
 
+def test_make_targets_are_defined_once() -> None:
+    targets = re.findall(r"^([a-z-]+):.*## ", read("Makefile"), re.MULTILINE)
+
+    assert len(targets) == len(set(targets))
+
+
+def test_index_of_the_documents_names_each_once() -> None:
+    rows = [line for line in read("docs/README.md").splitlines() if line.startswith("| ")]
+
+    assert len(rows) == len(set(rows))
+
+
 @each_document
 def test_headroom_commands_and_their_options_exist(document: str) -> None:
     [subcommands] = [action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction)]

@@ -186,7 +186,9 @@ main() {
     fail "the old server runs, or was not stopped cleanly: start it once and stop it (docker compose stop postgres)"
   trap stop_all EXIT
   trap 'exit 1' INT TERM
-  rm -rf "$work"
+  # Also what an interrupted upgrade has already moved out of $work: without that folder, check() refuses a full volume.
+  local entry left=(/new/* /new/.[!.]*)
+  if ((${#left[@]} > 0)); then rm -rf "${left[@]}"; fi
   mkdir -p "$work"
 
   # Ask in single-user mode: only then no name of a role is needed. 10 is the id of the superuser that initdb created.
@@ -226,7 +228,6 @@ main() {
   quietly "$new_bin/postgres" -C max_connections -D "$data"
 
   # PG_VERSION comes last: it makes the volume complete.
-  local entry
   for entry in "$data"/*; do
     if [[ $entry != */PG_VERSION ]]; then mv "$entry" /new/; fi
   done

@@ -10,6 +10,7 @@ cd "$(dirname "$0")/.."
 command=${1:?usage: backup.sh backup | restore | restore-drill}
 at=${at:-}
 force=${force:-}
+timeline=${timeline:-}
 data=${DATA_DIR:-.data}
 dumps=$data/backups
 database=headroom
@@ -37,7 +38,7 @@ prod_restore() {
   [[ -z $(prod ps --status running --quiet postgres) ]] ||
     fail 'PostgreSQL is running, and a restore would overwrite it: docker compose -f compose.prod.yml stop postgres'
   began=$(now)
-  prod run --rm --no-deps -T --entrypoint headroom-backup postgres restore "$at" "$force"
+  prod run --rm --no-deps -T --entrypoint headroom-backup postgres restore "$at" "$force" "$timeline"
   log "restored after $(($(now) - began)) s; starting PostgreSQL"
   prod up --detach --no-deps postgres
   container=$(prod ps --all --quiet postgres)
@@ -93,6 +94,13 @@ FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema') ORDE
 SQL
 }
 
+has_data() { # whether a table of the application has rows; if they cannot be counted, the command ends
+  local counts
+  counts=$(rows $database) || fail "cannot count the rows of the database; to replace it without a look: force=yes"
+  # Not `grep -q` at the end of a pipeline: it stops reading, the writer fails, and the answer would be no.
+  awk '$1 !~ /^public\.(alembic_version|schema_revisions)$/ && $NF > 0 { found = 1 } END { exit !found }' <<<"$counts"
+}
+
 latest_dump() { # print the newest dump; with at=, the newest one that is not younger
   local moment newest
   moment=$(date --utc --date "${at:-now}" +%Y%m%dT%H%M%SZ 2>/dev/null) ||
@@ -119,7 +127,7 @@ dump_backup() {
 dump_restore() {
   local file
   file=$(latest_dump)
-  if [[ $force != yes ]] && rows $database | grep -vE '^public\.(alembic_version|schema_revisions) ' | grep -qv ' 0$'; then
+  if [[ $force != yes ]] && has_data; then
     fail "the database has data; to replace it with $file: force=yes"
   fi
   load "$file" ${database}_restored

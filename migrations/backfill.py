@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http.client import HTTPException
 from time import monotonic
 from typing import Any, NamedTuple, TypeVar
 from zlib import crc32
@@ -161,10 +162,13 @@ def progress(connection: Connection, name: str) -> Progress | None:
 def pending_requests(url: str) -> float:
     """Return how many requests wait for a connection, in the pools and in PgBouncer, as the exporter at `url` says.
 
-    Raise OSError if it does not answer.
+    Raise OSError if it does not answer, or stops within its answer.
     """
-    with urllib.request.urlopen(f"{url.rstrip('/')}/metrics", timeout=EXPORTER_SECONDS) as response:  # noqa: S310
-        exposition = response.read().decode()
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/metrics", timeout=EXPORTER_SECONDS) as response:  # noqa: S310
+            exposition = response.read().decode()
+    except HTTPException as error:
+        raise OSError(f"the answer is not complete: {error!r}") from error
     return sum(
         sample.value
         for family in text_string_to_metric_families(exposition)

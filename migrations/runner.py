@@ -144,18 +144,24 @@ class Runner:
 
         A revision that does not get a lock is rolled back: the statements that queued behind it continue. The next
         attempt waits until the transactions that blocked it have ended: each attempt delays the other clients of the
-        table. The pauses double, and are random so that two systems do not meet again and again.
+        table. The pauses double, and are random so that two systems do not meet again and again. Each revision has the
+        whole time for its attempts: the ones before it may have taken long, such as a back-fill.
         """
         deadline = monotonic() + self._limits.retry
         attempt = 1
+        waiting: str | None = None
         while True:
             self._blockers = []
             try:
                 await self._watched(migrate)
             except SQLAlchemyError as error:
-                left = deadline - monotonic()
                 if sqlstate(error) not in _RETRIED:
                     raise MigrationFailed(description(error)) from error
+                revision, _ = _source(error)
+                if revision is not None and revision != waiting:
+                    waiting, attempt = revision, 1
+                    deadline = monotonic() - self._limits.lock + self._limits.retry  # since the wait began
+                left = deadline - monotonic()
                 if left <= 0:
                     raise MigrationFailed(self._gave_up(error, attempt)) from error
                 pause = min(pause_seconds(attempt), left)
@@ -287,7 +293,13 @@ def shortened(statement: str) -> str:
 
 def _place(error: BaseException) -> str:
     """Return the revision in which the error was raised, with file and line."""
+    revision, position = _source(error)
+    return "migration" if revision is None else f"revision {revision} ({position})"
+
+
+def _source(error: BaseException) -> tuple[str | None, str]:
+    """Return the revision in which the error was raised, with file and line; None if it was not raised in one."""
     for frame, line in traceback.walk_tb(error.__traceback__):
         if "down_revision" in frame.f_globals and "revision" in frame.f_globals:
-            return f"revision {frame.f_globals['revision']} ({Path(frame.f_code.co_filename).name}, line {line})"
-    return "migration"
+            return str(frame.f_globals["revision"]), f"{Path(frame.f_code.co_filename).name}, line {line}"
+    return None, ""

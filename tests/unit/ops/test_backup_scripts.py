@@ -136,3 +136,49 @@ def test_restore_over_an_interrupted_restore_goes_on(tmp_path: Path) -> None:
 @needs_jq
 def test_restore_over_another_cluster_is_refused(tmp_path: Path) -> None:
     assert "has another cluster (9) than the repository (8)" in restore_cluster(tmp_path, system=9).stderr
+
+
+def run_drill(tmp_path: Path, live: dict[str, list[int]]) -> subprocess.CompletedProcess[str]:
+    """Run a drill whose restored tables are empty. `live` has the rows of each live table, look by look."""
+    script = tmp_path / "headroom-backup"
+    script.write_text(PGBACKREST.read_text().replace("/var/lib/headroom/backups", str(tmp_path)))
+    looks = "".join(
+        f"""*"FROM public.{table})"*) f={tmp_path}/{table}; n=$(cat $f 2>/dev/null || echo 0); echo $((n + 1)) >$f
+          rows=({" ".join(map(str, rows))}); ((rows[n])) && echo t || echo f ;;
+"""
+        for table, rows in live.items()
+    )
+    names = "\\n".join(f"public.{table}" for table in live)
+    write_program(
+        tmp_path / "bin",
+        "psql",
+        f"""case "$*" in
+{looks}*pg_tables*) printf '{names}\\n' ;;
+*"count(*)"*) echo 0 ;;
+*version_num*) echo abc ;;
+*last_archived_wal*) echo t ;;
+*pg_xact_status*) echo committed ;;
+*) echo 1 ;;
+esac""",
+    )
+    for name in ("pg_isready", "pgbackrest", "pg_ctl", "pg_amcheck"):
+        write_program(tmp_path / "bin", name, "exit 0")
+    write_program(tmp_path / "bin", "pg_controldata", 'echo "Data page checksum version: 0"')
+    return run(tmp_path, "bash", script, "drill", PGDATA=str(tmp_path / "data"))
+
+
+@needs_jq
+def test_drill_with_a_table_that_was_filled_or_emptied_meanwhile_succeeds(tmp_path: Path) -> None:
+    drilled = run_drill(tmp_path, {"filled": [0, 1], "emptied": [1, 0]})
+
+    assert drilled.returncode == 0, drilled.stderr
+    assert '"ok":true' in (tmp_path / "drill.json").read_text()
+
+
+@needs_jq
+def test_drill_with_a_table_that_lost_its_rows_fails(tmp_path: Path) -> None:
+    drilled = run_drill(tmp_path, {"filled": [0, 1], "users": [1, 1]})
+
+    assert drilled.returncode == 1
+    assert "drill failed: public.users is empty, but has rows in the live database" in drilled.stderr
+    assert '"ok":false' in (tmp_path / "drill.json").read_text()

@@ -8,6 +8,9 @@ set -euo pipefail
 shopt -s nullglob
 
 method=${1:-}
+# The old cluster keeps its WAL, also what is written while it is read (hint bits), until its regular server archives it.
+# With archive_mode=off it would be removed. That would be a gap in the archive if the old volume is used again.
+keep_wal=(-c archive_mode=on -c archive_command=)
 work=/new/upgrade.incomplete
 data=$work/data
 old_port=5417 new_port=5418
@@ -61,7 +64,8 @@ check() {
 }
 
 start_old() {
-  quietly "$old_bin/pg_ctl" start --wait --timeout 3600 --silent -D /old -l /tmp/old.log -o "${options[*]} -p $old_port"
+  quietly "$old_bin/pg_ctl" start --wait --timeout 3600 --silent -D /old -l /tmp/old.log \
+    -o "${options[*]} ${keep_wal[*]} -p $old_port"
 }
 start_new() {
   quietly "$new_bin/pg_ctl" start --wait --timeout 3600 --silent -D "$data" -l /tmp/new.log \
@@ -128,7 +132,7 @@ with_pg_upgrade() {
   if (($(control 'Data page checksum version') == 0)); then checksums=--no-data-checksums; fi
   quietly "$new_bin/initdb" -D "$data" -U "$superuser" --auth=trust "$checksums"
   local command=("$new_bin/pg_upgrade" --old-bindir "$old_bin" --new-bindir "$new_bin" --old-datadir /old
-    --new-datadir "$data" --old-options "${options[*]}" --new-options "${options[*]}" --socketdir /tmp
+    --new-datadir "$data" --old-options "${options[*]} ${keep_wal[*]}" --new-options "${options[*]}" --socketdir /tmp
     --username "$superuser" --jobs "$jobs")
   cd "$work"
   # It names the files with the reasons, which vanish with this container.
@@ -192,7 +196,7 @@ main() {
   mkdir -p "$work"
 
   # Ask in single-user mode: only then no name of a role is needed. 10 is the id of the superuser that initdb created.
-  superuser=$("$old_bin/postgres" --single -D /old -c archive_mode=off template1 \
+  superuser=$("$old_bin/postgres" --single -D /old "${keep_wal[@]}" template1 \
     <<<"SELECT rolname FROM pg_authid WHERE oid = 10" 2>/tmp/output |
     sed -n 's/.*rolname = "\(.*\)"\t(typeid.*/\1/p' || true)
   [[ -n $superuser ]] || { tail /tmp/output >&2; fail "the old server does not start"; }

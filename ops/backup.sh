@@ -96,7 +96,7 @@ SQL
 
 has_data() { # whether a table of the application has rows; if they cannot be counted, the command ends
   local counts
-  counts=$(rows $database) || fail "cannot count the rows of the database; to replace it without a look: force=yes"
+  counts=$(rows $database) || fail "cannot count the rows of the database; to replace it anyway: force=yes"
   # Not `grep -q` at the end of a pipeline: it stops reading, the writer fails, and the answer would be no.
   awk '$1 !~ /^public\.(alembic_version|schema_revisions)$/ && $NF > 0 { found = 1 } END { exit !found }' <<<"$counts"
 }

@@ -139,10 +139,10 @@ def test_restore_over_another_cluster_is_refused(tmp_path: Path) -> None:
 
 
 def run_drill(tmp_path: Path, live: dict[str, list[int]]) -> subprocess.CompletedProcess[str]:
-    """Run a drill whose restored tables are empty. `live` has the rows of each live table, look by look."""
+    """Run a drill whose restored tables are empty. `live` has the rows of each live table, query by query."""
     script = tmp_path / "headroom-backup"
     script.write_text(PGBACKREST.read_text().replace("/var/lib/headroom/backups", str(tmp_path)))
-    looks = "".join(
+    answers = "".join(
         f"""*"FROM public.{table})"*) f={tmp_path}/{table}; n=$(cat $f 2>/dev/null || echo 0); echo $((n + 1)) >$f
           rows=({" ".join(map(str, rows))}); ((rows[n])) && echo t || echo f ;;
 """
@@ -153,7 +153,7 @@ def run_drill(tmp_path: Path, live: dict[str, list[int]]) -> subprocess.Complete
         tmp_path / "bin",
         "psql",
         f"""case "$*" in
-{looks}*pg_tables*) printf '{names}\\n' ;;
+{answers}*pg_tables*) printf '{names}\\n' ;;
 *"count(*)"*) echo 0 ;;
 *version_num*) echo abc ;;
 *last_archived_wal*) echo t ;;

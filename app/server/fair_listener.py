@@ -5,7 +5,6 @@ their connections then exhaust one worker's pool while the pools of the others a
 has the fewest connections. The measurements, and why not SO_REUSEPORT: docs/decisions/0004-fair-listener.md.
 """
 
-import _socket
 import asyncio
 import errno
 import logging
@@ -116,8 +115,8 @@ class _Connection(socket.socket):
     """
 
     __slots__ = ()
-    family = _socket.socket.family  # type: ignore[assignment]
-    type = _socket.socket.type  # type: ignore[assignment]
+    family = socket.SocketType.family  # type: ignore[assignment]
+    type = socket.SocketType.type  # type: ignore[assignment]
 
 
 class FairListener:

@@ -279,7 +279,10 @@ def description(error: SQLAlchemyError, place: str | None = None) -> str:
     cause = error.orig if isinstance(error, DBAPIError) else error
     message = (str(cause) or type(cause).__name__).splitlines()[0]
     # asyncpg's messages start with the class of the error, as SQLAlchemy's dialect renders them.
-    lines = [f"{place or _place(error)}: {message.rpartition('>: ')[2]}"]
+    message = message.rpartition(">: ")[2]
+    if "cannot switch to state" in message:  # asyncpg, if a statement begins while the server ends the connection
+        message = "the server ended the connection (its log says why; one reason is its transaction_timeout)"
+    lines = [f"{place or _place(error)}: {message}"]
     if isinstance(error, DBAPIError) and error.statement:
         lines.append(f"statement: {shortened(error.statement)}")
     return "\n".join(lines)

@@ -20,6 +20,7 @@ NOT_PASSED_ON = {
     "exporter_host": "as api_host",
     "exporter_port": "as api_port",
     "data_dir": "only `make run` has it",
+    "backup_status_dir": "the path of a volume",
     "metrics_dir": "the path of a volume",
     "db_pooler": "the Compose file has a PgBouncer or has none",
 }

@@ -39,7 +39,7 @@ class UpgradedStack(ComposeStack):
 
     def upgrade(self, method: str) -> subprocess.CompletedProcess[str]:
         """Do what `make upgrade-postgres` does."""
-        return self._run([PROJECT_ROOT / "ops/postgres/upgrade/run.sh", self.file, method], {})
+        return self._run([PROJECT_ROOT / "ops/postgres/upgrade/run.sh", self.files[0], method], {})
 
     def _run(self, command: Sequence[str | Path], variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
         project = {"COMPOSE_PROJECT_NAME": self.name, "COMPOSE_ENV_FILES": os.devnull}

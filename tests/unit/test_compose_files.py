@@ -20,6 +20,7 @@ FIXED = {
     "EXPORTER_PORT": "the port in the container is fixed",
     "DATA_DIR": "only `make run` uses it",
     "METRICS_DIR": "the path of a volume",
+    "BACKUP_STATUS_DIR": "the path of a volume",
     "DB_POOLER": "the file has a PgBouncer or has none",
 }
 PASSED_ON = sorted(

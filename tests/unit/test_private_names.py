@@ -25,8 +25,8 @@ from uvicorn_worker import UvicornWorker
 from app.paths import PROJECT_ROOT
 
 FOLDERS = ("app", "ops", "migrations")
-# The interface of named tuples.
-PUBLIC = {"_asdict", "_fields", "_make", "_replace"}
+# The interface of named tuples, and os._exit().
+PUBLIC = {"_asdict", "_exit", "_fields", "_make", "_replace"}
 
 
 class Uses(NamedTuple):

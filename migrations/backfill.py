@@ -296,7 +296,7 @@ class _Run:
         return Progress(*row)
 
     def _after_batch(self, current: Progress, seconds: float) -> None:
-        """Adapt the size of a batch to its time, report, and give the others their turn."""
+        """Adapt the size of a batch to its time, report, and pause for other clients."""
         if seconds > BATCH_SECONDS:
             self._rows = max(1, self._rows // 2)
         elif seconds < BATCH_SECONDS / 2:

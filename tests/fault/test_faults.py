@@ -52,7 +52,7 @@ def test_harness_counts_a_connection_that_no_pool_knows(run: Run) -> None:
         (ASYNCPG, "Clients: 300 disconnect"),
         (PSYCOPG_PGBOUNCER, "PostgreSQL: killed"),
         (PSYCOPG_PGBOUNCER, "PgBouncer: killed"),
-        (PSYCOPG_PGBOUNCER, "Schema: column's type changed"),
+        (PSYCOPG_PGBOUNCER, "Migration: column's type changed"),
         (PSYCOPG_PGBOUNCER, "PgBouncer: PAUSE, PostgreSQL restarted, RESUME"),
     ],
 )

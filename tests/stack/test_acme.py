@@ -70,10 +70,7 @@ class ProxyWithAcme(Compose):
             ACME_SERVER="https://ca/acme/local/directory",
         )
         self.folder = folder
-        self.files = ["--file", "compose.acme.yml", "--file", str(trust)]
-
-    def compose(self, *arguments: str, check: bool = True) -> str:
-        return super().compose(*self.files, *arguments, check=check)
+        self.files += ["compose.acme.yml", str(trust)]
 
     def up(self) -> None:
         self.compose("up", "--no-deps", "--detach", "proxy")

@@ -157,6 +157,7 @@ def run_drill(tmp_path: Path, live: dict[str, list[int]]) -> subprocess.Complete
 *"count(*)"*) echo 0 ;;
 *version_num*) echo abc ;;
 *last_archived_wal*) echo t ;;
+*pg_logical_emit_message*) echo 1 000000010000000000000001 ;;
 *pg_xact_status*) echo committed ;;
 *) echo 1 ;;
 esac""",

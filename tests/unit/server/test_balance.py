@@ -37,7 +37,8 @@ async def test_worker_moves_clients_until_each_worker_has_its_share(
     await wait_until(lambda: replica.connections[OWN_SLOT] <= 1.25 * replica.connections[OTHER_SLOT] + 1)
     for _ in range(10):
         assert server._balancer.move() == 0, "the shares are even"
-    assert replica.connections[OWN_SLOT] + replica.connections[OTHER_SLOT] == 40
+    # The server has closed a connection a moment before its client reads that.
+    await wait_until(lambda: replica.connections[OWN_SLOT] + replica.connections[OTHER_SLOT] == 40)
     assert replica.connections[OWN_SLOT] >= 20, "no more than its excess was moved"
     for client in clients:
         client.cancel()

@@ -29,7 +29,7 @@ ADDITIVE = "additive"
 CONTRACTING = "contracting"
 KINDS = (ADDITIVE, CONTRACTING)
 HISTORY_TABLE = "schema_revisions"
-# The progress of back-fills (migrations/backfill.py). The first one that has something to do creates the table.
+# Progress of back-fills (migrations/backfill.py). The first back-fill that changes a row creates this table.
 BACKFILLS_TABLE = "schema_backfills"
 
 _HAS_TABLES = (

@@ -1,4 +1,4 @@
-"""What is known of a request: the application that received it, its route's template, and how far its response is."""
+"""The state of a request: the application that received it, its route's template, and its response's progress."""
 
 from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any

@@ -37,7 +37,10 @@ def settings_of_containers() -> str:
 
 
 def with_table(document: str, table: str) -> str:
-    """Return the document with its table, which ends at a blank line, replaced by one that has the same first line."""
+    """Replace a table of the document, and return the result.
+
+    The old table has the same first line as the new one. It ends at a blank line.
+    """
     header = table.partition("\n")[0]
     before, found, rest = document.partition(header)
     if not found:

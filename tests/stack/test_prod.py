@@ -71,7 +71,7 @@ def test_only_the_proxy_is_published_beyond_the_loopback_address(prod: ProdStack
     assert proxy == ["0.0.0.0:80:8080", "0.0.0.0:443:8443"], "the test stack publishes the proxy on 127.0.0.1"
 
 
-# Who reaches what: docs/production.md shows this table.
+# The permitted connections between services. docs/production.md shows the same table.
 PORTS = {
     "proxy": (8080, 8443),
     "api": (8000,),

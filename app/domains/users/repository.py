@@ -40,7 +40,10 @@ _LIST = ListStatements(
 
 
 class Credentials(NamedTuple):
-    """An e-mail address in lower case, as the database folds it, and the active or inactive user who has it, if any."""
+    """An e-mail address in the lower case of the database, with the account of that address, active or not.
+
+    `id` is None if there is no account.
+    """
 
     folded_email: str
     id: int | None

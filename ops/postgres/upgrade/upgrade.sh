@@ -227,7 +227,7 @@ main() {
   step "updating the planner's statistics"
   quietly "$new_bin/vacuumdb" -U "$superuser" -p $new_port --all --analyze-only --jobs "$jobs"
   stop "$new_bin" "$data"
-  # Who may connect, and settings of ALTER SYSTEM.
+  # Rules for client connections, and settings of ALTER SYSTEM.
   cp /old/pg_hba.conf /old/pg_ident.conf /old/postgresql.auto.conf "$data/"
   quietly "$new_bin/postgres" -C max_connections -D "$data"
 

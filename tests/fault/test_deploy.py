@@ -8,6 +8,7 @@ import pytest
 import uvloop
 
 from benchmarks.deploy import ADD_COLUMN, DeployStack, Traffic, build, docker, revision_files
+from tests.support.stacks import IMAGE
 
 pytestmark = pytest.mark.alone
 
@@ -15,14 +16,14 @@ pytestmark = pytest.mark.alone
 @pytest.fixture
 def next_image(images: None) -> Iterator[str]:
     """Build a release with one more revision, which adds a column."""
-    tag = build("headroom", f"headroom-next:{os.getpid()}", revisions=revision_files({"": [ADD_COLUMN]}))
+    tag = build(IMAGE, f"headroom-next:{os.getpid()}", revisions=revision_files({"": [ADD_COLUMN]}))
     yield tag
     docker("rmi", "--force", tag)
 
 
 def test_migration_restart_and_replacement_lose_no_request(next_image: str, tmp_path: Path) -> None:
     """A replica of the release before restarts on the new schema, and serves next to one of the new release."""
-    with DeployStack(tmp_path, "headroom", workers=1).running() as stack:
+    with DeployStack(tmp_path, IMAGE, workers=1).running() as stack:
         traffic = Traffic(stack)
         [before] = stack.sql("SELECT version_num FROM alembic_version")
 

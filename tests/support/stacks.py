@@ -91,6 +91,10 @@ def total(of: Exporting | Samples, name: str, **labels: str) -> float:
     )
 
 
+IMAGE = f"headroom:{os.environ.get('IMAGE_TAG') or 'latest'}"
+"""The API's image, as both Compose files name it. Checkouts that run at the same time need different tags."""
+
+
 def build_images() -> None:
     """Build the images of both Compose files."""
     for file in ("docker-compose.yml", "compose.prod.yml"):

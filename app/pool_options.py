@@ -31,6 +31,10 @@ class PoolOptions:
     """Idle time after which a connection is pinged before it is checked out. None: never."""
     shrink_after: float = 10.0
     """Idle time after which a connection beyond `size` is closed."""
+    coalesce_max: int = 64
+    """Reads by key that one statement answers, at most. 1: reads never share a statement."""
+    coalesce_in_flight: int = 2
+    """Statements of one kind under way, from which on further reads of that kind wait for each other."""
     one_per_task: bool = False
     """Raise RuntimeError when an asyncio task that holds a connection checks out a second one."""
 

@@ -311,6 +311,19 @@ class Settings(BaseSettings):
         description="Idle time in seconds after which a connection beyond `DB_POOL_SIZE` is closed.",
         json_schema_extra=_sets_option("shrink_after"),
     )
+    db_coalesce_max: int = Field(
+        default=PoolOptions.coalesce_max,
+        ge=1,
+        description="Waiting reads by key that one statement answers, at most. 1: reads never share a statement.",
+        json_schema_extra=_sets_option("coalesce_max"),
+    )
+    db_coalesce_in_flight: int = Field(
+        default=PoolOptions.coalesce_in_flight,
+        ge=1,
+        description="Statements of one kind that a worker has under way before further reads of that kind wait for "
+        "each other.",
+        json_schema_extra=_sets_option("coalesce_in_flight"),
+    )
     db_pool_leak_after: float = Field(
         default=30.0,
         gt=0,

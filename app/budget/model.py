@@ -290,6 +290,15 @@ class Budget:
         pool_size = -(-largest // 3)
         return Suggestion(pool_size, largest - pool_size, max_db_connections)
 
+    def suggest_for_coalesced_reads(self, in_flight: int) -> Suggestion | None:
+        """Return a smaller pool, for reads that share statements; None if the pool is not larger than that.
+
+        Reads of one kind use at most `in_flight` connections. As many again are for writes and other reads.
+        """
+        if self.api.pool_size + self.api.max_overflow <= 2 * in_flight:
+            return None
+        return Suggestion(in_flight, in_flight)
+
     @property
     def complaints(self) -> Sequence[str]:
         """Return a line for each inequality that does not hold, with the numbers and every term."""

@@ -17,6 +17,9 @@ def show_budget(*, offline: bool, as_json: bool, suggest: bool) -> None:
     report = from_settings(settings) if offline else asyncio.run(from_server(settings))
     budget = report.budget
     suggestion = budget.suggest()
+    smaller = (
+        budget.suggest_for_coalesced_reads(settings.db_coalesce_in_flight) if settings.db_coalesce_max > 1 else None
+    )
     if as_json:
         document = budget.as_dict() | {
             "observed": report.observed,
@@ -25,6 +28,7 @@ def show_budget(*, offline: bool, as_json: bool, suggest: bool) -> None:
         }
         if suggest:
             document["suggestion"] = suggestion and suggestion.variables
+            document["suggestion_for_coalesced_reads"] = smaller and smaller.variables
         print(json.dumps(document, indent=2))
     else:
         print(budget.table(), *report.notes, sep="\n")
@@ -32,5 +36,11 @@ def show_budget(*, offline: bool, as_json: bool, suggest: bool) -> None:
             print("the largest pool that fits:", *(f"{name}={value}" for name, value in suggestion.variables.items()))
         elif suggest:
             print("no pool fits: the limits do not allow one connection for each worker")
+        if suggest and smaller:
+            print("a smaller pool that may do:", *(f"{name}={value}" for name, value in smaller.variables.items()))
+            most, in_flight = settings.db_coalesce_max, settings.db_coalesce_in_flight
+            print(f"  Waiting reads share statements (DB_COALESCE_MAX={most}): reads of one kind use at most")
+            print(f"  {in_flight} connections of a worker (DB_COALESCE_IN_FLIGHT). Each write uses one for its")
+            print("  transaction. Watch db_pool_pending_requests after the change.")
     if budget.exceeded:
         raise BudgetExceeded("\n".join(budget.complaints))

@@ -1,6 +1,7 @@
 """Engines, pools and sessions. Knows no web framework and no settings."""
 
 from app.database.base import Base, TimestampMixin
+from app.database.by_key import KeyedSelect
 from app.database.engine import make_engine, warm_up
 from app.database.session import Database, ReadSession, StatementSession
 from app.database.write_session import WriteSession
@@ -9,6 +10,7 @@ from app.pool_options import PoolOptions
 __all__ = [
     "Base",
     "Database",
+    "KeyedSelect",
     "PoolOptions",
     "ReadSession",
     "StatementSession",

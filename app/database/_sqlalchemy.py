@@ -49,6 +49,19 @@ def takes_lock(statement: Any) -> bool:
     return getattr(statement, "_for_update_arg", None) is not None
 
 
+def restricts_rows(statement: Any) -> bool:
+    """Return True if the SELECT has a LIMIT, OFFSET, DISTINCT, GROUP BY or HAVING."""
+    return bool(
+        statement._limit_clause is not None
+        or statement._offset_clause is not None
+        or statement._fetch_clause is not None
+        or statement._distinct
+        or statement._distinct_on
+        or statement._group_by_clauses
+        or statement._having_criteria
+    )
+
+
 def result_processor(kind: TypeEngine[Any], dialect: Any, server_type: int | None) -> Any:
     """Return the function that converts the driver's value to the type's; None if it needs none."""
     return kind._cached_result_processor(dialect, server_type)

@@ -7,23 +7,31 @@ apply. One row by primary key takes 104 us of CPU this way and 726 us through `A
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from copy import deepcopy
+from datetime import date
+from functools import partial
+from types import NoneType
 from typing import Any, NamedTuple
+from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from psycopg import AsyncConnection, AsyncRawCursor
 from psycopg.rows import tuple_row
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.sql.dml import UpdateBase
 
 from app.database._sqlalchemy import bind_processors, has_ordered_columns, result_columns
 from app.database.answers import rolled_back
+from app.database.by_key import KeyedSelect
 from app.database.checkout import Checkout, check_out
+from app.database.coalescing import KeyQueue, SameReads, several_rows
 from app.database.error_mapping import server_is_leaving, staleness, translate
 from app.database.liveness import is_closed
 from app.database.pool import BoundedPool
-from app.database.result_types import Convert, TypeNotSupported, result_converter
+from app.database.result_types import Convert, TypeNotSupported, is_immutable, result_converter
 from app.database.stale_statements import StatementTexts
-from app.database.statement_checks import Statement, is_plain
+from app.database.statement_checks import Statement, depends_on_more_than_rows, is_plain
 from app.errors import DatabaseUnavailable, OutcomeUnknown, PoolExhausted, first_line
 
 # PostgreSQL cuts longer names.
@@ -34,7 +42,9 @@ class CompiledStatement(NamedTuple):
     """A statement for a driver: its text with $1, $2, ..., and how to convert parameters and results.
 
     `names` are the parameters in the order of their numbers, `columns` the names of the result's columns. `defaults`
-    are values that the statement itself contains. `bind` and `results` are converters by name.
+    are values that the statement itself contains. `bind` and `results` are converters by name. `copy_row` makes a row
+    that shares nothing that can be changed. `same_reads` are reads that may share a statement, by their arguments; None
+    if equal reads may have different results.
     """
 
     sql: str
@@ -43,6 +53,8 @@ class CompiledStatement(NamedTuple):
     defaults: Mapping[str, Any]
     bind: Mapping[str, Any]
     results: Sequence[tuple[str, Convert]]
+    copy_row: Callable[[Any], Any]
+    same_reads: "dict[tuple[Any, ...], SameReads] | None"
 
     def arguments(self, parameters: Mapping[str, Any]) -> list[Any]:
         """Return the driver's positional arguments. Raise KeyError for a missing parameter."""
@@ -99,7 +111,13 @@ def compile_statement(statement: Statement, dialect: Dialect) -> CompiledStateme
         },
         bind=bind_processors(compiled),
         results=[(name, convert) for name, convert in converters if convert is not None],
+        copy_row=dict if all(is_immutable(column.type) for column in columns) else _deep_copy,
+        same_reads=None if isinstance(statement, UpdateBase) or depends_on_more_than_rows(statement) else {},
     )
+
+
+def _deep_copy(row: Any) -> dict[str, Any]:
+    return {name: deepcopy(value) for name, value in row.items()}
 
 
 def _has_its_name_in_the_result(column: Any) -> bool:
@@ -129,6 +147,9 @@ async def _fetch_psycopg(
 
 
 Check = Callable[[Statement], None]
+
+# Types whose equal values are the same to the server: 0.0 equals -0.0, and Decimal("1.0") equals Decimal("1.00").
+_SIMPLE = frozenset({bool, bytes, date, int, NoneType, str, UUID})
 
 
 def fast_path(engine: AsyncEngine, texts: StatementTexts, check: Check, *, reads_only: bool) -> "FastPath | None":
@@ -170,6 +191,7 @@ class FastPath:
         # Weak: a statement that a request builds for itself is freed with the request.
         self._compiled: WeakKeyDictionary[Statement, CompiledStatement | None] = WeakKeyDictionary()
         texts.on_renewal(self._compiled.clear)
+        self._key_queues: WeakKeyDictionary[KeyedSelect, KeyQueue] = WeakKeyDictionary()
 
     def compiled(self, statement: Statement) -> CompiledStatement | None:
         """Return the compiled statement, from the cache if possible; None if it must take the ordinary path.
@@ -186,6 +208,73 @@ class FastPath:
             self._compiled[statement] = compiled
             return compiled
 
+    def one(self, statement: KeyedSelect, key: Any) -> Awaitable[Any] | None:
+        """Return the row of a key, or None, to be awaited. None if the statement must take the ordinary path.
+
+        Raise PoolExhausted if too many reads wait.
+        """
+        compiled = self.compiled(statement.one)
+        if compiled is None:
+            return None
+        alone = partial(self._fetch_one, statement, compiled, key)
+        if not self._may_share() or not statement.can_share(key):
+            return alone()
+        queue = self._key_queues.get(statement)
+        if queue is None:
+            queue = self._key_queues[statement] = self._new_key_queue(statement, compiled)
+        return queue.ask(key, alone)
+
+    def _may_share(self) -> bool:
+        # Listeners run in the context of a request, and may set up its connection.
+        pool = self._pool
+        return pool.coalesce_max > 1 and not pool.has_listeners
+
+    @property
+    def _pool(self) -> BoundedPool:
+        pool = self._engine.pool
+        assert isinstance(pool, BoundedPool)
+        return pool
+
+    async def _fetch_one(self, statement: KeyedSelect, compiled: CompiledStatement, key: Any) -> Any:
+        rows = await self.fetch(compiled, statement.parameters(key))
+        if len(rows) > 1:
+            raise several_rows(rows, statement.key_of)
+        return rows[0] if rows else None
+
+    def _new_key_queue(self, statement: KeyedSelect, compiled: CompiledStatement) -> KeyQueue:
+        async def run(checkout: Checkout, keys: list[Any]) -> list[Any]:
+            several = self.compiled(statement.several)
+            assert several is not None  # it selects what `statement.one` selects
+            return await self._run_on(checkout, several, statement.arrays(keys))
+
+        async def run_alone(key: Any) -> Any:
+            return await self._fetch_one(statement, self.compiled(statement.one) or compiled, key)
+
+        return KeyQueue(self._engine, statement.key_of, run, run_alone, compiled.copy_row)
+
+    def all(self, statement: CompiledStatement, parameters: Mapping[str, Any]) -> Awaitable[list[Any]]:
+        """Return the rows of a read, to be awaited. Equal reads that wait share a statement.
+
+        Raise PoolExhausted if too many reads wait.
+        """
+        same_reads = statement.same_reads
+        if same_reads is None or not self._may_share():
+            return self.fetch(statement, parameters)
+        values = parameters.values()
+        kinds = tuple(map(type, values))
+        if not _SIMPLE.issuperset(kinds):
+            return self.fetch(statement, parameters)
+        key = (*kinds, *parameters, *values)
+        queue = same_reads.get(key)
+        if queue is None:
+            queue = same_reads[key] = SameReads(
+                self._engine,
+                partial(self._run_on, statement=statement, parameters=parameters),
+                statement.copy_row,
+                partial(same_reads.pop, key, None),
+            )
+        return queue.ask(None, partial(self.fetch, statement, parameters))
+
     async def fetch(
         self, statement: CompiledStatement, parameters: Mapping[str, Any], *, is_second_run: bool = False
     ) -> list[Any]:
@@ -193,8 +282,22 @@ class FastPath:
 
         Raise TransientDatabaseError and InvalidInput of the error tree; other driver errors are raised unchanged.
         """
-        arguments = statement.arguments(parameters)
-        checkout = await check_out(self._engine)
+        return await self._run_on(await check_out(self._engine), statement, parameters, is_second_run=is_second_run)
+
+    async def _run_on(
+        self,
+        checkout: Checkout,
+        statement: CompiledStatement,
+        parameters: Mapping[str, Any],
+        *,
+        is_second_run: bool = False,
+    ) -> list[Any]:
+        """Run the statement on a connection, and return the connection, as `fetch()` does."""
+        try:
+            arguments = statement.arguments(parameters)
+        except BaseException:
+            await checkout.release()
+            raise
         connection = checkout.driver_connection
         try:
             records = await self._fetch(connection, statement, arguments)

@@ -101,6 +101,8 @@ class BoundedPool(Pool):
         self._options = options
         self._answer_limit = answer_limit or AnswerLimit()
         self._observer = observer or NullObserver()
+        self.coalesce_max = options.coalesce_max
+        self.coalesce_in_flight = options.coalesce_in_flight
         # Occupied slots: connections that are idle, in use, being opened or being closed.
         self._occupied = 0
         # The most recently returned connection is last, and is checked out first.
@@ -127,6 +129,22 @@ class BoundedPool(Pool):
         idle = len(self._idle)
         options = self._options
         return PoolState(options.size, options.max_overflow, idle, self._occupied - idle, self._waiting)
+
+    @property
+    def observer(self) -> PoolObserver:
+        """Return the observer of the pool's events."""
+        return self._observer
+
+    @property
+    def max_waiting_reads(self) -> int:
+        """Return how many reads of one kind may wait: as many as a full queue of statements would answer."""
+        return (self._options.max_waiters + self.coalesce_in_flight) * self.coalesce_max
+
+    @property
+    def has_listeners(self) -> bool:
+        """Return True if code listens to checkouts: it may prepare a connection for one request."""
+        dispatch = self.dispatch
+        return bool(dispatch.checkout or dispatch.checkin or dispatch.reset)
 
     @property
     def _waiting(self) -> int:

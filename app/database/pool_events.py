@@ -93,6 +93,9 @@ class PoolObserver(Protocol):
     def rejected(self) -> None:
         """Record a caller that was refused because the queue was full."""
 
+    def coalesced(self, reads: int, seconds: float) -> None:
+        """Record a statement that answers this many reads, and the longest time that one of them has waited."""
+
     def opened(self, seconds: float) -> None:
         """Record a connection that was opened, and the time that took."""
 
@@ -117,7 +120,7 @@ class NullObserver:
 
     def _ignore(self, *_: object) -> None: ...
 
-    acquired = released = queued = dequeued = timed_out = rejected = _ignore
+    acquired = released = queued = dequeued = timed_out = rejected = coalesced = _ignore
     opened = open_failed = pinged = closed = invalidated = leaked = _ignore
 
 

@@ -8,7 +8,21 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import ARRAY, Float, Numeric
+from sqlalchemy import (
+    ARRAY,
+    Boolean,
+    Date,
+    DateTime,
+    Enum,
+    Float,
+    Integer,
+    Interval,
+    LargeBinary,
+    Numeric,
+    String,
+    Time,
+    Uuid,
+)
 from sqlalchemy.dialects.postgresql import HSTORE
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.types import TypeDecorator, TypeEngine
@@ -16,6 +30,8 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from app.database._sqlalchemy import result_processor
 
 Convert = Callable[[Any], Any]
+
+_IMMUTABLE = (Boolean, Date, DateTime, Enum, Float, Integer, Interval, LargeBinary, Numeric, String, Time, Uuid)
 
 # OIDs of the server's types.
 _FLOAT8, _NUMERIC = 701, 1700
@@ -38,6 +54,11 @@ def result_converter(kind: TypeEngine[Any], dialect: Dialect) -> Convert | None:
         raise TypeNotSupported
     converter: Convert | None = result_processor(kind, dialect, None)
     return converter
+
+
+def is_immutable(kind: TypeEngine[Any]) -> bool:
+    """Return True if the values of the type cannot be changed, so that several callers can have the same one."""
+    return isinstance(kind, _IMMUTABLE) and not isinstance(kind, TypeDecorator)
 
 
 def _innermost(kind: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:

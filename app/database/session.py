@@ -22,6 +22,8 @@ from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.sql.dml import ReturningDelete, ReturningInsert, ReturningUpdate
 
 from app.database.answers import rolled_back
+from app.database.by_key import KeyedSelect
+from app.database.coalescing import several_rows
 from app.database.error_mapping import translate
 from app.database.fast_path import fast_path
 from app.database.stale_statements import READ_ONLY, statement_texts
@@ -64,7 +66,7 @@ class _Statements:
         if self._fast_path is None:
             self._check(statement)
         elif (compiled := self._fast_path.compiled(statement)) is not None:
-            return await self._fast_path.fetch(compiled, parameters)
+            return await self._fast_path.all(compiled, parameters)
         return await self._execute(statement, parameters)
 
     async def _execute(self, statement: Statement, parameters: dict[str, Any]) -> Sequence[Row]:
@@ -104,6 +106,24 @@ class ReadSession(_Statements):
     async def first(self, statement: Select[*tuple[Any, ...]], **parameters: Any) -> Row | None:
         """Run a SELECT and return its first row, or None. Use LIMIT 1 if there can be more rows. Raise as `all()`."""
         rows = await self._run(statement, parameters)
+        return rows[0] if rows else None
+
+    def one(self, statement: KeyedSelect, key: Any) -> Awaitable[Row | None]:
+        """Return the row of a key, or None, to be awaited: `row = await session.one(STATEMENT, key)`.
+
+        Reads that wait at the same time share a statement, which is sent after each of them was asked for. `key` is a
+        value, or a tuple of values for a composite key. Raise as `all()`; LookupError if the key finds several rows.
+        """
+        if self._fast_path is not None:
+            row = self._fast_path.one(statement, key)
+            if row is not None:
+                return row
+        return self._one_alone(statement, key)
+
+    async def _one_alone(self, statement: KeyedSelect, key: Any) -> Row | None:
+        rows = await self._execute(statement.one, statement.parameters(key))
+        if len(rows) > 1:
+            raise several_rows(rows, statement.key_of)
         return rows[0] if rows else None
 
     async def entities(self, statement: Select[Entity], **parameters: Any) -> Sequence[Entity]:

@@ -1,11 +1,15 @@
 """Which statements a session accepts. A statement that it would answer wrongly is refused, with the remedy."""
 
+import re
 from typing import Any
 
-from sqlalchemy import CompoundSelect, FromClause, Select
+from sqlalchemy import BindParameter, CompoundSelect, Exists, FromClause, Over, Select, TableSample, TextClause
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import LoaderCriteriaOption
 from sqlalchemy.sql.dml import UpdateBase
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.selectable import AliasedReturnsRows, ScalarSelect, SelectBase
+from sqlalchemy.sql.visitors import iterate
 
 from app.database._sqlalchemy import annotations, elements, options, takes_lock
 
@@ -46,6 +50,67 @@ def require_entity(statement: Select[Any]) -> None:
 def is_plain(statement: Statement) -> bool:
     """Return False if options of the statement, or of a part of it, change what its execution returns."""
     return not any(options(part) or part.get_execution_options() for part in _parts(statement))
+
+
+# Functions of PostgreSQL that are immutable or stable: in one statement, they return the same for the same arguments.
+_STABLE_FUNCTIONS = frozenset(
+    "abs array_agg array_length avg bool_and bool_or btrim cardinality ceil char_length coalesce concat concat_ws count"
+    " current_date current_timestamp date_part date_trunc extract floor greatest initcap json_agg json_build_object"
+    " jsonb_agg jsonb_build_object least left length lower ltrim max md5 min mod now nullif percentile_cont"
+    " percentile_disc plainto_tsquery position rank replace right round row_number rtrim similarity split_part"
+    " string_agg strpos substr substring sum to_char to_tsquery to_tsvector trim ts_rank unnest upper"
+    " websearch_to_tsquery".split()
+)
+_AGGREGATES = frozenset(
+    "array_agg avg bool_and bool_or count json_agg jsonb_agg max min string_agg sum unnest rank row_number"
+    " percentile_cont percentile_disc".split()
+)
+# A number, the name of a column or the * of count(*), as literal SQL.
+_HARMLESS_LITERAL = re.compile(r"\*|\w+(\.\w+)?")
+
+
+def depends_on_more_than_rows(statement: Statement, functions: frozenset[str] = frozenset()) -> str | None:
+    """Return the first part whose result may depend on more than the stored rows; None if there is none.
+
+    Such a part is a function that may be volatile, literal SQL, a table sample or a lock. `functions` are names of
+    further functions that are immutable or stable.
+    """
+    for part in iterate(statement):
+        if isinstance(part, FunctionElement):
+            name = getattr(part, "name", type(part).__name__).lower()
+            if name not in _STABLE_FUNCTIONS and name not in functions:
+                return f"the function {name}()"
+        elif isinstance(part, TextClause) or getattr(part, "is_literal", False):
+            if not _HARMLESS_LITERAL.fullmatch(str(part)):
+                return f"the literal SQL {str(part)[:_MAX_QUOTED]!r}"
+        elif isinstance(part, TableSample):
+            return "a table sample"
+        elif takes_lock(part):
+            return "a lock"
+        elif isinstance(part, UpdateBase):
+            return "a statement that writes"
+    return None
+
+
+def has_aggregate(statement: Select[*tuple[Any, ...]]) -> bool:
+    """Return True if an aggregate or window function of the statement covers more than one row, outside subqueries."""
+    waiting: list[Any] = list(statement.get_children())
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Over) or (isinstance(part, FunctionElement) and _is_aggregate(part)):
+            return True
+        if not isinstance(part, (SelectBase, ScalarSelect, Exists, AliasedReturnsRows)):
+            waiting += part.get_children()
+    return False
+
+
+def _is_aggregate(function: FunctionElement[Any]) -> bool:
+    return getattr(function, "name", "").lower() in _AGGREGATES
+
+
+def required_parameters(statement: Statement) -> set[str]:
+    """Return the names of the parameters that the statement has no value for."""
+    return {part.key for part in iterate(statement) if isinstance(part, BindParameter) and part.required}
 
 
 def _require_columns(statement: Any, remedy: str) -> None:

@@ -78,6 +78,18 @@ POOL_TIMEOUTS = MetricSpec(
 POOL_REJECTIONS = MetricSpec(
     "db_pool_rejections_total", "counter", "Requests that were rejected because the queue was full.", ("pool",)
 )
+POOL_COALESCED_READS = MetricSpec(
+    "db_pool_coalesced_reads_total", "counter", "Reads that were answered by a statement for waiting reads.", ("pool",)
+)
+POOL_COALESCED_STATEMENTS = MetricSpec(
+    "db_pool_coalesced_statements_total", "counter", "Statements for waiting reads.", ("pool",)
+)
+POOL_COALESCE_WAIT = MetricSpec(
+    "db_pool_coalesce_wait_seconds",
+    "histogram",
+    "Longest time that a read of a statement for waiting reads has waited, the time for a connection included.",
+    ("pool",),
+)
 POOL_CONNECT_ERRORS = MetricSpec(
     "db_pool_connect_errors_total", "counter", "Connections that could not be opened.", ("pool",)
 )

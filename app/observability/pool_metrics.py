@@ -37,6 +37,9 @@ class PoolMetrics:
         self.open_failed = counter(catalogue.POOL_CONNECT_ERRORS).labels(pool).inc
         self.pinged = histogram(catalogue.POOL_PING).labels(pool).observe
         self.leaked = counter(catalogue.POOL_LEAKS).labels(pool).inc
+        self._count_coalesced = incrementer(counter(catalogue.POOL_COALESCED_STATEMENTS).labels(pool))
+        self._count_reads = counter(catalogue.POOL_COALESCED_READS).labels(pool).inc
+        self._observe_coalesced = observer(histogram(catalogue.POOL_COALESCE_WAIT).labels(pool))
         self._closed = {reason: counter(catalogue.POOL_CLOSED).labels(pool, reason) for reason in CLOSE_REASONS}
         self._invalidated = {
             (kind, cause): counter(catalogue.POOL_INVALIDATIONS).labels(pool, kind, cause)
@@ -58,6 +61,12 @@ class PoolMetrics:
         """Record a checkout."""
         self._count_checkout()
         self._observe_wait(seconds)
+
+    def coalesced(self, reads: int, seconds: float) -> None:
+        """Record a statement for waiting reads."""
+        self._count_coalesced()
+        self._count_reads(reads)
+        self._observe_coalesced(seconds)
 
     def closed(self, reason: CloseReason) -> None:
         """Record a connection that left the pool."""

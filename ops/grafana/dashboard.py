@@ -166,6 +166,18 @@ def pools() -> Iterator[timeseries.Panel]:
     ):
         yield quantiles_panel(title, metric, description)
     yield timeseries_panel(
+        "Shared statements",
+        "Reads that waited and were answered by a shared statement, and these statements, per second.",
+        (rate("db_pool_coalesced_reads_total", "pool"), "reads"),
+        (rate("db_pool_coalesced_statements_total", "pool"), "statements"),
+        unit="reqps",
+    )
+    yield quantiles_panel(
+        "Wait to share",
+        "db_pool_coalesce_wait_seconds",
+        "Longest time that a read of a shared statement has waited, the time for a connection included.",
+    )
+    yield timeseries_panel(
         "Refused",
         "Failed checkouts and failed connects per second. The clients got 503.",
         (rate("db_pool_timeouts_total", "replica"), "timed out: {{replica}}"),

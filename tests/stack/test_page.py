@@ -102,9 +102,11 @@ def document(state: str) -> dict[str, Any]:
         "durations": [
             {"key": "wait", "p50": 0.00021, "p99": 1.4 if pending else 0.0008, "per_second": 210.5},
             {"key": "use", "p50": 0.004, "p99": 0.05, "per_second": 210.5},
+            {"key": "coalesce", "p50": 0.0005, "p99": 0.004, "per_second": 96.0},
             {"key": "create", "p50": None, "p99": None, "per_second": None},
             {"key": "ping", "p50": 0.0004, "p99": 0.002, "per_second": 0.4},
         ],
+        "coalescing": {"reads_per_second": 1204.0, "statements_per_second": 96.0},
         "history": {
             "time": [now - 600 + 2 * point for point in points],
             "used": wave,
@@ -310,7 +312,7 @@ def test_page_renders_the_document_of_a_running_stack(browser: Chrome, stack: St
     assert int(text(browser, "headroom")) > 0
     everywhere = [condition for condition in CONDITIONS if not condition.optional]
     assert len(texts(browser, "#conditions li")) == len(everywhere)
-    assert len(texts(browser, "#durations tr")) == 4
+    assert len(texts(browser, "#durations tr")) == 5
     assert browser.get_log("browser") == []  # type: ignore[no-untyped-call]
 
 

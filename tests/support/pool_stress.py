@@ -8,7 +8,7 @@ import asyncio
 import math
 import select
 from asyncio import StreamReader, StreamWriter
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ from sqlalchemy import select as sql_select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import greenlet_spawn
 
-from app.database import Database, PoolOptions, make_engine
+from app.database import Database, KeyedSelect, PoolOptions, make_engine
 from app.database.error_mapping import translate
 from app.database.pool import MIN_PING_SECONDS, BoundedPool
 from app.errors import HeadroomError, OutcomeUnknown, PoolExhausted
@@ -54,6 +54,7 @@ ECHO = sql_select(bindparam("number", type_=BigInteger).label("echo"))
 ECHO_OF_LIST = sql_select(bindparam("number", type_=BigInteger).label("echo")).where(
     bindparam("number", type_=BigInteger).in_(bindparam("list", expanding=True, type_=BigInteger))
 )
+BY_NUMBER = KeyedSelect(sql_select(numbers.c.number.label("echo")), numbers.c.number)
 INSERT = insert(numbers).values(number=bindparam("number", type_=BigInteger)).returning(numbers.c.number.label("echo"))
 
 
@@ -193,11 +194,13 @@ class _Stress:
         self.report = Report()
         self.started = 0
         self.stored: set[int] = set()
+        self.recent: deque[int] = deque(maxlen=3)
         self.refused: set[int] = set()
         self.unknown: set[int] = set()
         self.operations: list[tuple[Callable[[int], Awaitable[None]], bool]] = [
             (self.read, False),
             (self.read_on_the_ordinary_path, False),
+            (self.read_by_key, False),
             (self.hold, False),
             (self.write, True),
             (self.write_one_statement, True),
@@ -213,6 +216,23 @@ class _Stress:
 
     async def read_on_the_ordinary_path(self, number: int) -> None:
         self.check_answer(number, await self.database.read.first(ECHO_OF_LIST, number=number, list=[number, -1]))
+
+    async def read_by_key(self, number: int) -> None:
+        """Read some numbers at once, most of them stored, a few of them stored a moment ago."""
+        wanted = [*self.recent, *(self.random.randint(1, number) for _ in range(3)), -number]
+        # Acknowledged before this read begins: it must find them.
+        must_be_there = {each for each in wanted if each in self.stored}
+        rows = await asyncio.gather(*(self.read_one(each) for each in wanted), return_exceptions=True)
+        if errors := [row for row in rows if isinstance(row, BaseException)]:
+            raise errors[0]
+        for each, row in zip(wanted, rows, strict=True):
+            if row is None:
+                self.report.wrong_answers += each in must_be_there
+            else:
+                self.check_answer(each, row)
+
+    async def read_one(self, number: int) -> Any:
+        return await self.database.read.one(BY_NUMBER, number)
 
     async def hold(self, number: int) -> None:
         connection = await self.database.engine.raw_connection()
@@ -278,6 +298,8 @@ class _Stress:
         self.report.outcomes[outcome] += 1
         if writes:
             rows.add(number)
+            if rows is self.stored:
+                self.recent.append(number)
         return outcome
 
     async def terminate_backends(self, server: URL) -> None:

@@ -3,7 +3,7 @@
 from sqlalchemy import bindparam, insert, literal_column, select
 from sqlalchemy.orm import joinedload
 
-from app.database import ReadSession, StatementSession, WriteSession
+from app.database import KeyedSelect, ReadSession, StatementSession, WriteSession
 from app.database.error_mapping import violations
 from app.database.session import Row
 from app.domains.posts.errors import PostNotFound
@@ -20,10 +20,10 @@ _COLUMNS = (Post.id, Post.title, Post.content, Post.author_id, Post.created_at, 
 # The columns that a new post takes from the request: the fields of PostCreate.
 _SENT = (Post.title, Post.content)
 _POSTS = select(*_COLUMNS, User.name.label("author_name")).join(Post.author)
-_BY_ID = _POSTS.where(Post.id == bindparam("post_id", type_=Post.id.type))
+_BY_ID = KeyedSelect(_POSTS, Post.id)
 # A literal column: SQLAlchemy would add `posts`, the table of the INSERT, to the FROM clause of the subquery.
 _AUTHOR_NAME = select(User.name).where(User.id == literal_column("posts.author_id")).scalar_subquery()
-_USER_EXISTS = select(User.id).where(User.id == bindparam("user_id", type_=User.id.type))
+_USER_EXISTS = KeyedSelect(select(User.id), User.id)
 # Inserts nothing unless the author exists and is active. That saves a query before the INSERT.
 _INSERT = (
     insert(Post)
@@ -56,7 +56,7 @@ class PostReader:
 
     async def get(self, post_id: int) -> PostRead:
         """Return a post. Raise PostNotFound."""
-        row = await self._session.first(_BY_ID, post_id=post_id)
+        row = await self._session.one(_BY_ID, post_id)
         if row is None:
             raise PostNotFound(post_id)
         return post_of_row(row)
@@ -67,7 +67,7 @@ class PostReader:
 
     async def page_of_author(self, author_id: int, params: PostsOfUserParams, cursors: Cursors) -> Page[PostRead]:
         """Return a page of one author's posts. Raise UserNotFound, InvalidCursor."""
-        if await self._session.first(_USER_EXISTS, user_id=author_id) is None:
+        if await self._session.one(_USER_EXISTS, author_id) is None:
             raise UserNotFound(author_id)
         return await read_page(
             self._session, _LIST, params, cursors=cursors, make=post_of_row, also={"author_id": author_id}

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from sqlalchemy import bindparam, func, select, update
 
-from app.database import ReadSession, WriteSession
+from app.database import KeyedSelect, ReadSession, WriteSession
 from app.database.error_mapping import violations
 from app.domains.users.errors import EmailTaken, UserGone, UserNotFound
 from app.domains.users.models import User
@@ -15,13 +15,12 @@ from app.pagination.cursor import Cursors
 from app.pagination.page import Page, read_page
 from app.pagination.statements import ListStatements, contains
 
-_BY_ID = bindparam("user_id", type_=User.id.type)
-_PUBLIC = select(User.id, User.name, User.created_at).where(User.id == _BY_ID)
+_PUBLIC = KeyedSelect(select(User.id, User.name, User.created_at), User.id)
 _OWN_COLUMNS = select(
     User.id, User.email, User.name, User.deactivated_at, User.is_admin, User.created_at, User.updated_at
 )
-_ME = _OWN_COLUMNS.where(User.id == _BY_ID, User.is_active)
-_PRINCIPAL = select(User.id, User.is_admin).where(User.id == _BY_ID, User.is_active)
+_ME = KeyedSelect(_OWN_COLUMNS.where(User.is_active), User.id)
+_PRINCIPAL = KeyedSelect(select(User.id, User.is_admin).where(User.is_active), User.id)
 # Always one row, with or without a user. The database folds the case: Python folds some letters differently.
 _REQUESTED = select(func.lower(bindparam("email", type_=User.email.type)).label("folded_email")).subquery()
 _CREDENTIALS = select(_REQUESTED.c.folded_email, User.id, User.password_hash, User.deactivated_at).outerjoin_from(
@@ -59,14 +58,14 @@ class UserReader:
 
     async def get(self, user_id: int) -> PublicUser:
         """Return what anyone may read of a user. Raise UserNotFound."""
-        row = await self._session.first(_PUBLIC, user_id=user_id)
+        row = await self._session.one(_PUBLIC, user_id)
         if row is None:
             raise UserNotFound(user_id)
         return PublicUser(id=row["id"], name=row["name"], created_at=row["created_at"])
 
     async def get_me(self, claim: Claim) -> OwnUser:
         """Return the own record of a claim's user. Raise UserGone."""
-        row = await self._session.first(_ME, user_id=claim.user_id)
+        row = await self._session.one(_ME, claim.user_id)
         if row is None:
             raise UserGone
         return own_user_of_row(row)
@@ -77,7 +76,7 @@ class UserReader:
 
     async def principal(self, claim: Claim) -> Principal:
         """Return the active user of a claim. Raise UserGone."""
-        row = await self._session.first(_PRINCIPAL, user_id=claim.user_id)
+        row = await self._session.one(_PRINCIPAL, claim.user_id)
         if row is None:
             raise UserGone
         return Principal(id=row["id"], is_admin=row["is_admin"])

@@ -17,6 +17,7 @@ const SEGMENTS = {
 const DURATIONS = {
   wait: "acquire a connection",
   use: "hold a connection",
+  coalesce: "wait to share a statement",
   create: "open a connection",
   ping: "ping a connection",
 };
@@ -202,7 +203,15 @@ function renderConditions(conditions) {
   );
 }
 
-function renderDurations(durations) {
+function renderDurations(durations, coalescing) {
+  setText(
+    $("coalescing"),
+    coalescing.statements_per_second
+      ? `${formatRate(coalescing.reads_per_second)} reads per second shared ` +
+          `${formatRate(coalescing.statements_per_second)} statements, ` +
+          `${(coalescing.reads_per_second / coalescing.statements_per_second).toFixed(1)} reads each.`
+      : "No reads shared a statement.",
+  );
   reconcile(
     $("durations"),
     durations,
@@ -354,7 +363,7 @@ function render(data) {
   renderHero(data);
   renderLimits(data.limits);
   renderConditions(data.conditions);
-  renderDurations(data.durations);
+  renderDurations(data.durations, data.coalescing);
   renderWorkers(data.workers, data.pools, data.server, data.time);
   renderCharts(data.history, data.pools);
   const failing = data.collectors.filter((collector) => !collector.success).map((collector) => collector.name);

@@ -25,6 +25,7 @@ CURRENT_SECONDS = 30.0
 _DURATIONS = {
     "wait": catalogue.POOL_WAIT,
     "use": catalogue.POOL_USE,
+    "coalesce": catalogue.POOL_COALESCE_WAIT,
     "create": catalogue.POOL_CREATE,
     "ping": catalogue.POOL_PING,
 }
@@ -39,6 +40,8 @@ _KEPT = frozenset(
         catalogue.POOL_CONNECTIONS_OVERFLOW,
         catalogue.POOL_PENDING_REQUESTS,
         catalogue.POOL_CHECKOUTS,
+        catalogue.POOL_COALESCED_READS,
+        catalogue.POOL_COALESCED_STATEMENTS,
         catalogue.POOL_TIMEOUTS,
         catalogue.POOL_REJECTIONS,
         catalogue.POOL_CONNECT_ERRORS,
@@ -129,6 +132,10 @@ class LiveStatus:
             "server": _server(now),
             "workers": _workers(now),
             "durations": [_duration(recent, key, spec) for key, spec in _DURATIONS.items()],
+            "coalescing": {
+                "reads_per_second": _rate(recent, catalogue.POOL_COALESCED_READS),
+                "statements_per_second": _rate(recent, catalogue.POOL_COALESCED_STATEMENTS),
+            },
             "history": {field: [getattr(point, field) for point in self._history] for field in Point._fields},
             "conditions": [
                 {
@@ -244,9 +251,14 @@ def _workers(now: Snapshot) -> list[dict[str, Any]]:
 
 def _duration(snapshots: Sequence[Snapshot], key: str, spec: MetricSpec) -> dict[str, Any]:
     p50, p99 = quantiles(snapshots, spec, 0.5, 0.99)
+    return {"key": key, "p50": p50, "p99": p99, "per_second": _rate(snapshots, spec, "_count")}
+
+
+def _rate(snapshots: Sequence[Snapshot], spec: MetricSpec, suffix: str = "") -> float | None:
+    """Return the increase per second; None if there was none."""
     seconds = snapshots[-1].time - snapshots[0].time
-    count = increase(snapshots, spec, "_count")
-    return {"key": key, "p50": p50, "p99": p99, "per_second": count / seconds if seconds and count else None}
+    count = increase(snapshots, spec, suffix)
+    return count / seconds if seconds and count else None
 
 
 def _server(now: Snapshot) -> dict[str, Any] | None:

@@ -145,6 +145,7 @@ def test_budget_as_json_has_every_number_and_the_suggestion(database_url: URL, t
     assert document["sources"] == {"server": "the server"}
     assert document["observed"] >= 1
     assert document["suggestion"] == {"DB_POOL_SIZE": 8, "DB_MAX_OVERFLOW": 15}
+    assert document["suggestion_for_coalesced_reads"] == {"DB_POOL_SIZE": 2, "DB_MAX_OVERFLOW": 2}
     suggested = {name: str(value) for name, value in document["suggestion"].items()}
     assert run(BUDGET, database_url, tmp_path, **suggested).returncode == 0
 

@@ -120,6 +120,17 @@ def test_suggestion_splits_the_pool_into_a_third_and_overflow(fits: int, split: 
     assert (suggestion.pool_size, suggestion.max_overflow) == split
 
 
+@pytest.mark.parametrize(
+    ("size", "in_flight", "suggested"), [(15, 2, (2, 2)), (5, 2, (2, 2)), (4, 2, None), (15, 8, None)]
+)
+def test_smaller_pool_is_suggested_for_coalesced_reads(
+    size: int, in_flight: int, suggested: tuple[int, int] | None
+) -> None:
+    budget = Budget(replace(API, pool_size=1, max_overflow=size - 1))
+    suggestion = budget.suggest_for_coalesced_reads(in_flight)
+    assert (suggestion and suggestion[:2]) == suggested
+
+
 counts = st.integers(1, 10**6)
 apis = st.builds(ApiPools, counts, st.integers(0, 50), st.integers(1, 500), counts, st.integers(0, 10**6))
 limits = st.none() | st.integers(0, 10**7)

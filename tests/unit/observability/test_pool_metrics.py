@@ -30,6 +30,15 @@ def test_pool_metrics_without_events_have_every_series_at_zero() -> None:
         ("dequeued", (0.5,), {"db_pool_wait_blocked_seconds_total": 0.5}),
         ("timed_out", (), {"db_pool_timeouts_total": 1}),
         ("rejected", (), {"db_pool_rejections_total": 1}),
+        (
+            "coalesced",
+            (12, 0.5),
+            {
+                "db_pool_coalesced_statements_total": 1,
+                "db_pool_coalesced_reads_total": 12,
+                "db_pool_coalesce_wait_seconds_sum": 0.5,
+            },
+        ),
         ("opened", (0.5,), {"db_pool_create_seconds_sum": 0.5}),
         ("open_failed", (), {"db_pool_connect_errors_total": 1}),
         ("pinged", (0.5,), {"db_pool_ping_seconds_sum": 0.5}),

@@ -1,0 +1,293 @@
+"""Reads that wait at the same time are answered by one statement: reads by key, and identical reads.
+
+A lone read is sent at once, as its own statement. Reads that come while `coalesce_in_flight` statements of their kind
+are under way wait for one of these to end, and the next statement answers all of them. So statements get fewer as
+the load grows, and few connections are enough. A read is answered only by a statement that is sent after it was asked
+for: it sees everything that was committed before (docs/decisions/0035-coalesced-reads.md).
+"""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
+from copy import copy
+from typing import Any, NamedTuple
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.database.checkout import Checkout, check_out
+from app.database.pool import BoundedPool
+from app.errors import PoolExhausted, TransientDatabaseError
+
+
+class _Read(NamedTuple):
+    """A read that waits: its key, where its answer goes, and when it was asked for on the event loop's clock."""
+
+    key: Any
+    future: asyncio.Future[Any]
+    asked: float
+
+
+class Queue(ABC):
+    """The reads of one kind that wait in a worker, and the statements that answer them."""
+
+    def __init__(self, engine: AsyncEngine, most: int | None, forget: Callable[[], object] | None = None) -> None:
+        """Begin an empty queue.
+
+        `most` is how many reads a statement answers; None: all that wait. `forget` is called when nothing is under way
+        and nothing waits.
+        """
+        self._engine = engine
+        self._most = most
+        self._forget = forget
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._start_in(asyncio.get_running_loop())
+
+    def _start_in(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Forget the state of an event loop that has ended: tests run several, one after the other."""
+        self._loop = loop
+        self._waiting: deque[_Read] = deque()
+        # Statements that have been begun, and those of them that still wait for a connection.
+        self._under_way = 0
+        self._starting = 0
+        self._is_scheduled = False
+        self._expiry: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def _pool(self) -> BoundedPool:
+        pool = self._engine.pool
+        assert isinstance(pool, BoundedPool)
+        return pool
+
+    def ask(self, key: Any, alone: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
+        """Return the answer to a read, to be awaited. `alone` sends it as a statement of its own.
+
+        Raise PoolExhausted if too many reads wait.
+        """
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._start_in(loop)
+        if not self._under_way and not self._waiting:
+            return self._run_alone(alone)
+        self._refuse_if_full()
+        now = loop.time()
+        future = loop.create_future()
+        self._waiting.append(_Read(key, future, now))
+        if self._expiry is None:
+            self._expiry = loop.call_later(self._pool.timeout(), self._expire, context=Context())
+        if not self._is_scheduled and self._under_way < self._pool.coalesce_in_flight:
+            # In the next iteration: the reads of this one go together.
+            self._is_scheduled = True
+            loop.call_soon(self._flush, context=Context())
+        return future
+
+    async def _run_alone(self, alone: Callable[[], Awaitable[Any]]) -> Any:
+        self._under_way += 1
+        try:
+            return await alone()
+        finally:
+            self._end_statement()
+
+    def _end_statement(self) -> None:
+        self._under_way -= 1
+        if self._waiting:
+            self._flush()
+        elif not self._under_way and self._forget is not None:
+            self._forget()
+
+    def _flush(self) -> None:
+        """Begin as many statements as the reads that wait need, at most `coalesce_in_flight`."""
+        self._is_scheduled = False
+        assert self._loop is not None
+        while self._under_way < self._pool.coalesce_in_flight and len(self._waiting) > self._starting * (
+            self._most or len(self._waiting)
+        ):
+            self._under_way += 1
+            self._starting += 1
+            # A context of its own: the statement belongs to no single request.
+            task = self._loop.create_task(self._run(), context=Context())
+            self._tasks.add(task)  # asyncio holds tasks weakly
+            task.add_done_callback(self._tasks.discard)
+
+    async def _run(self) -> None:
+        """Send one statement, and answer the reads that wait when it has a connection."""
+        assert self._loop is not None
+        began = self._loop.time()
+        is_starting = True
+        reads: list[_Read] = []
+        try:
+            try:
+                checkout = await check_out(self._engine)
+            except Exception:
+                # Reads that came later have a deadline of their own.
+                reads = self._take(until=began)
+                raise
+            finally:
+                self._starting -= 1
+                is_starting = False
+            reads = self._take()
+            if not reads:
+                await checkout.release()
+                return
+            self._pool.observer.coalesced(len(reads), self._loop.time() - reads[0].asked)
+            await self._answer(checkout, reads)
+        except Exception as error:  # noqa: BLE001 - the callers get it
+            await self._fail(reads, error)
+        except BaseException:  # the event loop ends
+            for read in reads:
+                read.future.cancel()
+            raise
+        finally:
+            self._starting -= is_starting
+            self._end_statement()
+
+    @abstractmethod
+    async def _answer(self, checkout: Checkout, reads: Sequence[_Read]) -> None:
+        """Run the statement on a connection, return the connection, and answer the reads."""
+
+    async def _fail(self, reads: Sequence[_Read], error: Exception) -> None:
+        """Give each read that waits for it the error, as an object of its own: a traceback belongs to one request."""
+        for number, read in enumerate(reads):
+            if not read.future.done():
+                read.future.set_exception(error if number == 0 else _copy_of(error))
+
+    def _take(self, until: float | None = None) -> list[_Read]:
+        """Take the reads of the next statement: in their order, without those whose caller has gone."""
+        taken: list[_Read] = []
+        waiting = self._waiting
+        while waiting and (self._most is None or len(taken) < self._most):
+            if until is not None and waiting[0].asked > until:
+                break
+            read = waiting.popleft()
+            if not read.future.done():
+                taken.append(read)
+        return taken
+
+    def _refuse_if_full(self) -> None:
+        limit = self._pool.max_waiting_reads
+        if len(self._waiting) >= limit:
+            self._waiting = deque(read for read in self._waiting if not read.future.done())
+            if len(self._waiting) >= limit:
+                self._pool.observer.rejected()
+                raise PoolExhausted(f"{limit} reads wait for the same statement")
+
+    def _expire(self) -> None:
+        """End the waiting of reads at their deadline. One timer for all of them."""
+        assert self._loop is not None
+        self._expiry = None
+        seconds = self._pool.timeout()
+        due = self._loop.time() - seconds
+        waiting = self._waiting
+        while waiting and (waiting[0].future.done() or waiting[0].asked <= due):
+            read = waiting.popleft()
+            if not read.future.done():
+                self._pool.observer.timed_out()
+                read.future.set_exception(PoolExhausted(f"the read was not sent within {seconds:g} s"))
+        if waiting:
+            self._expiry = self._loop.call_at(waiting[0].asked + seconds, self._expire, context=Context())
+
+
+def _copy_of(error: Exception) -> Exception:
+    try:
+        copied = copy(error)
+    except Exception:  # noqa: BLE001 - an exception class of the driver whose arguments are not its attributes
+        return error
+    copied.__cause__ = error.__cause__
+    return copied
+
+
+class KeyQueue(Queue):
+    """The reads of one KeyedSelect."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        key_of: Callable[[Any], Any],
+        run: Callable[[Checkout, list[Any]], Awaitable[Sequence[Any]]],
+        run_alone: Callable[[Any], Awaitable[Any]],
+        copy_row: Callable[[Any], Any],
+    ) -> None:
+        """`run` reads several keys on a connection, and returns it; `run_alone` reads one key."""
+        pool = engine.pool
+        assert isinstance(pool, BoundedPool)
+        super().__init__(engine, pool.coalesce_max)
+        self._key_of = key_of
+        self._run_several = run
+        self._run_one = run_alone
+        self._copy_row = copy_row
+
+    async def _answer(self, checkout: Checkout, reads: Sequence[_Read]) -> None:
+        rows = await self._run_several(checkout, list({read.key for read in reads}))
+        by_key = dict(zip(map(self._key_of, rows), rows, strict=True))
+        if len(by_key) < len(rows):
+            raise several_rows(rows, self._key_of)
+        given = set()
+        for key, future, _ in reads:
+            if future.done():
+                continue
+            row = by_key.get(key)
+            if row is not None and key in given:
+                row = self._copy_row(row)
+            given.add(key)
+            future.set_result(row)
+
+    async def _fail(self, reads: Sequence[_Read], error: Exception) -> None:
+        """Try the reads one by one if one key may be at fault. If the server cannot answer, none has a chance."""
+        if isinstance(error, TransientDatabaseError) or len(reads) <= 1:
+            await super()._fail(reads, error)
+            return
+        for number, read in enumerate(reads):
+            if read.future.done():
+                continue
+            try:
+                row = await self._run_one(read.key)
+            except TransientDatabaseError as temporary:
+                await super()._fail(reads[number:], temporary)
+                return
+            except Exception as own:  # noqa: BLE001 - the caller gets it
+                _set(read.future, error=own)
+            else:
+                _set(read.future, row)
+
+
+def _set(future: asyncio.Future[Any], result: Any = None, error: Exception | None = None) -> None:
+    """Answer a read, unless its caller has gone while it was answered."""
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
+
+
+def several_rows(rows: Sequence[Any], key_of: Callable[[Any], Any]) -> LookupError:
+    """Return the error of a key that found more than one row."""
+    seen = set()
+    for key in map(key_of, rows):
+        if key in seen:
+            return LookupError(f"a statement by key found more than one row for {key!r}: does it join a collection?")
+        seen.add(key)
+    raise AssertionError
+
+
+class SameReads(Queue):
+    """The reads of one statement with the same parameters."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        run: Callable[[Checkout], Awaitable[Sequence[Any]]],
+        copy_row: Callable[[Any], Any],
+        forget: Callable[[], object],
+    ) -> None:
+        super().__init__(engine, None, forget)
+        self._run_same = run
+        self._copy_row = copy_row
+
+    async def _answer(self, checkout: Checkout, reads: Sequence[_Read]) -> None:
+        rows = await self._run_same(checkout)
+        for number, read in enumerate(reads):
+            if not read.future.done():
+                read.future.set_result(rows if number == 0 else list(map(self._copy_row, rows)))

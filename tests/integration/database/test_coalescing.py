@@ -1,0 +1,440 @@
+"""Reads that wait at the same time share a statement: how many are sent, who gets which answer, and when not."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextvars import ContextVar
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import URL, ForeignKey, Integer, UniqueConstraint, bindparam, cast, event, func, select, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from app.database import Database, KeyedSelect, PoolOptions, make_engine
+from app.database.pool_events import NullObserver
+from app.errors import DatabaseUnavailable, InvalidInput, PoolExhausted
+from tests.integration.database.helpers import change_options, checked_out, create_tables, state, wait_until
+from tests.support.postgres import connect
+
+
+class _Base(DeclarativeBase):
+    pass
+
+
+class Item(_Base):
+    __tablename__ = "items"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    code: Mapped[str] = mapped_column(unique=True)
+    token: Mapped[UUID] = mapped_column(unique=True)
+    shelf: Mapped[str]
+    place: Mapped[int]
+    tags: Mapped[Any] = mapped_column(JSONB)
+
+    __table_args__ = (UniqueConstraint("shelf", "place"),)
+
+
+class Part(_Base):
+    __tablename__ = "parts"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    item_id: Mapped[int] = mapped_column(ForeignKey("items.id"))
+
+
+BY_ID = KeyedSelect(select(Item.id, Item.code), Item.id)
+BY_CODE = KeyedSelect(select(Item.id, Item.code), Item.code)
+BY_TOKEN = KeyedSelect(select(Item.id, Item.token), Item.token)
+BY_SHELF = KeyedSelect(select(Item.id, Item.shelf, Item.place), Item.shelf, Item.place)
+WITH_TAGS = KeyedSelect(select(Item.id, Item.tags), Item.id)
+# Fails for the item 13, whose place is 0.
+INVERSE = KeyedSelect(select(Item.id, (100 / Item.place).label("inverse")), Item.id)
+# Wrongly declared: an item has several parts.
+WITH_PARTS = KeyedSelect(select(Item.id, Part.id.label("part")).join(Part, Part.item_id == Item.id), Item.id)
+FROM_ID = select(Item.id, Item.code).where(Item.id >= bindparam("first", type_=Integer())).order_by(Item.id)
+TAGS = select(Item.id, Item.tags).order_by(Item.id)
+RANDOM = select(func.random().label("value"))
+
+NewDatabase = Callable[..., AbstractAsyncContextManager[tuple[Database, "Gate"]]]
+
+
+class Observer(NullObserver):
+    """Records the events of coalescing."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.refused: list[str] = []
+
+    def coalesced(self, reads: int, seconds: float) -> None:  # type: ignore[override]
+        assert seconds >= 0
+        self.batches.append(reads)
+
+    def rejected(self) -> None:  # type: ignore[override]
+        self.refused.append("rejected")
+
+    def timed_out(self) -> None:  # type: ignore[override]
+        self.refused.append("timed out")
+
+
+class Gate:
+    """Records the arguments of each statement that the fast path sends, and holds statements back while it is shut."""
+
+    def __init__(self, database: Database, observer: Observer) -> None:
+        path = database.read._fast_path
+        assert path is not None
+        self._fetch = path._fetch
+        self.observer = observer
+        self.sent: list[list[Any]] = []
+        self._open = asyncio.Event()
+        self._open.set()
+        path._fetch = self
+
+    async def __call__(self, connection: Any, statement: Any, arguments: Sequence[Any]) -> list[Any]:
+        self.sent.append([sorted(each) if isinstance(each, list) else each for each in arguments])
+        await self._open.wait()
+        return await self._fetch(connection, statement, arguments)
+
+    def shut(self) -> None:
+        self._open.clear()
+
+    def open(self) -> None:
+        self._open.set()
+
+    async def wait_for(self, statements: int, *jobs: asyncio.Future[Any]) -> None:
+        await wait_until(lambda: len(self.sent) == statements, *jobs)
+
+
+@pytest.fixture(params=["asyncpg", "psycopg"])
+def database_setup(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def new_database(database_url: URL) -> NewDatabase:
+    create_tables(database_url, _Base.metadata)
+    with connect(database_url) as admin:
+        admin.execute(
+            "INSERT INTO items SELECT n, 'c' || n, ('00000000-0000-0000-0000-' || lpad(n::text, 12, '0'))::uuid,"
+            " CASE WHEN n % 2 = 0 THEN 'even' ELSE 'odd' END, n - 13, '[1, 2]' FROM generate_series(1, 200) n"
+        )
+        admin.execute("INSERT INTO parts VALUES (1, 1), (2, 2), (3, 2)")
+
+    @asynccontextmanager
+    async def new(**options: Any) -> AsyncIterator[tuple[Database, Gate]]:
+        observer = Observer()
+        options = {"size": 5, "max_overflow": 0, "timeout": 30, "ping_after": None} | options
+        engine = make_engine(
+            url=database_url, application_name="headroom:coalesce", pool=PoolOptions(**options), observer=observer
+        )
+        database = Database(engine)
+        try:
+            yield database, Gate(database, observer)
+        finally:
+            await engine.dispose()
+
+    return new
+
+
+def ask(database: Database, statement: KeyedSelect, *keys: Any) -> list["asyncio.Task[Any]"]:
+    async def one(key: Any) -> Any:
+        return await database.read.one(statement, key)
+
+    return [asyncio.create_task(one(key)) for key in keys]
+
+
+async def test_lone_read_is_sent_at_once_by_itself(new_database: NewDatabase) -> None:
+    async with new_database() as (database, gate):
+        row = await database.read.one(BY_ID, 5)
+        assert row is not None
+        assert (row["id"], row["code"]) == (5, "c5")
+        assert await database.read.one(BY_ID, 999) is None
+        assert (gate.sent, gate.observer.batches) == ([[5], [999]], [])
+
+
+@pytest.mark.parametrize(
+    ("statement", "keys"),
+    [
+        (BY_ID, [3, 1, 2, 999, 2]),
+        (BY_CODE, ["c3", "c1", "C1", "none", "c1"]),
+        (BY_TOKEN, [UUID(int=3), UUID(int=1), UUID(int=999), UUID(int=1)]),
+        (BY_SHELF, [("odd", 2), ("even", 1), ("odd", 1), ("none", 1), ("even", 1)]),
+    ],
+    ids=["integer", "text", "UUID", "composite"],
+)
+async def test_waiting_reads_share_a_statement(
+    new_database: NewDatabase, statement: KeyedSelect, keys: list[Any]
+) -> None:
+    async with new_database() as (database, gate):
+        expected = [await database.read.one(statement, key) for key in keys]
+        gate.sent.clear()
+        found = await asyncio.gather(*ask(database, statement, *keys))
+        assert [row and dict(row) for row in found] == [row and dict(row) for row in expected]
+        assert gate.observer.batches == [len(keys) - 1]
+        assert len(gate.sent) == 2
+
+
+async def test_statement_answers_at_most_the_configured_number_of_reads(new_database: NewDatabase) -> None:
+    async with new_database(coalesce_max=10) as (database, gate):
+        found = await asyncio.gather(*ask(database, BY_ID, *range(1, 32)))
+        assert [row["id"] for row in found] == list(range(1, 32))
+        assert gate.observer.batches == [10, 10, 10]
+
+
+async def test_statements_under_way_are_limited_by_kind(new_database: NewDatabase) -> None:
+    """A slow statement holds up the reads of its own kind, and no others."""
+    async with new_database(coalesce_in_flight=2) as (database, gate):
+        await database.read.one(BY_ID, 1)
+        gate.sent.clear()
+        gate.shut()
+        first = ask(database, BY_ID, 1, 2)
+        await gate.wait_for(2, *first)
+        later = ask(database, BY_ID, 3, 4)
+        other = ask(database, BY_CODE, "c1")
+        await gate.wait_for(3, *first, *later, *other)
+        assert gate.sent[2] == ["c1"]
+        gate.open()
+        await asyncio.gather(*first, *later, *other)
+        assert gate.sent[3:] == [[[3, 4]]]
+
+
+async def test_read_is_answered_by_a_statement_sent_after_it(new_database: NewDatabase) -> None:
+    """A read that begins after a commit sees it, though a statement for the same key is under way."""
+    async with new_database(coalesce_in_flight=1) as (database, gate):
+        await database.read.one(BY_ID, 1)
+        gate.sent.clear()
+        gate.shut()
+        [before] = ask(database, BY_ID, 1)
+        await gate.wait_for(1, before)
+        async with database.write() as session:
+            await session.execute(text("UPDATE items SET code = 'new' WHERE id = 1"))
+        [after] = ask(database, BY_ID, 1)
+        await asyncio.sleep(0)
+        gate.open()
+        assert (await after)["code"] == "new"
+        await before
+        assert len(gate.sent) == 2
+
+
+async def test_read_that_comes_during_the_checkout_joins_the_statement(new_database: NewDatabase) -> None:
+    async with new_database(size=1) as (database, gate):
+        async with checked_out(database):
+            reads = ask(database, BY_ID, 1, 2)
+            await wait_until(lambda: state(database).waiting == 2, *reads)
+            reads += ask(database, BY_ID, 3, 4)
+            await asyncio.sleep(0)
+        found = await asyncio.gather(*reads)
+        assert [row["id"] for row in found] == [1, 2, 3, 4]
+        assert gate.observer.batches == [3]
+
+
+async def test_cancelled_read_leaves_the_others(new_database: NewDatabase) -> None:
+    async with new_database(coalesce_in_flight=1) as (database, gate):
+        await database.read.one(BY_ID, 1)
+        gate.shut()
+        first, cancelled, *others = ask(database, BY_ID, 1, 2, 3, 4)
+        await gate.wait_for(2, first)
+        cancelled.cancel()
+        gate.open()
+        assert [row["id"] for row in await asyncio.gather(first, *others)] == [1, 3, 4]
+        assert gate.sent[2] == [[3, 4]]
+
+        gate.shut()
+        first, cancelled, *others = ask(database, BY_ID, 1, 2, 3, 4)
+        await gate.wait_for(4, first)
+        gate.open()
+        await first
+        gate.shut()
+        await gate.wait_for(5, cancelled)
+        cancelled.cancel()  # its statement is under way
+        gate.open()
+        assert [row["id"] for row in await asyncio.gather(*others)] == [3, 4]
+        assert cancelled.cancelled()
+        assert state(database).used == 0
+
+
+async def test_cancelled_lone_read_lets_the_waiting_ones_go_on(new_database: NewDatabase) -> None:
+    async with new_database(coalesce_in_flight=1) as (database, gate):
+        await database.read.one(BY_ID, 1)
+        gate.shut()
+        lone, *others = ask(database, BY_ID, 1, 2, 3)
+        await gate.wait_for(2, lone)
+        lone.cancel()
+        gate.open()
+        assert [row["id"] for row in await asyncio.gather(*others)] == [2, 3]
+
+
+async def test_key_that_fails_does_not_fail_the_others(new_database: NewDatabase) -> None:
+    async with new_database() as (database, gate):
+        found: list[Any] = await asyncio.gather(*ask(database, INVERSE, 1, 12, 13, 14), return_exceptions=True)
+        assert [found[1]["inverse"], found[3]["inverse"]] == [-100, 100]
+        assert isinstance(found[2], Exception)
+        assert gate.observer.batches == [3]
+        assert len(gate.sent) == 2 + 3
+        assert state(database).used == 0
+
+
+async def test_key_that_the_server_would_refuse_goes_alone(new_database: NewDatabase) -> None:
+    async with new_database() as (database, gate):
+        found: list[Any] = await asyncio.gather(*ask(database, BY_ID, 1, 2**40, 2, 3), return_exceptions=True)
+        assert isinstance(found[1], InvalidInput)
+        assert [each["id"] for each in (found[0], found[2], found[3])] == [1, 2, 3]
+        assert gate.observer.batches == [2]
+
+
+async def test_failed_statement_gives_each_read_an_error_of_its_own(new_database: NewDatabase) -> None:
+    async with new_database(coalesce_in_flight=1) as (database, gate):
+        await database.read.one(BY_ID, 1)
+        gate.shut()
+        first, *others = ask(database, BY_ID, 1, 2, 3, 4)
+        await gate.wait_for(2, first)
+        fetch = gate._fetch
+
+        async def lose(connection: Any, statement: Any, arguments: Sequence[Any]) -> list[Any]:
+            if isinstance(arguments[0], list):
+                raise DatabaseUnavailable("lost")
+            return await fetch(connection, statement, arguments)
+
+        gate._fetch = lose
+        gate.open()
+        errors = await asyncio.gather(*others, return_exceptions=True)
+        assert [(type(error), str(error)) for error in errors] == [(DatabaseUnavailable, "lost")] * 3
+        assert len({id(error) for error in errors}) == 3
+
+
+async def test_waiting_read_is_refused_at_its_own_deadline(new_database: NewDatabase) -> None:
+    async with new_database(coalesce_in_flight=1) as (database, gate):
+        await database.read.one(BY_ID, 1)
+        gate.shut()
+        first, *others = ask(database, BY_ID, 1, 2, 3)
+        await gate.wait_for(2, first)
+        change_options(database, timeout=0.2)
+        late = ask(database, BY_CODE, "c1", "c2")
+        await gate.wait_for(3, first)
+        errors = await asyncio.gather(late[1], return_exceptions=True)
+        assert isinstance(errors[0], PoolExhausted)
+        assert gate.observer.refused == ["timed out"]
+        gate.open()
+        assert [row["id"] for row in await asyncio.gather(first, *others, late[0])] == [1, 2, 3, 1]
+
+
+async def test_full_queue_refuses_reads_at_once(new_database: NewDatabase) -> None:
+    async with new_database(coalesce_in_flight=1, coalesce_max=2, max_waiters=2) as (database, gate):
+        await database.read.one(BY_ID, 1)
+        gate.shut()
+        first, *others = ask(database, BY_ID, *range(1, 8))
+        await gate.wait_for(2, first)
+        with pytest.raises(PoolExhausted, match="6 reads wait"):
+            await database.read.one(BY_ID, 9)
+        others[0].cancel()
+        await asyncio.sleep(0)
+        others += ask(database, BY_ID, 9)  # a read that has gone makes room
+        await asyncio.sleep(0)
+        gate.open()
+        assert [row["id"] for row in await asyncio.gather(first, *others[1:])] == [1, 3, 4, 5, 6, 7, 9]
+        assert gate.observer.refused == ["rejected"]
+
+
+async def test_refused_checkout_refuses_the_reads_that_wait_for_it(new_database: NewDatabase) -> None:
+    async with new_database(size=1, max_waiters=1, coalesce_in_flight=3) as (database, _):
+        async with checked_out(database):
+            first, *others = ask(database, BY_ID, 1, 2, 3)
+            errors = await asyncio.gather(*others, return_exceptions=True)
+            assert [type(error) for error in errors] == [PoolExhausted] * 2
+        assert (await first)["id"] == 1
+
+
+async def test_equal_reads_share_a_statement_and_others_do_not(new_database: NewDatabase) -> None:
+    async with new_database(coalesce_in_flight=1) as (database, gate):
+        await database.read.all(FROM_ID, first=1)
+        gate.sent.clear()
+        found = await asyncio.gather(*(database.read.all(FROM_ID, first=first) for first in (199, 199, 199, 198)))
+        assert [[row["id"] for row in rows] for rows in found] == [[199, 200]] * 3 + [[198, 199, 200]]
+        assert sorted(gate.sent) == [[198], [199], [199]]
+        path: Any = database.read._fast_path
+        assert path.compiled(FROM_ID).same_reads == {}
+
+
+async def test_equal_reads_of_volatile_functions_do_not_share(new_database: NewDatabase) -> None:
+    async with new_database(coalesce_in_flight=1) as (database, gate):
+        found = await asyncio.gather(*(database.read.first(RANDOM) for _ in range(10)))
+        assert len({row["value"] for row in found if row}) == 10
+        assert gate.observer.batches == []
+
+
+async def test_shared_row_is_not_changed_by_another_reader(new_database: NewDatabase) -> None:
+    async with new_database(coalesce_in_flight=1) as (database, _gate):
+        _, *rows = await asyncio.gather(*ask(database, WITH_TAGS, 1, 2, 2))
+        rows[0]["tags"].append(3)
+        assert rows[1]["tags"] == [1, 2]
+        lists = await asyncio.gather(*(database.read.all(TAGS) for _ in range(3)))
+        lists[1][0]["tags"].append(3)
+        assert [rows[0]["tags"] for rows in lists] == [[1, 2], [1, 2, 3], [1, 2]]
+
+
+async def test_key_that_finds_several_rows_is_an_error(new_database: NewDatabase) -> None:
+    async with new_database() as (database, _):
+        with pytest.raises(LookupError, match="more than one row for 2"):
+            await database.read.one(WITH_PARTS, 2)
+        found: list[Any] = await asyncio.gather(*ask(database, WITH_PARTS, 3, 1, 2), return_exceptions=True)
+        assert [found[0], dict(found[1])] == [None, {"id": 1, "part": 1}]
+        assert isinstance(found[2], LookupError)
+
+
+async def test_reads_do_not_share_where_a_listener_prepares_connections(new_database: NewDatabase) -> None:
+    """A listener may set up the connection for one request, such as its tenant for row-level security."""
+    tenant: ContextVar[str] = ContextVar("tenant", default="none")
+    seen = []
+    async with new_database(coalesce_in_flight=1) as (database, gate):
+        event.listen(database.engine.sync_engine, "checkout", lambda *_: seen.append(tenant.get()))
+
+        async def read(name: str, key: int) -> Any:
+            tenant.set(name)
+            return await database.read.one(BY_ID, key)
+
+        await asyncio.gather(read("a", 1), read("b", 1), read("c", 2))
+        assert sorted(seen) == ["a", "b", "c"]
+        assert gate.observer.batches == []
+
+
+async def test_shared_statement_runs_in_no_requests_context(new_database: NewDatabase) -> None:
+    request: ContextVar[str] = ContextVar("request")
+    seen = []
+    async with new_database(coalesce_in_flight=1) as (database, gate):
+        fetch = gate._fetch
+
+        async def record(connection: Any, statement: Any, arguments: Sequence[Any]) -> list[Any]:
+            seen.append(request.get("none"))
+            return await fetch(connection, statement, arguments)
+
+        gate._fetch = record
+        request.set("mine")
+        await asyncio.gather(*ask(database, BY_ID, 1, 2, 3))
+        assert seen == ["mine", "none"]
+
+
+async def test_coalescing_can_be_switched_off(new_database: NewDatabase) -> None:
+    async with new_database(coalesce_max=1) as (database, gate):
+        await asyncio.gather(*ask(database, BY_ID, 1, 2, 3))
+        await asyncio.gather(*(database.read.all(FROM_ID, first=1) for _ in range(3)))
+        assert (len(gate.sent), gate.observer.batches) == (6, [])
+
+
+def test_reads_continue_in_another_event_loop(database_url: URL) -> None:
+    """A loop that ends in the middle of a read leaves nothing behind that a later loop waits for."""
+    statement = KeyedSelect(select(cast(Part.id, Integer).label("n"), Part.id), Part.id)
+    create_tables(database_url, _Base.metadata)
+    engine = make_engine(url=database_url, application_name="headroom:coalesce", pool=PoolOptions(size=3))
+    database = Database(engine)
+
+    async def leave() -> None:
+        ask(database, statement, 1, 2, 3)
+        await asyncio.sleep(0)
+
+    async def read() -> list[Any]:
+        found = await asyncio.gather(*ask(database, statement, 1, 2, 3))
+        await engine.dispose()
+        return found
+
+    asyncio.run(leave())
+    assert asyncio.run(read()) == [None, None, None]

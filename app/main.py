@@ -20,6 +20,7 @@ from app.observability import multiprocess
 from app.observability.http_metrics import HttpMetrics
 from app.observability.pool_metrics import PoolMetrics
 from app.observability.process_metrics import ProcessMetrics
+from app.observability.request_log import RequestLog
 from app.pagination.cursor import Cursors
 from app.settings import Settings, load_settings
 from app.web import fast_routes, health, leak_detection
@@ -112,7 +113,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
             expose_headers=["Location", "Retry-After", "X-Request-ID"],
         )
-    app.add_middleware(RequestMiddleware, metrics=http_metrics)
+    app.add_middleware(RequestMiddleware, metrics=http_metrics, log=RequestLog(settings.log_every))
     install_problem_handlers(app)
     install_in_mounted(app)
     app.include_router(health.router)

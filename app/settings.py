@@ -397,6 +397,12 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="`debug`, `info` (includes one line per request), `warning` or `error`."
     )
+    log_every: int = Field(
+        default=1,
+        ge=1,
+        description="Log one of so many successful requests; its field `requests` counts those that it stands for. "
+        "Failed and slow requests are always logged.",
+    )
 
     @property
     def local_database_url_file(self) -> Path:

@@ -21,7 +21,7 @@ from sqlalchemy import URL
 from app.cli.seed import seed
 from benchmarks import charts
 from benchmarks.database import BenchmarkDatabase, benchmark_database
-from benchmarks.endpoints import WRITE, Call, Dataset, endpoints
+from benchmarks.endpoints import MIXED, Call, Dataset, endpoints
 from benchmarks.measuring import Measurement, measure, median, ratios
 from benchmarks.tables import print_header, print_row
 from benchmarks.variants import BASELINE, DEFAULT, HEADROOM, VARIANTS, Variant, baseline
@@ -43,7 +43,7 @@ class DatabaseTraffic:
     bytes: float
 
 
-# By endpoint and variant: one measurement per round.
+# By endpoint with number of clients, and variant: one measurement per round.
 Results = dict[str, dict[str, list[Measurement]]]
 Traffic = dict[str, dict[str, DatabaseTraffic]]
 
@@ -52,6 +52,8 @@ async def run(options: argparse.Namespace, database: BenchmarkDatabase) -> None:
     """Measure the chosen variants, print the tables, write the files."""
     dataset = Dataset(database.url)
     calls = {name: each for name, each in endpoints(dataset).items() if options.endpoint in name}
+    if not calls:
+        sys.exit(f"no endpoint contains {options.endpoint!r}: {', '.join(endpoints(dataset))}")
     app_url = as_role(database.url, "headroom_app")
     with ExitStack() as stack:
         served = {}
@@ -63,7 +65,7 @@ async def run(options: argparse.Namespace, database: BenchmarkDatabase) -> None:
         results = await measure_rounds(options, database, dataset, calls, served)
     traffic: Traffic = {}
     if options.count_traffic:
-        for endpoint in calls:
+        for endpoint in calls.keys() - {MIXED}:
             traffic[endpoint] = {
                 variant.name: await count_traffic(variant, app_url, database.directory, calls[endpoint])
                 for variant in options.variants
@@ -83,19 +85,24 @@ async def measure_rounds(
     served: dict[str, Served],
 ) -> Results:
     """Measure each variant once per round and endpoint, after one round to warm up."""
-    results: Results = {endpoint: {name: [] for name in served} for endpoint in calls}
+    runs = {
+        f"{endpoint}, {clients} client{'s' * (clients > 1)}": (endpoint, clients)
+        for endpoint in calls
+        for clients in options.clients
+    }
+    results: Results = {run: {name: [] for name in served} for run in runs}
     names = list(served)
     for number in range(-1, options.rounds):
-        for endpoint in calls:
+        for run, (endpoint, clients) in runs.items():
             first = number % len(names)
             for name in names[first:] + names[:first]:  # each round starts with another variant
                 seconds = WARM_UP_SECONDS if number < 0 else options.seconds
-                measurement = await measure(served[name], calls[endpoint], database.server, options.clients, seconds)
-                if endpoint == WRITE:
-                    assert dataset.count_new_posts() == measurement.requests, f"{name}: a 201 without a stored post"
+                measurement = await measure(served[name], calls[endpoint], database.server, clients, seconds)
+                if measurement.created:
+                    assert dataset.count_new_posts() == measurement.created, f"{name}: a 201 without a stored post"
                     dataset.delete_new_posts()
                 if number >= 0:
-                    results[endpoint][name].append(measurement)
+                    results[run][name].append(measurement)
                     print(".", end="", flush=True, file=sys.stderr)
     print(file=sys.stderr)
     return results
@@ -126,10 +133,11 @@ def _with_driver(url: URL, variant: Variant) -> URL:
 
 
 def show_results(results: Results, traffic: Traffic) -> None:
-    """Print one table per endpoint."""
-    for endpoint, by_name in results.items():
-        rows = [_row(by_name, name, traffic.get(endpoint, {}).get(name)) for name in by_name]
-        print(f"\n{endpoint}\n")
+    """Print one table for each endpoint and number of clients."""
+    for run, by_name in results.items():
+        counted = traffic.get(run.rpartition(", ")[0], {})
+        rows = [_row(by_name, name, counted.get(name)) for name in by_name]
+        print(f"\n{run}\n")
         print_header(tuple(rows[0]))
         for row in rows:
             print_row(tuple(row.values()))
@@ -154,6 +162,7 @@ def _row(by_name: dict[str, list[Measurement]], name: str, counted: DatabaseTraf
         "p50 ms": f"{median(measurements, 'p50') * 1000:.1f}",
         "p99 ms": f"{median(measurements, 'p99') * 1000:.1f}",
         **compared("p99 of bare", "bare", "p99"),
+        **compared("of fastify", "fastify", "per_second"),
         "slowest ms": f"{max(each.slowest for each in measurements) * 1000:.0f}",
         "app us": f"{median(measurements, 'app_micros'):.0f}",
         **compared("app us of bare", "bare", "app_micros"),
@@ -202,7 +211,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="measurements per variant and endpoint (default: 5)")
     parser.add_argument("--seconds", type=float, default=4, help="length of a measurement (default: 4)")
-    parser.add_argument("--clients", type=int, default=32, help="client connections (default: 32)")
+    parser.add_argument("--clients", type=int, nargs="+", default=[32], help="client connections (default: 32)")
     parser.add_argument("--users", type=int, default=100_000, help="rows in users (default: 100000)")
     parser.add_argument("--posts", type=int, default=500_000, help="rows in posts (default: 500000)")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, help=f"default: {', '.join(DEFAULT)}")

@@ -18,6 +18,7 @@ USER = "GET /users/{id}"
 PAGE = "GET /posts?cursor=&limit=20"
 POST = "GET /posts/{id}"
 WRITE = "POST /posts"
+MIXED = "mixed"
 
 SAMPLE_SIZE = 1_000
 PAGE_SIZE = 20
@@ -81,12 +82,20 @@ def endpoints(dataset: Dataset) -> dict[str, list[Call]]:
     def is_newest(page: dict[str, Any]) -> bool:
         return len(page["items"]) == PAGE_SIZE and all(map(_is_row, dataset.newest, page["items"]))
 
-    return {
+    def is_page(page: dict[str, Any]) -> bool:
+        return len(page["items"]) == PAGE_SIZE and all(item["author"]["name"] for item in page["items"])
+
+    found = {
         USER: [Call(get(f"/users/{key}"), 200, partial(_is_row, row)) for key, row in dataset.users.items()],
         PAGE: [Call(get(f"/posts?cursor=&limit={PAGE_SIZE}"), 200, is_newest)],
         POST: [Call(get(f"/posts/{key}"), 200, partial(_is_row, row)) for key, row in dataset.posts.items()],
         WRITE: [write(user_id) for user_id in dataset.users],
     }
+    # Of 20 requests: 16 read one row, 3 read a page, 1 writes. The writes change the newest page.
+    page = Call(get(f"/posts?cursor=&limit={PAGE_SIZE}"), 200, is_page)
+    kinds: list[list[Call]] = [found[USER], found[POST]] * 8 + [[page] * SAMPLE_SIZE] * 3 + [found[WRITE]]
+    mixed = [kinds[number % len(kinds)][number % SAMPLE_SIZE] for number in range(SAMPLE_SIZE * len(kinds))]
+    return found | {MIXED: mixed}
 
 
 def _post(row: dict[str, Any]) -> dict[str, Any]:

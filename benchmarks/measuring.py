@@ -20,9 +20,13 @@ CHECK_BODY_EVERY = 25
 
 @dataclass
 class Measurement:
-    """The result of one measurement. Latencies are in seconds, CPU times in microseconds per request."""
+    """The result of one measurement. Latencies are in seconds, CPU times in microseconds per request.
+
+    `created` is the number of 201s.
+    """
 
     requests: int
+    created: int
     per_second: float
     p50: float
     p99: float
@@ -36,14 +40,14 @@ async def measure(served: Served, calls: Sequence[Call], server: Server, clients
     """Send random calls from `clients` connections for `seconds`. Raise AssertionError for a wrong response."""
     connections = [await connect(served.port) for _ in range(clients)]
     latencies: list[float] = []
-    total_bytes = 0
+    total_bytes = created = 0
     random = Random(1)
     app_before, postgres_before = cpu_seconds(served.pid), cpu_seconds(server.pid)
     started = monotonic()
     until = started + seconds
 
     async def run_client(number: int) -> None:
-        nonlocal total_bytes
+        nonlocal total_bytes, created
         connection = connections[number]
         while monotonic() < until:
             call = random.choice(calls)
@@ -52,6 +56,7 @@ async def measure(served: Served, calls: Sequence[Call], server: Server, clients
             latencies.append(perf_counter() - sent)
             total_bytes += len(answer.head) + len(answer.body) + 4  # 4: the blank line between them
             call.check(answer, body=len(latencies) % CHECK_BODY_EVERY == 0)
+            created += call.status == 201
             if answer.is_last:  # a worker with more than its share of the clients moves some
                 connection.close()
                 connection = connections[number] = await connect(served.port)
@@ -66,6 +71,7 @@ async def measure(served: Served, calls: Sequence[Call], server: Server, clients
     requests = len(latencies)
     return Measurement(
         requests=requests,
+        created=created,
         per_second=requests / elapsed,
         p50=percentile(latencies, 0.5),
         p99=percentile(latencies, 0.99),

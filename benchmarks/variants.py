@@ -1,5 +1,6 @@
 """What `make bench` compares: this project, another checkout of it, and the rivals, each under Gunicorn."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -49,6 +50,32 @@ def rival(application: str, url: URL, directory: Path, workers: int = 4, **envir
 
 
 @contextmanager
+def fastify(url: URL, directory: Path, workers: int = 4) -> Iterator[Served]:
+    """Serve Fastify with postgres.js. npm installs what the lock file says. Exit without Node.js."""
+    npm, node = shutil.which("npm"), shutil.which("node")
+    if npm is None or node is None:
+        sys.exit("the variant fastify needs node and npm: install Node.js 20 or newer, or leave it out with --variants")
+    installed = directory / "fastify"
+    if not installed.exists():
+        shutil.copytree(RIVALS / "fastify", installed)
+        command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+        subprocess.run(command, cwd=installed, check=True, capture_output=True)
+    port = free_port()
+    variables = {
+        "DATABASE_URL": url.set(drivername="postgres").render_as_string(hide_password=False),
+        "SECRET_KEY": SECRET_KEY,
+        "PORT": str(port),
+        "WORKERS": str(workers),
+    }
+
+    def ready() -> bool:
+        return httpx.get(f"http://127.0.0.1:{port}/livez").status_code == 200
+
+    with running([node, str(installed / "server.mjs")], directory, variables, ready) as pid:
+        yield Served(port, pid)
+
+
+@contextmanager
 def headroom(
     url: URL, directory: Path, workers: int = 4, checkout: Path = PROJECT_ROOT, **settings: str
 ) -> Iterator[Served]:
@@ -67,10 +94,17 @@ VARIANTS = {
         Variant("textbook", "asyncpg", partial(rival, "textbook")),
         Variant("bare", "asyncpg", partial(rival, "bare")),
         Variant("ceiling", "asyncpg", partial(rival, "bare", RESET="0")),
+        # Reads share statements, so a worker needs few connections.
+        Variant(
+            "headroom, 2 connections",
+            "asyncpg",
+            partial(headroom, LOG_LEVEL="warning", DB_POOL_SIZE="2", DB_MAX_OVERFLOW="0"),
+        ),
+        Variant("fastify", "asyncpg", fastify),
         Variant("headroom, psycopg, PgBouncer", "psycopg", partial(headroom, DB_POOLER="pgbouncer"), pooled=True),
     )
 }
-DEFAULT = (HEADROOM, "headroom, LOG_LEVEL=warning", "textbook", "bare", "ceiling")
+DEFAULT = (HEADROOM, "headroom, LOG_LEVEL=warning", "textbook", "bare", "ceiling", "fastify")
 
 
 def baseline(checkout: Path) -> Variant:

@@ -7,7 +7,6 @@ import logging.config
 import re
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -28,6 +27,13 @@ _STANDARD_FIELDS = {
     *vars(logging.makeLogRecord({})),
     *("message", "asctime", "request_id", "time", "level", "logger", "pid"),
 }
+
+
+# The lines of requests are written together: those of this time in seconds, and at most so many.
+BATCH_SECONDS = 0.05
+BATCH_LINES = 200
+# For an error of the stream, which concerns no record in particular.
+_NO_RECORD = logging.makeLogRecord({"msg": "lines of requests"})
 
 
 class _RequestIdFilter(logging.Filter):
@@ -72,11 +78,11 @@ class _JsonFormatter(_RedactingFormatter):
 
 
 class BatchingHandler(logging.StreamHandler[TextIO]):
-    """Writes the request lines of one event-loop iteration with one system call.
+    """Writes the request lines of BATCH_SECONDS with one system call.
 
-    This saves 14 of 164 us per request, because each write wakes the reader of the container's log
-    (docs/decisions/0009-log-lines.md). Other lines are written at once, after the request lines before them: they may
-    be the last lines of a process. A killed process can lose the request lines of its last iteration.
+    Each write wakes the reader of the container's log (docs/decisions/0009-log-lines.md). Other lines are written at
+    once, after the request lines before them: they may be the last lines of a process. A process that is killed loses
+    the request lines of its last BATCH_SECONDS.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -84,27 +90,51 @@ class BatchingHandler(logging.StreamHandler[TextIO]):
         self._lines: list[str] = []
         self._scheduled_on: asyncio.AbstractEventLoop | None = None  # the loop that will write the lines
 
+    @property
+    def takes_request_lines(self) -> bool:
+        """Return True if `add_request_line()` does what handling the record would do."""
+        return (
+            type(self.formatter) is _JsonFormatter
+            and self.level <= logging.DEBUG
+            and [type(each) for each in self.filters] in ([], [_RequestIdFilter])
+        )
+
+    def add_request_line(self, line: str) -> None:
+        """Keep the JSON line of a request until the lines of BATCH_SECONDS are written."""
+        self._lines.append(line)
+        try:
+            self._schedule()
+        except Exception:  # noqa: BLE001 - as every handler of logging does
+            self.handleError(_NO_RECORD)
+
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the record, or keep a request line until the end of the event-loop iteration."""
+        """Write the record, or keep a request line until the lines of BATCH_SECONDS are written."""
         try:
             self._lines.append(self.format(record))
-            loop = None
             if record.name == REQUEST_LOGGER:
-                with suppress(RuntimeError):
-                    loop = asyncio.get_running_loop()
-            if loop is None:
+                self._schedule()
+            else:
                 self.flush()
-            elif loop is not self._scheduled_on:
-                loop.call_soon(self._flush_scheduled, record)
-                self._scheduled_on = loop
         except Exception:  # noqa: BLE001 - as every handler of logging does
             self.handleError(record)
 
-    def _flush_scheduled(self, record: logging.LogRecord) -> None:
+    def _schedule(self) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.flush()
+            return
+        if len(self._lines) >= BATCH_LINES:
+            self.flush()
+        elif loop is not self._scheduled_on:
+            loop.call_later(BATCH_SECONDS, self._flush_scheduled)
+            self._scheduled_on = loop
+
+    def _flush_scheduled(self) -> None:
         try:
             self.flush()
         except Exception:  # noqa: BLE001
-            self.handleError(record)
+            self.handleError(_NO_RECORD)
 
     def flush(self) -> None:
         """Write the lines that were kept."""

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.database.write_session import WriteSession, open_write_session
 from app.observability.http_metrics import HttpMetrics
 from app.observability.logging import REQUEST_LOGGER, request_id, request_scope
+from app.observability.request_log import RequestLog
 from app.web.operation import Exchange, exchange_of, route_template, selected_operation
 from app.web.problems import WEBSOCKET_STATE, answer_websocket, http_problem, internal_error
 
@@ -88,9 +89,10 @@ class RequestMiddleware:
 
     records_exchange = True  # for `app.web.fast_routes.shortcuts`
 
-    def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: HttpMetrics, log: RequestLog | None = None) -> None:
         self.app = app
         self.metrics = metrics
+        self.log = log or RequestLog()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI event stream."""
@@ -134,8 +136,7 @@ class RequestMiddleware:
             route = route_template(scope)
             self.metrics.finished(scope["method"], route, exchange.status, seconds)
             level = logging.DEBUG if scope["path"] in _PROBES else logging.INFO
-            if logger.isEnabledFor(level):
-                _log(scope, level, route, exchange.status, seconds)
+            self.log.write(level, scope["method"], scope["raw_path"], route, exchange.status, seconds)
             request_scope.reset(scope_token)
             request_id.reset(id_token)
 
@@ -150,18 +151,6 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
         finally:
             request_id.reset(id_token)
-
-
-def _log(scope: Scope, level: int, route: str, status: int, seconds: float) -> None:
-    """Log a request. Does what logger.log() does, without its search of the stack for the caller."""
-    # The raw path: a decoded one could contain a line break, and so forge a log line.
-    path = scope["raw_path"].decode("ascii", "backslashreplace")
-    method, milliseconds = scope["method"], round(seconds * 1000, 1)
-    record = logging.LogRecord(
-        logger.name, level, __file__, 0, "%s %s %d %.1f ms", (method, path, status, milliseconds), None
-    )
-    record.__dict__.update(method=method, path=path, route=route, status=status, duration_ms=milliseconds)
-    logger.handle(record)
 
 
 class ErrorMiddleware:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from app.observability.logging import REQUEST_LOGGER, BatchingHandler, logging_config
+from app.observability.logging import BATCH_LINES, REQUEST_LOGGER, BatchingHandler, logging_config
+from tests.support.waiting import eventually_async
 
 
 def json_line(level: int, message: str, *arguments: object, **options: Any) -> dict[str, Any]:
@@ -118,15 +119,33 @@ def logger_with(name: str, handler: logging.Handler) -> logging.Logger:
     return logger
 
 
-async def test_request_lines_of_a_loop_iteration_are_written_together(
+async def until_written(stream: RecordingStream, writes: int) -> None:
+    await eventually_async(lambda: _has(stream, writes), within=10, every=0.001)
+
+
+async def _has(stream: RecordingStream, writes: int) -> bool:
+    return len(stream.writes) >= writes
+
+
+async def test_request_lines_of_a_moment_are_written_together(
     request_logger: logging.Logger, stream: RecordingStream
 ) -> None:
-    for iteration in (1, 2):
-        request_logger.info("first of %d", iteration)
-        request_logger.info("second of %d", iteration)
+    for moment in (1, 2):
+        request_logger.info("first of %d", moment)
         await asyncio.sleep(0)
+        request_logger.info("second of %d", moment)
+        await until_written(stream, moment)
 
     assert stream.writes == ["first of 1\nsecond of 1\n", "first of 2\nsecond of 2\n"]
+
+
+async def test_many_request_lines_are_written_before_the_moment_ends(
+    request_logger: logging.Logger, stream: RecordingStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.observability.logging.BATCH_SECONDS", 3600)
+    for number in range(BATCH_LINES + 1):
+        request_logger.info("%d", number)
+    assert [text.count("\n") for text in stream.writes] == [BATCH_LINES]
 
 
 async def test_other_line_is_written_at_once_after_pending_request_lines(
@@ -137,7 +156,7 @@ async def test_other_line_is_written_at_once_after_pending_request_lines(
     assert stream.writes == ["before\nerror\n"]
 
     request_logger.info("after")
-    await asyncio.sleep(0)
+    await until_written(stream, 2)
     assert stream.writes[1:] == ["after\n"]
 
 
@@ -178,19 +197,25 @@ async def test_failing_stream_loses_only_the_lines_of_that_write(
     with monkeypatch.context() as patch:
         patch.setattr(stream, "write", fail)
         request_logger.info("lost")
-        await asyncio.sleep(0)
-    assert "BrokenPipeError" in capsys.readouterr().err
+        seen = [""]
+
+        async def failed() -> bool:
+            seen[0] += capsys.readouterr().err
+            return "BrokenPipeError" in seen[0]
+
+        await eventually_async(failed, within=10, every=0.001)
 
     request_logger.info("recovered")
-    await asyncio.sleep(0)
+    await until_written(stream, 1)
     assert stream.writes == ["recovered\n"]
 
 
 async def test_line_with_a_lone_surrogate_is_escaped() -> None:
     written = BytesIO()
-    request_logger = logger_with(REQUEST_LOGGER, BatchingHandler(TextIOWrapper(written, "utf-8")))
+    handler = BatchingHandler(TextIOWrapper(written, "utf-8"))
+    request_logger = logger_with(REQUEST_LOGGER, handler)
     for line in ("before", "lone surrogate: \ud800", "after"):
         request_logger.info(line)
-    await asyncio.sleep(0)
+    handler.flush()
 
     assert written.getvalue() == b"before\nlone surrogate: \\ud800\nafter\n"

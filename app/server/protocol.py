@@ -125,6 +125,7 @@ class ClientProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Begin a connection."""
         super().connection_made(transport)
+        self._joining = _JoiningTransport(transport, self.loop)
         self._sweep.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -169,6 +170,10 @@ class ClientProtocol(HttpToolsProtocol):
             raise _Refused
         earlier = self.cycle
         super().on_headers_complete()
+        cycle = self.cycle
+        if cycle is not earlier and cycle is not None:  # not an upgrade to a WebSocket
+            cycle.transport = cast("asyncio.Transport", self._joining)
+            self._joining.holds_next = True
         if len(self.pipeline) == 1:
             self._running = earlier
 
@@ -239,7 +244,7 @@ class ClientProtocol(HttpToolsProtocol):
     def _body_ended(self, cycle: RequestResponseCycle) -> None:
         """Let the connection be closed at once, or kept: no byte of the request is unread."""
         self._body_cycle = None
-        cycle.transport = self.transport
+        cycle.transport = cast("asyncio.Transport", self._joining)
         if self._keep_alive_after_body and not cycle.response_started:
             cycle.keep_alive = True
 
@@ -247,7 +252,7 @@ class ClientProtocol(HttpToolsProtocol):
 
     def _close_by_lingering(self, cycle: RequestResponseCycle) -> None:
         if self._lingering_transport is None:
-            transport = _LingeringTransport(self.transport, self._linger)
+            transport = _LingeringTransport(self._joining, self._linger)
             self._lingering_transport = cast("asyncio.Transport", transport)
         cycle.transport = self._lingering_transport
 
@@ -377,17 +382,65 @@ class ClientProtocol(HttpToolsProtocol):
             self._note("body_timeout")
             cast("dict[str, Any]", cycle.scope)[BODY_OVERDUE] = True
             self._keep_alive_after_body = cycle.keep_alive = False
-            cycle.transport = self.transport  # such a client may not make use of a lingering close
+            cycle.transport = cast("asyncio.Transport", self._joining)  # such a client gets no lingering close
             cycle.message_event.set()
+
+
+class _JoiningTransport:
+    """The transport of responses: writes the headers of one together with the first part of its body.
+
+    Uvicorn writes them one after the other, and uvloop makes a system call of each, which wakes the client twice. If
+    the application sends no body in the same iteration of the event loop, the headers are written alone.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._write = transport.write
+        self._close = transport.close
+        self._call_soon = loop.call_soon
+        self.is_closing = transport.is_closing
+        self.holds_next = False
+        self._held = b""
+        self._flushing: asyncio.Handle | None = None
+
+    def write(self, data: bytes) -> None:
+        """Write the bytes. Hold the first ones of a response back until the next ones."""
+        if self.holds_next:
+            self.holds_next = False
+            self._held = data
+            self._flushing = self._call_soon(self.flush)
+        elif self._flushing is not None:
+            self._flushing.cancel()
+            self._flushing = None
+            self._write(self._held + data)
+        else:
+            self._write(data)
+
+    def flush(self) -> None:
+        """Write what is held back."""
+        if self._flushing is not None:
+            self._flushing.cancel()
+            self._flushing = None
+            self._write(self._held)
+
+    def close(self) -> None:
+        """Close the connection when everything is written."""
+        self.flush()
+        self._close()
 
 
 class _LingeringTransport:
     """The transport of a response whose request body is incomplete: closing it lingers."""
 
-    def __init__(self, transport: asyncio.Transport, linger: Callable[[], None]) -> None:
+    def __init__(self, transport: _JoiningTransport, linger: Callable[[], None]) -> None:
+        self._transport = transport
+        self._linger = linger
         self.write = transport.write
         self.is_closing = transport.is_closing
-        self.close = linger
+
+    def close(self) -> None:
+        """Write what is held back, and begin the lingering close."""
+        self._transport.flush()
+        self._linger()
 
 
 class _Sweep:

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from fastapi import Body, FastAPI
@@ -52,6 +53,10 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
         content = str(await read_body(receive)).encode()
     headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(content)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
+    if action == "head-only":
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        return
     await send({"type": "http.response.body", "body": content})
 
 
@@ -222,6 +227,58 @@ def test_connection_is_kept_after_body_in_parts(server: Serving, size: int, expe
             status, headers, body = client.response()
             assert (status, int(body)) == (200, size)
             assert "connection" not in headers
+
+
+class Transport:
+    """Records what is written, and that it was closed."""
+
+    def __init__(self) -> None:
+        self.done: list[bytes] = []
+        self.is_closing = lambda: False
+
+    def write(self, data: bytes) -> None:
+        self.done.append(data)
+
+    def close(self) -> None:
+        self.done.append(b"<closed>")
+
+
+async def test_headers_and_body_are_written_together() -> None:
+    transport: Any = Transport()
+    joining = protocol._JoiningTransport(transport, asyncio.get_running_loop())
+    for _ in range(2):
+        joining.holds_next = True
+        for part in (b"head ", b"body", b" more"):
+            joining.write(part)
+    await asyncio.sleep(0)
+    assert transport.done == [b"head body", b" more"] * 2
+
+
+async def test_headers_are_written_alone_if_the_body_is_late() -> None:
+    transport: Any = Transport()
+    joining = protocol._JoiningTransport(transport, asyncio.get_running_loop())
+    joining.holds_next = True
+    joining.write(b"head")
+    assert transport.done == []
+    await asyncio.sleep(0)
+    joining.write(b"body")
+    assert transport.done == [b"head", b"body"]
+
+
+async def test_headers_are_written_before_the_connection_is_closed() -> None:
+    transport: Any = Transport()
+    joining = protocol._JoiningTransport(transport, asyncio.get_running_loop())
+    joining.holds_next = True
+    joining.write(b"head")
+    joining.close()
+    await asyncio.sleep(0)
+    assert transport.done == [b"head", b"<closed>"]
+
+
+def test_headers_of_a_stream_reach_the_client_before_its_body(server: Serving) -> None:
+    with Client(server.port) as client:
+        client.sendall(head("/head-only", method="GET"))
+        assert client.recv(15) == b"HTTP/1.1 200 OK"
 
 
 def test_connection_is_closed_after_body_in_parts_if_client_asks(server: Serving) -> None:

@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help run up down docker secrets certificate backup restore restore-drill upgrade-postgres budget seed migrate \
         migration downgrade check-migrations current history \
         test test-unit test-integration test-stack test-fastapi test-fast-routes-off coverage bench bench-capacity \
-        bench-pages bench-overload bench-metrics bench-pool-stress bench-listener bench-deploy bench-ddl \
+        bench-pages bench-overload bench-metrics bench-pool-stress bench-coalescing bench-listener bench-deploy bench-ddl \
         fault pictures dashboard docs lint format \
         types contracts check lock clean
 
@@ -128,6 +128,9 @@ bench-metrics: $(READY) ## benchmark the metrics: cost per request, and a scrape
 
 bench-pool-stress: $(READY) ## stress the pool with random faults: make bench-pool-stress args="--operations 200000"
 	@$(BIN)/python -m benchmarks.pool_stress $(args)
+
+bench-coalescing: $(READY) ## stress the coalesced reads: make bench-coalescing args="--reads 500000"
+	@$(BIN)/python -m benchmarks.coalescing_stress $(args)
 
 bench-overload: $(READY) ## benchmark overload: goodput and rejections with 300 and 1,000 clients
 	@$(BIN)/python -m benchmarks.overload $(args)

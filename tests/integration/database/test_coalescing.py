@@ -16,6 +16,7 @@ from app.database import Database, KeyedSelect, PoolOptions, make_engine
 from app.database.pool_events import NullObserver
 from app.errors import DatabaseUnavailable, InvalidInput, PoolExhausted
 from tests.integration.database.helpers import change_options, checked_out, create_tables, state, wait_until
+from tests.support.coalescing_stress import stress
 from tests.support.postgres import connect
 
 
@@ -418,6 +419,13 @@ async def test_coalescing_can_be_switched_off(new_database: NewDatabase) -> None
         await asyncio.gather(*ask(database, BY_ID, 1, 2, 3))
         await asyncio.gather(*(database.read.all(FROM_ID, first=1) for _ in range(3)))
         assert (len(gate.sent), gate.observer.batches) == (6, [])
+
+
+async def test_stress_finds_no_wrong_row_and_no_stale_read(database_url: URL) -> None:
+    report = await stress(database_url, database_url.set(username="postgres"), reads=2_000)
+    assert dict(report.violations) == {}
+    assert report.read_after_commit > 200
+    assert report.shared > 500
 
 
 def test_reads_continue_in_another_event_loop(database_url: URL) -> None:

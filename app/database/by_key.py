@@ -67,7 +67,7 @@ class KeyedSelect:
             *(column == bindparam(name, type_=column.type) for name, column in zip(self.names, key, strict=True))
         )
         # Of several keys: the parameters are `names`, each of them an array.
-        arrays = [bindparam(name, type_=ARRAY(column.type)) for name, column in zip(self.names, key, strict=True)]
+        arrays = [bindparam(name, type_=_array_of(column.type)) for name, column in zip(self.names, key, strict=True)]
         self.several = statement.where(
             key[0] == any_(arrays[0])
             if len(key) == 1
@@ -146,6 +146,11 @@ def _name_of(column: KeyColumn, statement: Select[*tuple[Any, ...]]) -> str | No
     selected = statement.selected_columns
     found = [each.name for each in selected if getattr(each, "element", each).compare(column.expression)]
     return found[0] if len(found) == 1 and [each.name for each in selected].count(found[0]) == 1 else None
+
+
+def _array_of(kind: TypeEngine[Any]) -> ARRAY[Any]:
+    # A cast to VARCHAR(10)[] would cut longer texts.
+    return ARRAY(String() if isinstance(kind, String) else kind)
 
 
 def _fits_or_none(kind: TypeEngine[Any]) -> Callable[[Any], bool] | None:

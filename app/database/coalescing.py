@@ -22,11 +22,15 @@ from app.errors import PoolExhausted, TransientDatabaseError
 
 
 class _Read(NamedTuple):
-    """A read that waits: its key, where its answer goes, and when it was asked for on the event loop's clock."""
+    """A read that waits: its key, where its answer goes, and when it was asked for on the event loop's clock.
+
+    `alone` keeps the statement alive.
+    """
 
     key: Any
     future: asyncio.Future[Any]
     asked: float
+    alone: Callable[[], Awaitable[Any]]
 
 
 class Queue(ABC):
@@ -64,17 +68,19 @@ class Queue(ABC):
     def ask(self, key: Any, alone: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
         """Return the answer to a read, to be awaited. `alone` sends it as a statement of its own.
 
-        Raise PoolExhausted if too many reads wait.
+        Raise PoolExhausted if too many reads wait; RuntimeError if the pool would refuse a second checkout.
         """
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._start_in(loop)
         if not self._under_way and not self._waiting:
             return self._run_alone(alone)
+        # The statement is run by a task of its own, which the pool would not recognise.
+        self._pool.refuse_second_checkout()
         self._refuse_if_full()
         now = loop.time()
         future = loop.create_future()
-        self._waiting.append(_Read(key, future, now))
+        self._waiting.append(_Read(key, future, now, alone))
         if self._expiry is None:
             self._expiry = loop.call_later(self._pool.timeout(), self._expire, context=Context())
         if not self._is_scheduled and self._under_way < self._pool.coalesce_in_flight:
@@ -224,7 +230,7 @@ class KeyQueue(Queue):
         if len(by_key) < len(rows):
             raise several_rows(rows, self._key_of)
         given = set()
-        for key, future, _ in reads:
+        for key, future, *_ in reads:
             if future.done():
                 continue
             row = by_key.get(key)

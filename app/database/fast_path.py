@@ -13,7 +13,7 @@ from functools import partial
 from types import NoneType
 from typing import Any, NamedTuple
 from uuid import UUID
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from psycopg import AsyncConnection, AsyncRawCursor
 from psycopg.rows import tuple_row
@@ -242,13 +242,20 @@ class FastPath:
         return rows[0] if rows else None
 
     def _new_key_queue(self, statement: KeyedSelect, compiled: CompiledStatement) -> KeyQueue:
+        # Weak, so that a statement which a request builds for itself is freed. The reads that wait keep it alive.
+        weak = ref(statement)
+
         async def run(checkout: Checkout, keys: list[Any]) -> list[Any]:
-            several = self.compiled(statement.several)
-            assert several is not None  # it selects what `statement.one` selects
-            return await self._run_on(checkout, several, statement.arrays(keys))
+            keyed = weak()
+            assert keyed is not None
+            several = self.compiled(keyed.several)
+            assert several is not None  # it selects what `keyed.one` selects
+            return await self._run_on(checkout, several, keyed.arrays(keys))
 
         async def run_alone(key: Any) -> Any:
-            return await self._fetch_one(statement, self.compiled(statement.one) or compiled, key)
+            keyed = weak()
+            assert keyed is not None
+            return await self._fetch_one(keyed, self.compiled(keyed.one) or compiled, key)
 
         return KeyQueue(self._engine, statement.key_of, run, run_alone, compiled.copy_row)
 

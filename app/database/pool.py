@@ -246,7 +246,7 @@ class BoundedPool(Pool):
         started = time.monotonic()
         if not self._idle or not self._is_ready(self._idle[-1], started):
             return None
-        self._refuse_second_checkout()
+        self.refuse_second_checkout()
         record = self._idle.pop()
         self._record_task(record)
         self._record_acquired(record, started, self._answer_limit.seconds)
@@ -288,7 +288,7 @@ class BoundedPool(Pool):
             probe = record.info[_PROBE] = SocketProbe(record.driver_connection)
         return probe
 
-    def _refuse_second_checkout(self) -> None:
+    def refuse_second_checkout(self) -> None:
         """Raise RuntimeError if this task holds a connection: under load such tasks would wait for each other."""
         if self._options.one_per_task and asyncio.current_task() in self._holding_tasks:
             raise RuntimeError(
@@ -348,7 +348,7 @@ class BoundedPool(Pool):
     # SQLAlchemy calls the two methods below in a greenlet, where `await_only` takes the place of `await`.
 
     def _do_get(self) -> ConnectionPoolEntry:
-        self._refuse_second_checkout()
+        self.refuse_second_checkout()
         started = time.monotonic()
         is_replacement = False
         while True:

@@ -1,11 +1,13 @@
 """Reads that wait at the same time share a statement: how many are sent, who gets which answer, and when not."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from typing import Any
 from uuid import UUID
+from weakref import ref
 
 import pytest
 from sqlalchemy import URL, ForeignKey, Integer, UniqueConstraint, bindparam, cast, event, func, select, text
@@ -412,6 +414,35 @@ async def test_shared_statement_runs_in_no_requests_context(new_database: NewDat
         request.set("mine")
         await asyncio.gather(*ask(database, BY_ID, 1, 2, 3))
         assert seen == ["mine", "none"]
+
+
+async def test_task_with_a_connection_cannot_wait_for_a_shared_statement(new_database: NewDatabase) -> None:
+    """Under load such tasks would wait for each other, so they are refused as by the pool."""
+    async with new_database(coalesce_in_flight=1, one_per_task=True) as (database, gate):
+        await database.read.one(BY_ID, 1)
+        gate.shut()
+        first = ask(database, BY_ID, 1)
+        await gate.wait_for(2, *first)
+
+        async def read_inside_a_transaction() -> None:
+            async with database.write() as session:
+                await session.execute(text("SELECT 1"))
+                await database.read.one(BY_ID, 2)
+
+        with pytest.raises(RuntimeError, match="already holds a connection"):
+            await asyncio.create_task(read_inside_a_transaction())
+        gate.open()
+        await asyncio.gather(*first)
+
+
+async def test_statement_of_one_request_is_freed_with_it(new_database: NewDatabase) -> None:
+    async with new_database(coalesce_in_flight=1) as (database, _):
+        statement = KeyedSelect(select(Item.id), Item.id)
+        await asyncio.gather(*ask(database, statement, 1, 2, 3))
+        freed = ref(statement)
+        del statement
+        gc.collect()
+        assert freed() is None
 
 
 async def test_coalescing_can_be_switched_off(new_database: NewDatabase) -> None:

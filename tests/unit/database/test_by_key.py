@@ -22,7 +22,7 @@ from sqlalchemy import (
     text,
     union,
 )
-from sqlalchemy.dialects.postgresql import CITEXT
+from sqlalchemy.dialects.postgresql import CITEXT, asyncpg
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, aliased, mapped_column
 
@@ -132,6 +132,11 @@ def test_statement_by_key_is_refused_with_the_reason(case: str) -> None:
     with pytest.raises(TypeError) as refused:
         KeyedSelect(statement, *key)
     assert reason in str(refused.value)
+
+
+def test_texts_are_not_cut_to_the_length_of_the_column() -> None:
+    statement = KeyedSelect(_PLACE, Place.code)
+    assert "VARCHAR[]" in str(statement.several.compile(dialect=asyncpg.dialect()))  # type: ignore[no-untyped-call]
 
 
 def test_named_function_is_accepted() -> None:

@@ -90,9 +90,9 @@ def _reserve_ids(connection: psycopg.Connection, table: str, count: int) -> list
 
 @contextmanager
 def _later_indexes(connection: psycopg.Connection, table: str, rows: int) -> Iterator[None]:
-    """Drop the table's indexes before a large load, and create them after it. Nobody else can use the table until then.
+    """Drop the indexes before a large load, and create them after it. Other clients wait for the table until then.
 
-    Adding 500,000 posts to the trigram index row by row takes most of the time of the load. Indexes of constraints stay.
+    Adding posts to the trigram index row by row takes most of the time of the load. Indexes of constraints stay.
     """
     [(existing,)] = connection.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table))).fetchall()
     if rows < max(LARGE_LOAD, existing * LARGE_SHARE):

@@ -7,10 +7,11 @@ WORKFLOWS := $(wildcard .github/workflows/*.yml)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run up down docker secrets certificate backup restore restore-drill upgrade-postgres budget seed migrate \
+.PHONY: help run up down docker secrets certificate backup restore restore-drill restart-postgres restart-pgbouncer \
+        upgrade-postgres budget seed migrate \
         migration downgrade check-migrations current history \
         test test-unit test-integration test-stack test-fastapi test-fast-routes-off coverage bench bench-capacity \
-        bench-pages bench-overload bench-metrics bench-pool-stress bench-listener bench-deploy bench-ddl \
+        bench-pages bench-overload bench-metrics bench-pool-stress bench-listener bench-deploy bench-restarts bench-ddl \
         fault pictures dashboard docs lint format \
         types contracts check lock clean
 
@@ -56,6 +57,12 @@ restore: ## restore the database to its last moment, or to another one: make res
 
 restore-drill: ## restore the latest backup aside, check it, and print RPO and RTO
 	@ops/backup.sh restore-drill
+
+restart-postgres: docker ## give PostgreSQL a new container, image or configuration; requests wait, none fails: build=no
+	@$(PYTHON) ops/restart.py postgres $(if $(filter no,$(build)),--no-build)
+
+restart-pgbouncer: docker ## give PgBouncer a new container, image or configuration; no request fails: build=no
+	@$(PYTHON) ops/restart.py pgbouncer $(if $(filter no,$(build)),--no-build)
 
 upgrade-postgres: docker ## copy the data to a volume for PostgreSQL 18: make upgrade-postgres file=compose.prod.yml method=dump
 	@ops/postgres/upgrade/run.sh $(or $(file),docker-compose.yml) $(or $(method),pg_upgrade)
@@ -141,6 +148,9 @@ fault: $(READY) ## cause every fault under traffic; write docs/faults.md: make f
 
 bench-deploy: $(READY) ## deploy compose.prod.yml under load, and roll back (needs Docker): make bench-deploy args="--without"
 	@$(BIN)/python -m benchmarks.deploy rollout $(args)
+
+bench-restarts: $(READY) ## restart PostgreSQL and PgBouncer of compose.prod.yml on purpose, under load (needs Docker)
+	@$(BIN)/python -m benchmarks.restarts $(args)
 
 bench-ddl: $(READY) ## change the schema under load while a transaction holds the table (needs Docker)
 	@$(BIN)/python -m benchmarks.deploy ddl $(args)

@@ -7,7 +7,7 @@ WORKFLOWS := $(wildcard .github/workflows/*.yml)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run up down docker secrets certificate backup restore restore-drill restart-postgres restart-pgbouncer \
+.PHONY: help run up down docker secrets external-roles certificate backup restore restore-drill restart-postgres restart-pgbouncer \
         upgrade-postgres budget seed migrate \
         migration downgrade check-migrations current history \
         test test-unit test-integration test-stack test-fastapi test-fast-routes-off coverage bench bench-capacity \
@@ -41,7 +41,10 @@ down: docker ## stop the containers and keep the data (docker compose down --vol
 	@docker compose down
 
 secrets: ## write the missing secrets of compose.prod.yml to .secrets/: make secrets host=api.example.com
-	@ops/make-secrets.sh .secrets $(host)
+	@ops/make-secrets.sh .secrets "$(host)" "$(postgres)" "$(pooler)"
+
+external-roles: docker ## create the database and the roles on a PostgreSQL server elsewhere (docs/external-postgres.md)
+	@docker compose -f compose.prod.yml -f compose.external.yml run --rm roles
 
 certificate: docker ## give the running proxy of compose.prod.yml the certificate in .secrets/
 	@awk 1 .secrets/tls_certificate .secrets/tls_key | docker compose -f compose.prod.yml exec -T proxy certificate

@@ -28,6 +28,9 @@ HOLD_SECONDS = 30
 PAUSE_SECONDS = 5
 MAX_PAUSE_SECONDS = 120
 START_SECONDS = 90.0
+SERVE_SECONDS = 10.0
+# Of the role that looks up passwords, and of the API's role.
+TRIAL_CONNECTIONS = 2
 # The proxy's health checks find a replica ready again within about a second.
 READY_SECONDS = 5.0
 POLL_SECONDS = 0.2
@@ -55,6 +58,11 @@ class Interrupts:
 
     def __init__(self) -> None:
         self._is_committed = False
+        self._is_deferred = False
+        self._has_come = False
+
+    def listen(self) -> None:
+        """Raise Interrupted at the first signal."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._handle)
 
@@ -62,12 +70,27 @@ class Interrupts:
         """Ignore further signals."""
         self._is_committed = True
 
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Raise Interrupted at the end of the block instead of in it."""
+        self._is_deferred = True
+        yield
+        self._is_deferred = False
+        if self._has_come:
+            self._raise_once()
+
     def _handle(self, *_: object) -> None:
+        self._has_come = True
+        if not self._is_deferred:
+            self._raise_once()
+
+    def _raise_once(self) -> None:
         if not self._is_committed:
             self._is_committed = True  # a second signal must not interrupt what undoes the first steps
             raise Interrupted
 
 
+interrupts = Interrupts()
 started = time.monotonic()
 
 
@@ -188,26 +211,29 @@ def held_requests() -> Iterator[None]:
 def paused(pgbouncer: str) -> Iterator[None]:
     """Pause PgBouncer. Raise Failure if a transaction does not end in time."""
     command = ["docker", "exec", "--interactive", pgbouncer, "bash", "-c", PAUSE_SCRIPT.read_text()]
-    with subprocess.Popen(
-        [*command, "pause", str(PAUSE_SECONDS), str(MAX_PAUSE_SECONDS)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            assert process.stdout is not None
-            if process.stdout.readline() != "paused\n":
-                raise Failure(f"PgBouncer did not pause: {process.communicate()[1].strip()}")
-            log("PgBouncer is paused")
-            yield
-        finally:
+    process: subprocess.Popen[str] | None = None
+    try:
+        with interrupts.deferred():
+            process = subprocess.Popen(
+                [*command, "pause", str(PAUSE_SECONDS), str(MAX_PAUSE_SECONDS)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        assert process.stdout is not None
+        if process.stdout.readline() != "paused\n":
+            raise Failure(f"PgBouncer did not pause: {process.communicate()[1].strip()}")
+        log("PgBouncer is paused")
+        yield
+    finally:
+        if process is not None:
             process.communicate()  # the end of its input resumes
     log("PgBouncer has resumed")
 
 
-def restart_postgres(interrupts: Interrupts) -> None:
+def restart_postgres() -> None:
     """Replace the container of PostgreSQL."""
     postgres, pgbouncer = running("postgres"), running("pgbouncer")
     configuration = ["postgres", "-c", "config_file=/etc/postgresql/postgresql.conf", "-C", "max_connections"]
@@ -235,8 +261,9 @@ def wait_for_postgres() -> None:
 
     in_time = wait_until(serves_or_crashed, START_SECONDS)
     if not in_time or subprocess.run(probe, capture_output=True, check=False).returncode != 0:
-        messages = compose("logs", "--no-log-prefix", "--tail", "20", "postgres", fails=True)
-        raise Failure(f"PostgreSQL does not start; requests get 503 until it does. Its last messages:\n{messages}")
+        raise Failure(
+            f"PostgreSQL does not start; requests get 503 until it does. Its last messages:\n{logs(postgres)}"
+        )
 
 
 def has_crashed(state: dict[str, Any]) -> bool:
@@ -244,42 +271,35 @@ def has_crashed(state: dict[str, Any]) -> bool:
     return bool(state["RestartCount"] > 0 or state["State"]["Status"] not in ("running", "created"))
 
 
-def restart_pgbouncer(interrupts: Interrupts) -> None:
-    """Start another PgBouncer next to the one that runs, move the API to it, and stop the old one."""
-    old, api = running("pgbouncer"), running("api")
+def restart_pgbouncer() -> None:
+    """Replace the container of PgBouncer. Try its image and its configuration first, in a container without a name."""
+    api = running("api")
+    running("pgbouncer")
     check_budget(api)
+    # Not `--scale pgbouncer=2`: Compose would see another configuration in that container, and replace it and all that
+    # depend on it the next time.
+    trial = compose("run", "--detach", "--no-deps", "pgbouncer").splitlines()[-1]
+    try:
+        wait_for_pgbouncer(trial, api)
+    finally:
+        run("docker", "rm", "--force", trial)
+    log("the new PgBouncer has run a statement")
     with held_requests():
-        try:
-            options = ["--detach", "--no-deps", "--no-build", "--no-recreate", "--scale", "pgbouncer=2"]
-            compose("up", *options, "pgbouncer")
-            [new] = others(old)
-            wait_for_pgbouncer(new, api)
-        except BaseException:
-            for identifier in others(old):
-                run("docker", "rm", "--force", identifier)
-            log("the old PgBouncer goes on")
-            raise
         interrupts.commit()
-        log("the new PgBouncer serves")
-        run("docker", "stop", old)  # it finishes transactions first
-        run("docker", "rm", old)
-        log("the old PgBouncer has stopped")
-
-
-def others(old: str) -> list[str]:
-    """Return the ids of the containers of PgBouncer except the old one."""
-    return [found for found in compose("ps", "--all", "--quiet", "pgbouncer").split() if found != old]
+        began = time.monotonic()
+        compose("up", "--detach", "--no-deps", "--no-build", "--force-recreate", "pgbouncer")
+        wait_for_pgbouncer(running("pgbouncer"), api)
+        log(f"PgBouncer serves again after {time.monotonic() - began:.1f} s")
 
 
 def check_budget(api: str) -> None:
-    """Check that the server has room for the connections of two PgBouncers. Raise Failure."""
+    """Check that the server has room for the connections of the trial. Raise Failure."""
     checks = json.loads(run("docker", "exec", api, "headroom", "budget", "--json"))["checks"]
     [server] = [check for check in checks if check["name"] == "server connections"]
-    needed = server["demanded"]["pgbouncer"]
-    if server["headroom"] < needed:
+    if server["headroom"] < TRIAL_CONNECTIONS:
         raise Failure(
-            f"a second PgBouncer needs {needed} server connections, but only {server['headroom']} are left: lower "
-            "max_db_connections in ops/pgbouncer/pgbouncer.ini, or raise max_connections"
+            f"a trial of PgBouncer needs {TRIAL_CONNECTIONS} server connections, but {server['headroom']} are left: "
+            "lower max_db_connections in ops/pgbouncer/pgbouncer.ini, or raise max_connections"
         )
 
 
@@ -299,10 +319,17 @@ def wait_for_pgbouncer(new: str, api: str) -> None:
             reason = error
         return reason is None or has_crashed(state)
 
-    wait_until(serves_or_crashed, HOLD_SECONDS / 3)
+    wait_until(serves_or_crashed, SERVE_SECONDS)
     if reason is not None:
-        messages = run("docker", "logs", "--tail", "10", new, fails=True)
-        raise Failure(f"the new PgBouncer does not serve: {str(reason).splitlines()[-1]}\n{messages}")
+        error = [line for line in str(reason).splitlines() if not line.startswith(("\t", " "))][-1]
+        raise Failure(f"the new PgBouncer does not serve: {error}\n{logs(new)}")
+
+
+def logs(identifier: str) -> str:
+    """Return the last messages of a container."""
+    command = ["docker", "logs", "--tail", "8", identifier]
+    merged = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    return merged.stdout.strip()
 
 
 COMMANDS = {"postgres": restart_postgres, "pgbouncer": restart_pgbouncer}
@@ -316,10 +343,10 @@ def main() -> int:
     options = parser.parse_args()
     service = options.service
     try:
-        interrupts = Interrupts()
+        interrupts.listen()
         if not options.no_build:
             compose("build", "--quiet", service)
-        COMMANDS[service](interrupts)
+        COMMANDS[service]()
     except Failure as error:
         print(f"restart-{service}: {error}", file=sys.stderr)
         return 1

@@ -17,7 +17,7 @@ PAUSE = PROJECT_ROOT / "ops/pgbouncer/pause.sh"
 STATISTICS = (
     r"# pxname,svname,status,check_status,scur\nreads,api1,UP,L7OK,0\nreads,BACKEND,UP,,0\nwrites,BACKEND,UP,,0"
 )
-BUDGET = {"name": "server connections", "headroom": 58, "demanded": {"pgbouncer": 30}}
+BUDGET = {"name": "server connections", "headroom": 58}
 INSPECTED = {
     "RestartCount": 0,
     "State": {"Status": "running"},
@@ -30,16 +30,14 @@ class Engine:
 
     def __init__(self, tmp_path: Path, scripts: dict[str, str], budget: dict[str, object] = BUDGET) -> None:
         self.tmp_path = tmp_path
-        (tmp_path / "pgbouncers").write_text("old\n")
         defaults = {
-            '*" ps --status running"*': "case ${@: -1} in pgbouncer) echo old ;; *) echo ${@: -1} ;; esac",
-            '*" ps --all"*pgbouncer': f"cat {tmp_path}/pgbouncers",
+            '*" ps --status running"*': "echo ${@: -1}",
             '*" ps --all"*': "echo postgres",
             '*" console hold"*': "echo held",
             '*" console show"*': f"printf '{STATISTICS}\\n'",
             '*" console release"*': "echo released 7",
             '*" pause 5 120"': f"echo paused; cat; echo END-OF-PAUSE >>{tmp_path}/calls",
-            '*"--scale pgbouncer=2"*': f"echo new >>{tmp_path}/pgbouncers",
+            '*" run --detach"*': "echo trial",
             '*" budget --json"': f"echo '{json.dumps({'checks': [budget]})}'",
             '"inspect "*': f"echo '{json.dumps([INSPECTED])}'",
         }
@@ -67,9 +65,9 @@ class Engine:
             "console hold": "hold",
             "pause 5 120": "pause",
             "--force-recreate postgres": "postgres",
-            "--scale pgbouncer=2": "second pgbouncer",
-            "docker stop old": "stop old",
-            "docker rm --force new": "remove new",
+            "run --detach --no-deps pgbouncer": "trial",
+            "rm --force trial": "end of trial",
+            "--force-recreate pgbouncer": "pgbouncer",
             "END-OF-PAUSE": "resume",
             "console release": "release",
         }
@@ -91,7 +89,7 @@ def test_postgres_that_does_not_start_ends_pause_and_hold(tmp_path: Path) -> Non
         {
             '*" pg_isready "*': "exit 2",
             '"inspect "*': f"echo '{crashed}'",
-            '*" logs "*': "echo FATAL: no space",
+            '"logs "*': "echo FATAL: no space",
         },
     )
 
@@ -173,33 +171,36 @@ def test_restart_without_a_proxy_still_pauses(tmp_path: Path) -> None:
     assert engine.steps() == ["pause", "postgres", "resume"]
 
 
-def test_new_pgbouncer_serves_before_the_old_one_stops(tmp_path: Path) -> None:
+def test_new_pgbouncer_is_tried_before_requests_are_held(tmp_path: Path) -> None:
     engine = Engine(tmp_path, {})
 
     assert engine.restart("pgbouncer") == (0, "")
-    assert engine.steps() == ["hold", "second pgbouncer", "stop old", "release"]
+    assert engine.steps() == ["trial", "end of trial", "hold", "pgbouncer", "release"]
     assert "172.18.0.9" in calls(tmp_path)
 
 
-def test_new_pgbouncer_that_does_not_serve_is_removed(tmp_path: Path) -> None:
+def test_new_pgbouncer_that_does_not_serve_replaces_nothing(tmp_path: Path) -> None:
     crashed = json.dumps([{**INSPECTED, "RestartCount": 1}])
-    refuse = "echo password authentication failed >&2; exit 1"
-    engine = Engine(tmp_path, {'*" 172.18.0.9"': refuse, '"inspect "*': f"echo '{crashed}'"})
+    refuse = "printf 'Traceback\\n  File\\npsycopg.OperationalError: refused\\n\\tIs it up?\\n' >&2; exit 1"
+    engine = Engine(
+        tmp_path,
+        {'*" 172.18.0.9"': refuse, '"inspect "*': f"echo '{crashed}'", '"logs "*': "echo FATAL bad value >&2"},
+    )
+
+    assert engine.restart("pgbouncer") == (
+        1,
+        "restart-pgbouncer: the new PgBouncer does not serve: psycopg.OperationalError: refused\nFATAL bad value\n",
+    )
+    assert engine.steps() == ["trial", "end of trial"]
+
+
+def test_trial_of_pgbouncer_over_budget_is_refused(tmp_path: Path) -> None:
+    engine = Engine(tmp_path, {}, budget={**BUDGET, "headroom": 1})
 
     status, messages = engine.restart("pgbouncer")
 
     assert status == 1
-    assert "password authentication failed" in messages
-    assert engine.steps() == ["hold", "second pgbouncer", "remove new", "release"]
-
-
-def test_second_pgbouncer_over_budget_is_refused(tmp_path: Path) -> None:
-    engine = Engine(tmp_path, {}, budget={**BUDGET, "headroom": 12})
-
-    status, messages = engine.restart("pgbouncer")
-
-    assert status == 1
-    assert "a second PgBouncer needs 30 server connections, but only 12 are left" in messages
+    assert "a trial of PgBouncer needs 2 server connections, but 1 are left" in messages
     assert engine.steps() == []
 
 

@@ -7,8 +7,8 @@ WORKFLOWS := $(wildcard .github/workflows/*.yml)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run up down docker secrets external-roles certificate backup restore restore-drill restart-postgres restart-pgbouncer \
-        upgrade-postgres budget seed migrate \
+.PHONY: help run up down docker secrets external-roles certificate backup restore restore-drill \
+        restart-postgres restart-pgbouncer upgrade-postgres budget seed migrate \
         migration downgrade check-migrations current history \
         test test-unit test-integration test-stack test-fastapi test-fast-routes-off coverage bench bench-capacity \
         bench-pages bench-overload bench-metrics bench-pool-stress bench-listener bench-deploy bench-restarts bench-ddl \

@@ -27,9 +27,13 @@ core.register_cli({"release"}, "release: let them go on", function(applet)
 end)
 
 core.register_action("hold", {"http-req"}, function(txn)
+    local held_until = txn:get_var(VARIABLE)
+    if held_until and core.now().sec >= held_until then
+        txn:unset_var(VARIABLE) -- the hold has ended without a release
+        return
+    end
     waiting = waiting + 1
     local place = waiting
-    local held_until = txn:get_var(VARIABLE)
     while held_until and core.now().sec < held_until do
         core.msleep(POLL_MS)
         held_until = txn:get_var(VARIABLE)

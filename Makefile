@@ -7,10 +7,12 @@ WORKFLOWS := $(wildcard .github/workflows/*.yml)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run up down docker secrets certificate backup restore restore-drill upgrade-postgres budget seed migrate \
+.PHONY: help run up down docker secrets external-roles certificate backup restore restore-drill \
+        restart-postgres restart-pgbouncer upgrade-postgres budget seed migrate \
         migration downgrade check-migrations current history \
         test test-unit test-integration test-stack test-fastapi test-fast-routes-off coverage bench bench-capacity \
-        bench-pages bench-overload bench-metrics bench-pool-stress bench-coalescing bench-listener bench-deploy bench-ddl \
+        bench-pages bench-overload bench-metrics bench-pool-stress bench-coalescing bench-listener bench-deploy \
+        bench-ddl bench-restarts \
         fault pictures dashboard docs lint format \
         types contracts check lock clean
 
@@ -40,7 +42,10 @@ down: docker ## stop the containers and keep the data (docker compose down --vol
 	@docker compose down
 
 secrets: ## write the missing secrets of compose.prod.yml to .secrets/: make secrets host=api.example.com
-	@ops/make-secrets.sh .secrets $(host)
+	@ops/make-secrets.sh .secrets "$(host)" "$(postgres)" "$(pooler)"
+
+external-roles: docker ## create the database and the roles on a PostgreSQL server elsewhere (docs/external-postgres.md)
+	@docker compose -f compose.prod.yml -f compose.external.yml run --rm roles
 
 certificate: docker ## give the running proxy of compose.prod.yml the certificate in .secrets/
 	@awk 1 .secrets/tls_certificate .secrets/tls_key | docker compose -f compose.prod.yml exec -T proxy certificate
@@ -56,6 +61,12 @@ restore: ## restore the database to its last moment, or to another one: make res
 
 restore-drill: ## restore the latest backup aside, check it, and print RPO and RTO
 	@ops/backup.sh restore-drill
+
+restart-postgres: docker ## give PostgreSQL a new container, image or configuration; requests wait, none fails: build=no
+	@$(PYTHON) ops/restart.py postgres $(if $(filter no,$(build)),--no-build)
+
+restart-pgbouncer: docker ## give PgBouncer a new container, image or configuration; no request fails: build=no
+	@$(PYTHON) ops/restart.py pgbouncer $(if $(filter no,$(build)),--no-build)
 
 upgrade-postgres: docker ## copy the data to a volume for PostgreSQL 18: make upgrade-postgres file=compose.prod.yml method=dump
 	@ops/postgres/upgrade/run.sh $(or $(file),docker-compose.yml) $(or $(method),pg_upgrade)
@@ -144,6 +155,9 @@ fault: $(READY) ## cause every fault under traffic; write docs/faults.md: make f
 
 bench-deploy: $(READY) ## deploy compose.prod.yml under load, and roll back (needs Docker): make bench-deploy args="--without"
 	@$(BIN)/python -m benchmarks.deploy rollout $(args)
+
+bench-restarts: $(READY) ## restart PostgreSQL and PgBouncer of compose.prod.yml on purpose, under load (needs Docker)
+	@$(BIN)/python -m benchmarks.restarts $(args)
 
 bench-ddl: $(READY) ## change the schema under load while a transaction holds the table (needs Docker)
 	@$(BIN)/python -m benchmarks.deploy ddl $(args)

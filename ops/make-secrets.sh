@@ -1,15 +1,26 @@
 #!/usr/bin/env bash
 # Write the missing secrets of compose.prod.yml to the folder $1. Existing secrets are kept. $2 is the host name of the
-# certificate, by default localhost.
+# certificate, by default localhost. $3 is the address HOST:PORT of a PostgreSQL server elsewhere, and $4 that of its
+# pooler, or again that of the server to use no pooler (docs/external-postgres.md).
 # The files are world-readable: Compose mounts them with their mode, and no container runs as root. The folder is
 # accessible only to its owner.
 set -euo pipefail
 
-folder=${1:?usage: make-secrets.sh FOLDER [HOST]}
+folder=${1:?usage: make-secrets.sh FOLDER [HOST [POSTGRES [POOLER]]]}
 host=${2:-localhost}
 mkdir -p "$folder"
 chmod 0700 "$folder"
 cd "$folder"
+
+# The addresses that were given first hold until their files are deleted.
+server=${3:-$(cat database_server 2>/dev/null || true)}
+pooler=${4:-$(cat database_pooler 2>/dev/null || true)}
+for address in "$server" "$pooler"; do
+  if [[ -n $address && ! $address =~ ^[^:/@]+:[0-9]+$ ]]; then
+    echo "the address of PostgreSQL must be HOST:PORT, got $address" >&2
+    exit 2
+  fi
+done
 
 secret() { # secret NAME VALUE; replaces an empty file
   if [[ ! -s $1 ]]; then
@@ -32,6 +43,8 @@ url() { # url NAME SCHEME-AND-ROLE PASSWORD-FILE ADDRESS
   secret "$1" "$2:$password@$4"
   if [[ $(<"$1") != *":$password@"* ]]; then
     echo "$folder/$1 does not contain the password of $3: delete it and run make secrets again, unless intended" >&2
+  elif [[ -n $server && $(<"$1") != *"@$4" ]]; then
+    echo "$folder/$1 does not lead to $4: delete it and run make secrets again, unless intended" >&2
   fi
 }
 
@@ -83,8 +96,27 @@ elif [[ ! -s tls_certificate || ! -s tls_key ]]; then
   exit 1
 fi
 backup_repository backup_repository
-url database_url postgresql+psycopg://headroom_app app_password pgbouncer:6432/headroom
-url migration_database_url postgresql+psycopg://headroom_owner owner_password postgres:5432/headroom
-url monitor_database_url postgresql+psycopg://headroom_monitor monitor_password postgres:5432/headroom
+driver=postgresql+psycopg
+direct=postgres:5432/headroom
+pooled=pgbouncer:6432/headroom
+if [[ -n $server ]]; then
+  options="?sslmode=verify-full&sslrootcert=/run/secrets/database_ca"
+  direct=$server/headroom$options
+  secret database_server "$server"
+  if [[ $(<database_server) != "$server" ]]; then
+    echo "$folder/database_server is another server than $server: delete it and run make secrets again" >&2
+  fi
+  if [[ -n $pooler ]]; then
+    secret database_pooler "$pooler"
+    pooled=$pooler/headroom$options
+  fi
+  if [[ $pooler == "$server" ]]; then driver=postgresql+asyncpg; fi
+  for name in database_ca admin_password; do
+    if [[ ! -s $name ]]; then echo "$folder/$name is missing: see docs/external-postgres.md" >&2; fi
+  done
+fi
+url database_url "$driver://headroom_app" app_password "$pooled"
+url migration_database_url postgresql+psycopg://headroom_owner owner_password "$direct"
+url monitor_database_url postgresql+psycopg://headroom_monitor monitor_password "$direct"
 url pgbouncer_admin_url postgresql+psycopg://headroom_monitor monitor_password pgbouncer:6432/pgbouncer
 url pgbouncer_console_url postgresql+psycopg://headroom_console console_password pgbouncer:6432/pgbouncer

@@ -1,4 +1,5 @@
--- The roles and their privileges. A superuser applies this file to the application's database. The file is idempotent.
+-- The roles and their privileges. A superuser applies this file to the application's database, or on a server elsewhere
+-- an administrator with CREATEROLE who owns that database (docs/external-postgres.md). The file is idempotent.
 -- It contains no passwords (`init/roles.sh` sets them) and no psql commands (`headroom up` and the tests execute it).
 
 DO $$
@@ -11,6 +12,10 @@ BEGIN
             EXECUTE format('CREATE ROLE %I LOGIN', name);
         END IF;
     END LOOP;
+    -- An administrator without superuser may hand objects only to a role that it is a member of.
+    IF NOT current_setting('is_superuser')::boolean AND NOT pg_has_role('headroom_owner', 'USAGE') THEN
+        EXECUTE format('GRANT headroom_owner TO %I', current_user);
+    END IF;
     EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database());
     EXECUTE format('ALTER DATABASE %I OWNER TO headroom_owner', current_database());
     EXECUTE format(
@@ -27,8 +32,6 @@ REVOKE ALL ON SCHEMA public FROM PUBLIC;
 ALTER ROLE headroom_owner SET lock_timeout = '10s';
 ALTER ROLE headroom_owner SET idle_in_transaction_session_timeout = '60s';
 ALTER ROLE headroom_owner SET client_connection_check_interval = '1s';
--- A migration that waits for a lock logs which transaction blocks it, with its statement.
-GRANT pg_read_all_stats TO headroom_owner;
 
 -- The API: data only. The default privileges cover later migrations, so no migration needs a GRANT.
 GRANT USAGE ON SCHEMA public TO headroom_app;
@@ -57,31 +60,51 @@ ALTER ROLE headroom_app SET tcp_user_timeout = '15s';
 ALTER ROLE headroom_app SET enable_memoize = off;
 
 -- The exporter: server statistics, no data. The migration job lets it read `alembic_version` (migrations/env.py).
-GRANT pg_monitor TO headroom_monitor;
 GRANT USAGE ON SCHEMA public TO headroom_monitor;
 ALTER ROLE headroom_monitor SET statement_timeout = '2s';
 DO $$
+DECLARE
+    given record;
 BEGIN
-    -- Since PostgreSQL 16: reserved_connections let the exporter connect when all other connections are in use.
-    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'pg_use_reserved_connections') THEN
-        GRANT pg_use_reserved_connections TO headroom_monitor;
-    END IF;
+    FOR given IN
+        SELECT rolname AS name, grantee FROM pg_roles JOIN (VALUES
+            ('pg_monitor', 'headroom_monitor'),
+            -- Since PostgreSQL 16: reserved_connections let the exporter connect when all other connections are in use.
+            ('pg_use_reserved_connections', 'headroom_monitor'),
+            -- A migration that waits for a lock logs which transaction blocks it, with its statement.
+            ('pg_read_all_stats', 'headroom_owner')
+        ) AS wanted (name, grantee) ON name = rolname
+    LOOP
+        BEGIN
+            EXECUTE format('GRANT %I TO %I', given.name, given.grantee);
+        EXCEPTION WHEN insufficient_privilege THEN
+            RAISE WARNING '% may not grant % to %: see docs/external-postgres.md', current_user, given.name, given.grantee;
+        END;
+    END LOOP;
 END
 $$;
 
--- PgBouncer: may read the password hashes of the two roles that connect through it, and nothing else.
-CREATE SCHEMA IF NOT EXISTS pgbouncer;
-REVOKE ALL ON SCHEMA pgbouncer FROM PUBLIC;
-GRANT USAGE ON SCHEMA pgbouncer TO headroom_pgbouncer;
-CREATE OR REPLACE FUNCTION pgbouncer.user_lookup(i_username text, OUT uname text, OUT phash text)
-    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT rolname::text, rolpassword
-    FROM pg_authid
-    WHERE rolname = i_username AND rolname IN ('headroom_app', 'headroom_monitor')
-        -- PgBouncer authenticates by the hash alone. The server's other checks at sign-in are repeated here, because a
-        -- client can get a server connection that is already open.
-        AND rolcanlogin AND coalesce(rolvaliduntil > now(), true)
+-- PgBouncer: may read the password hashes of the two roles that connect through it, and nothing else. Only a superuser
+-- can let it. Otherwise PgBouncer gets the two passwords in a file.
+DO $$
+BEGIN
+    IF NOT current_setting('is_superuser')::boolean THEN
+        RETURN;
+    END IF;
+    CREATE SCHEMA IF NOT EXISTS pgbouncer;
+    REVOKE ALL ON SCHEMA pgbouncer FROM PUBLIC;
+    GRANT USAGE ON SCHEMA pgbouncer TO headroom_pgbouncer;
+    CREATE OR REPLACE FUNCTION pgbouncer.user_lookup(i_username text, OUT uname text, OUT phash text)
+        LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $lookup$
+        SELECT rolname::text, rolpassword
+        FROM pg_authid
+        WHERE rolname = i_username AND rolname IN ('headroom_app', 'headroom_monitor')
+            -- PgBouncer authenticates by the hash alone. The server's other checks at sign-in are repeated here, because
+            -- a client can get a server connection that is already open.
+            AND rolcanlogin AND coalesce(rolvaliduntil > now(), true)
+    $lookup$;
+    REVOKE ALL ON FUNCTION pgbouncer.user_lookup(text) FROM PUBLIC;
+    GRANT EXECUTE ON FUNCTION pgbouncer.user_lookup(text) TO headroom_pgbouncer;
+END
 $$;
-REVOKE ALL ON FUNCTION pgbouncer.user_lookup(text) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION pgbouncer.user_lookup(text) TO headroom_pgbouncer;

@@ -8,7 +8,9 @@ import ssl
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import httpx
@@ -123,6 +125,33 @@ def test_reload_of_the_proxy_loses_no_request(proxied: ProxiedReplicas) -> None:
         seen[httpx.get(f"{proxied.url}/posts", verify=proxied.tls).status_code] += 1
 
     assert seen == {200: 300}
+
+
+def test_held_requests_wait_and_are_answered_after_the_release(proxied: ProxiedReplicas) -> None:
+    """ops/restart.py holds them while the database restarts. The replicas get none of them meanwhile."""
+    before = executed(proxied)
+    with ThreadPoolExecutor(20) as threads:
+        assert proxied.console("hold 20") == "held"
+        answers = [threads.submit(proxied.client.request, ("GET", "POST")[i % 2], "/posts") for i in range(20)]
+        waiting = [*wait(answers, timeout=1).not_done]
+        assert (len(waiting), executed(proxied) - before) == (20, 0)
+        assert proxied.console("hold 20") == "hold: requests are already held"
+        assert proxied.console("release") == "released 20"
+
+        assert {answer.result(timeout=5).status_code for answer in answers} == {200}
+    assert executed(proxied) - before == 20
+
+
+def test_hold_without_a_release_ends_by_itself(proxied: ProxiedReplicas) -> None:
+    began = monotonic()
+    assert proxied.console("hold 5") == "held"
+
+    assert proxied.client.get("/posts").status_code == 200
+    assert monotonic() - began > 1
+    assert statuses(proxied, "GET", 5) == {200: 5}
+    assert proxied.console("release") == "released 1", "later requests do not wait"
+    assert proxied.console("hold 1") == "held"
+    assert proxied.console("release") == "released 0"
 
 
 def test_forwarded_headers_of_a_client_are_replaced(proxied: ProxiedReplicas) -> None:

@@ -43,6 +43,8 @@ CODE = (
     "compose.prod.yml",
     ".ci",
     "compose.acme.yml",
+    "compose.direct.yml",
+    "compose.external.yml",
 )
 
 # Pages about metrics: they name no other variables than settings, and no other metrics than the catalogue's.

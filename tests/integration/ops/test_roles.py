@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import URL
 
 from app.database.conninfo import parameters
-from tests.support.postgres import ROLES, Server, as_role, connect
+from tests.support.postgres import PASSWORD, ROLES, Server, as_role, connect
 
 
 @pytest.fixture
@@ -113,6 +113,61 @@ def test_pgbouncer_role_reads_no_password_of_a_disabled_role(migrated: URL, opti
 def test_role_has_its_settings(migrated: URL, role: str, setting: str, value: str) -> None:
     with connect_as(role, migrated) as connection:
         assert connection.execute(f"SHOW {setting}".encode()).fetchone() == (value,)
+
+
+@pytest.fixture
+def external(postgres: Server) -> Iterator[URL]:
+    """Create a database of an administrator who is no superuser. Its roles are other_owner, other_app and so on."""
+    with postgres.database() as url, connect(url) as superuser:
+        superuser.execute(b"CREATE ROLE other_admin LOGIN CREATEROLE CREATEDB")
+        superuser.execute(f"ALTER ROLE other_admin PASSWORD '{PASSWORD}'".encode())
+        superuser.execute(f"ALTER DATABASE {url.database} OWNER TO other_admin".encode())
+        try:
+            yield url
+        finally:
+            names = superuser.execute("SELECT rolname FROM pg_roles WHERE rolname LIKE 'other_%'").fetchall()
+            superuser.execute(f"ALTER DATABASE {url.database} OWNER TO {url.username}".encode())
+            for statement in ("REASSIGN OWNED BY {} TO CURRENT_USER", "DROP OWNED BY {}", "DROP ROLE {}"):
+                for (name,) in sorted(names, reverse=True):
+                    superuser.execute(statement.format(name).encode())
+
+
+@pytest.mark.parametrize("may_grant", [True, False])
+def test_administrator_without_superuser_applies_the_roles(external: URL, may_grant: bool) -> None:
+    """Without pg_monitor to give, the roles work, and a warning names what is missing."""
+    warnings: list[str | None] = []
+    with connect(external) as superuser:
+        is_16 = superuser.info.server_version >= 160000  # before, CREATEROLE was enough to grant
+        if may_grant:
+            superuser.execute("GRANT pg_monitor, pg_read_all_stats TO other_admin WITH ADMIN OPTION")
+            if is_16:
+                superuser.execute("GRANT pg_use_reserved_connections TO other_admin WITH ADMIN OPTION")
+        roles = ROLES.replace(b"headroom_", b"other_")
+        with psycopg.connect(**parameters(as_role(external, "other_admin")), autocommit=True) as admin:
+            admin.add_notice_handler(lambda notice: warnings.append(notice.message_primary))
+            admin.execute(roles)
+            admin.execute(roles)
+            for role in ("owner", "app", "monitor"):
+                admin.execute(f"ALTER ROLE other_{role} PASSWORD '{PASSWORD}'".encode())
+
+        def as_other(role: str) -> psycopg.Connection:
+            return psycopg.connect(**parameters(as_role(external, f"other_{role}")), autocommit=True)
+
+        with as_other("owner") as owner, as_other("app") as app, as_other("monitor") as monitor:
+            owner.execute("CREATE TABLE later (id bigserial PRIMARY KEY, name text)")
+            app.execute("INSERT INTO later (name) VALUES ('a')")
+            assert app.execute("SELECT name FROM later").fetchall() == [("a",)]
+            assert app.execute("SHOW lock_timeout").fetchone() == ("2s",)
+            query = "SELECT bool_and(state IS NOT NULL) FROM pg_stat_activity WHERE usename = 'other_app'"
+            sees = monitor.execute(query).fetchone()
+        superusers = superuser.execute(
+            "SELECT count(*) FROM pg_roles WHERE rolname LIKE 'other_%' AND (rolsuper OR rolcreaterole)"
+        ).fetchone()
+
+    granted = may_grant or not is_16
+    assert sees == (granted,)
+    assert any("may not grant pg_monitor" in str(warning) for warning in warnings) != granted
+    assert superusers == (1,), "the administrator itself"
 
 
 def test_applying_roles_twice_changes_nothing(migrated: URL) -> None:

@@ -1,0 +1,69 @@
+"""ops/make-secrets.sh for a PostgreSQL server elsewhere. tests/stack/test_prod.py has the rest of it."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from sqlalchemy import make_url
+
+from app.database_url import parse_database_url
+from app.paths import PROJECT_ROOT
+
+pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+SERVER, POOLER = "db.example.test:5433", "pooler.example.test:6543"
+VERIFIED = {"sslmode": "verify-full", "sslrootcert": "/run/secrets/database_ca"}
+
+
+def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(PROJECT_ROOT / "ops/make-secrets.sh"), str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "driver", "pooled", "options"),
+    [
+        ((SERVER,), "psycopg", "pgbouncer:6432", {}),
+        ((SERVER, POOLER), "psycopg", POOLER, VERIFIED),
+        ((SERVER, SERVER), "asyncpg", SERVER, VERIFIED),
+    ],
+)
+def test_urls_of_a_server_elsewhere_verify_its_certificate(
+    tmp_path: Path, addresses: tuple[str, ...], driver: str, pooled: str, options: dict[str, str]
+) -> None:
+    assert make(tmp_path, "", *addresses).returncode == 0
+
+    for name in ("migration_database_url", "monitor_database_url"):
+        url = make_url((tmp_path / name).read_text())
+        assert (f"{url.host}:{url.port}", dict(url.query)) == (SERVER, VERIFIED)
+    url = parse_database_url((tmp_path / "database_url").read_text())
+    assert (url.drivername, f"{url.host}:{url.port}", dict(url.query)) == (f"postgresql+{driver}", pooled, options)
+    assert (tmp_path / "database_server").read_text() == SERVER
+
+
+def test_url_that_is_written_again_leads_to_the_same_server(tmp_path: Path) -> None:
+    make(tmp_path, "", SERVER, POOLER)
+    before = (tmp_path / "database_url").read_text()
+    (tmp_path / "database_url").unlink()
+
+    assert make(tmp_path).returncode == 0
+    assert (tmp_path / "database_url").read_text() == before
+
+
+def test_urls_of_a_former_server_are_named(tmp_path: Path) -> None:
+    make(tmp_path)
+
+    messages = make(tmp_path, "", SERVER).stderr
+
+    named = {line.split()[0].rpartition("/")[2] for line in messages.splitlines() if "does not lead to" in line}
+    assert named == {"migration_database_url", "monitor_database_url"}
+
+
+@pytest.mark.parametrize("address", ["db.example.test", "postgres://db.example.test:5432", "user@db.example.test:5432"])
+def test_address_that_is_not_host_and_port_is_refused(tmp_path: Path, address: str) -> None:
+    refused = make(tmp_path, "", address)
+
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        f"the address of PostgreSQL must be HOST:PORT, got {address}\n",
+    )

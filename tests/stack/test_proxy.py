@@ -16,7 +16,7 @@ import pytest
 
 from app.paths import PROJECT_ROOT
 from tests.support.docker import require_engine
-from tests.support.proxied import ProxiedReplicas, access_log, docker, run_client, subnet
+from tests.support.proxied import PYTHON, ProxiedReplicas, access_log, docker, run_client, subnet
 from tests.support.waiting import eventually
 
 
@@ -258,6 +258,38 @@ def test_old_protocol_or_cipher_is_refused(proxied: ProxiedReplicas, options: li
 
     assert tried.returncode != 0
     assert re.search("alert (protocol version|handshake failure)", tried.stderr), tried.stderr
+
+
+SCRAPE = """
+import sys, urllib.error, urllib.request
+for path in ("/metrics", "/certificates", "/other"):
+    try:
+        print(urllib.request.urlopen("http://proxy:8405" + path).read().decode())
+    except urllib.error.HTTPError as error:
+        print(path, error.code)
+"""
+
+
+def scrape(proxied: ProxiedReplicas, *alias: str) -> list[str]:
+    """Return the metrics of the proxy for a container, line by line."""
+    options = ["--rm", "--interactive", f"--network={proxied.name}", *alias]
+    return docker("run", *options, PYTHON, "python", "-", stdin=SCRAPE).splitlines()
+
+
+def test_only_prometheus_gets_the_metrics_of_the_proxy(proxied: ProxiedReplicas) -> None:
+    assert scrape(proxied) == ["/metrics 403", "/certificates 403", "/other 403"]
+
+    lines = scrape(proxied, "--network-alias=prometheus")
+
+    assert 'haproxy_backend_active_servers{proxy="writes"} 2' in lines
+    assert lines[-1] == "/other 404"
+    [certificate] = [line for line in lines if line.startswith("proxy_certificate_expiry_timestamp_seconds")]
+    show = ["openssl", "x509", "-in", str(proxied.secrets / "tls_certificate"), "-noout", "-enddate"]
+    ends = subprocess.run(show, capture_output=True, text=True, check=True).stdout.strip().removeprefix("notAfter=")
+    # About: the proxy may have a newer one, from another test.
+    name, _, value = certificate.rpartition(" ")
+    assert name.endswith('{certificate="@own/site",names="DNS:localhost"}')
+    assert abs(float(value) - ssl.cert_time_to_seconds(ends)) < 3600
 
 
 def test_another_certificate_is_used_without_a_restart(proxied: ProxiedReplicas, tmp_path: Path) -> None:

@@ -58,9 +58,9 @@ def access_log(proxy: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in docker("logs", proxy).splitlines() if line.startswith("{")]
 
 
-def compose_service(name: str) -> dict[str, Any]:
-    """Return a service of compose.prod.yml with its defaults."""
-    text = (PROJECT_ROOT / "compose.prod.yml").read_text(encoding="utf-8")
+def compose_service(name: str, file: str = "compose.prod.yml") -> dict[str, Any]:
+    """Return a service of a Compose file with its defaults."""
+    text = (PROJECT_ROOT / file).read_text(encoding="utf-8")
     service: dict[str, Any] = yaml.safe_load(re.sub(r"\$\{\w+:-(.*?)\}", r"\1", text))["services"][name]
     return service
 

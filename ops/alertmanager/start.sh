@@ -56,6 +56,7 @@ fi
   echo "receivers:"
   echo "  - name: operators"
   operators
+  echo "  - name: none"
   echo "  - name: watchdog"
   watchdog
 } >"$config"

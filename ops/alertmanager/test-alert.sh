@@ -5,7 +5,7 @@ set -eu
 url=http://127.0.0.1:9093
 tried=alertmanager_notification_requests_total
 failed=alertmanager_notification_requests_failed_total
-receivers=$(sed -n '/^  - name: operators/,/^  - name: watchdog/s/^    \([a-z]*\)_configs:/\1/p' /tmp/alertmanager.yml)
+receivers=$(sed -n '/^  - name: operators/,/^  - name: none/s/^    \([a-z]*\)_configs:/\1/p' /tmp/alertmanager.yml)
 if [ -z "$receivers" ]; then
   echo "no receiver is set: set ALERT_EMAIL_TO and ALERT_SMTP_SERVER, or write a URL to the secret alert_webhook_url" >&2
   exit 1

@@ -114,6 +114,7 @@ def test_consequences_of_another_alert_are_left_out(alerting: Alerting) -> None:
         {"alertname": "PoolTimeouts", "severity": "critical", "replica": "b", "pool": "main"},
         {"alertname": "PoolSaturated", "severity": "warning", "replica": "a", "pool": "main"},
         {"alertname": "OverBudget", "severity": "warning", "limit": "server"},
+        {"alertname": "ServerDownRecently", "severity": "none"},
         {"alertname": "Watchdog", "severity": "none"},
     )
 
@@ -129,6 +130,7 @@ def test_consequences_of_another_alert_are_left_out(alerting: Alerting) -> None:
         ("PoolTimeouts", "operators"): ["suppressed", "suppressed"],
         ("PoolSaturated", "operators"): ["suppressed"],
         ("OverBudget", "operators"): ["active"],
+        ("ServerDownRecently", "none"): ["active"],
         ("Watchdog", "watchdog"): ["active"],
     }
     eventually(lambda: alerting.received("/watchdog/", "Watchdog"), within=20)

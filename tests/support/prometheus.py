@@ -45,6 +45,11 @@ class Expression(NamedTuple):
         return "alertmanager_notification" in self.text
 
     @property
+    def about_alerts(self) -> bool:
+        """Return True if it has series only while another alert fires."""
+        return "ALERTS" in self.text
+
+    @property
     def about_drills(self) -> bool:
         """Return True if only a stack with a restore drill has series for it."""
         return "db_backup_drill" in self.text

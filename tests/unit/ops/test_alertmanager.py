@@ -22,8 +22,21 @@ def test_inhibition_names_existing_alerts_and_no_source_as_its_target() -> None:
         assert not sources & targets
 
 
+def seconds(duration: str) -> int:
+    number, unit = int(duration[:-1]), duration[-1]
+    return number * {"s": 1, "m": 60}[unit]
+
+
+def test_alert_about_a_dead_dependency_fires_before_its_consequences_are_sent() -> None:
+    wait = seconds(CONFIGURATION["route"]["group_wait"])
+    evaluation = 2 * seconds(read(PROJECT_ROOT / "ops/prometheus/prometheus.prod.yml")["global"]["evaluation_interval"])
+
+    for source in ("ServerDown", "NoReplicaReady"):
+        assert seconds(ALERTS[source]["for"]) + evaluation < wait
+
+
 def test_inhibiting_alert_is_critical() -> None:
-    """A warning must not hide what wakes somebody."""
+    """A warning must not hide a critical alert."""
     for rule in CONFIGURATION["inhibit_rules"]:
-        for source in named(rule["source_matchers"]):
+        for source in named(rule["source_matchers"]) - {"ServerDownRecently"}:  # it follows a critical one
             assert ALERTS[source]["labels"]["severity"] == "critical"

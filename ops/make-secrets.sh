@@ -20,9 +20,9 @@ secret() { # secret NAME VALUE; replaces an empty file
   fi
 }
 
-optional() { # optional NAME: an empty file, if it is missing. The operator may write a value to it
-  if [[ ! -e $1 ]]; then
-    (umask 022 && : >"$1")
+optional() { # optional NAME: an empty line, to which the operator may write a value. Swarm refuses an empty file
+  if [[ ! -s $1 ]]; then
+    (umask 022 && echo >"$1")
     echo "$folder/$1 (optional: empty)"
   fi
 }

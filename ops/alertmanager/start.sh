@@ -9,7 +9,7 @@ secrets=${SECRETS:-/run/secrets}
 
 fail() { echo "alertmanager does not start: $*" >&2; exit 1; }
 quoted() { printf "'%s'" "$(printf '%s' "$1" | sed "s/'/''/g")"; } # a string in YAML
-has() { [ -s "$secrets/$1" ]; }
+has() { grep -q '[^[:space:]]' "$secrets/$1" 2>/dev/null; }
 
 operators() {
   if has alert_webhook_url; then

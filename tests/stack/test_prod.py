@@ -305,7 +305,7 @@ def test_secrets_are_made_once_and_differ_from_each_other(tmp_path: Path) -> Non
         [PROJECT_ROOT / "ops/make-secrets.sh", folder], check=True, capture_output=True, text=True
     ).stdout
     optional = [line.removesuffix(" (optional: empty)") for line in made.splitlines() if line.endswith(" empty)")]
-    assert [Path(file).stat().st_size for file in optional] == [0, 0, 0]
+    assert [Path(file).read_text() for file in optional] == ["\n", "\n", "\n"]
     before = {file.name: file.read_text() for file in folder.iterdir()}
     (folder / "app_password").unlink()
     again = subprocess.run(
@@ -313,7 +313,7 @@ def test_secrets_are_made_once_and_differ_from_each_other(tmp_path: Path) -> Non
     ).stdout
     after = {file.name: file.read_text() for file in folder.iterdir()}
 
-    assert len(made.splitlines()) == len(before) == len(set(before.values()) - {""}) + len(optional)
+    assert len(made.splitlines()) == len(before) == len(set(before.values()) - {"\n"}) + len(optional)
     assert again == f"{folder}/app_password\n"
     assert {name: value for name, value in after.items() if name != "app_password"} == {
         name: value for name, value in before.items() if name != "app_password"

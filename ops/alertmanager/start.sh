@@ -21,7 +21,8 @@ operators() {
     echo "      - to: $(quoted "$ALERT_EMAIL_TO")"
     echo "        from: $(quoted "${ALERT_EMAIL_FROM:-$ALERT_EMAIL_TO}")"
     echo "        smarthost: $(quoted "$ALERT_SMTP_SERVER")"
-    echo "        require_tls: true"
+    # Port 465 has TLS from the first byte. Alertmanager's `require_tls` demands STARTTLS.
+    case $ALERT_SMTP_SERVER in *:465) echo "        require_tls: false" ;; *) echo "        require_tls: true" ;; esac
     echo "        send_resolved: true"
     echo "        headers:"
     echo "          Subject: '[{{ .Status }}] {{ .CommonLabels.alertname }}{{ with .CommonAnnotations.summary }}: {{ . }}{{ end }}'"

@@ -95,6 +95,18 @@ def test_test_alert_reaches_the_webhook_and_the_mailbox(alerting: Alerting) -> N
     assert (sent["tls"], sent["signed_in"]) == (True, "headroom:secret-of-the-mail-server")
 
 
+def test_mail_goes_to_a_server_with_tls_from_the_first_byte(alerting: Alerting) -> None:
+    alerting.environment["ALERT_SMTP_SERVER"] = "sink:465"
+    try:
+        alerting.compose("up", "--detach", "--no-deps", "--wait", "alertmanager")
+        before = len(alerting.received("mail"))
+        assert "email: accepted" in alerting.compose(*TEST_ALERT)
+        assert [sent["tls"] for sent in alerting.received("mail")[before:]] == [True]
+    finally:
+        alerting.environment["ALERT_SMTP_SERVER"] = "sink:2525"
+        alerting.compose("up", "--detach", "--no-deps", "--wait", "alertmanager")
+
+
 def test_test_alert_fails_with_the_name_of_the_receiver_that_refuses(alerting: Alerting) -> None:
     alerting.set_webhook("http://sink:8080/broken/secret-in-the-url")
     try:

@@ -1,7 +1,7 @@
 """A mail server and a web server that accept alerts, in a container. They print what they get, one JSON object a line.
 
-SMTP on port 2525: STARTTLS with the certificate in /run/secrets, then AUTH PLAIN. HTTP on port 8080: 204, or 500 for a
-path that begins with /broken.
+SMTP with AUTH PLAIN and the certificate in /run/secrets: STARTTLS on port 2525, TLS from the first byte on port 465.
+HTTP on port 8080: 204, or 500 for a path that begins with /broken.
 """
 
 import asyncio
@@ -14,10 +14,14 @@ def show(**got: object) -> None:
     print(json.dumps(got), flush=True)
 
 
-async def smtp(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+def certificate() -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain("/run/secrets/tls_certificate", "/run/secrets/tls_key")
-    tls, signed_in = False, ""
+    return context
+
+
+async def smtp(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    tls, signed_in = writer.get_extra_info("ssl_object") is not None, ""
 
     async def reply(*lines: str) -> None:
         writer.write("".join(f"{line}\r\n" for line in lines).encode())
@@ -31,7 +35,7 @@ async def smtp(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
                 await reply("250-sink", "250 AUTH PLAIN" if tls else "250 STARTTLS")
             case "STARTTLS":
                 await reply("220 go ahead")
-                await writer.start_tls(context)
+                await writer.start_tls(certificate())
                 tls = True
             case "AUTH":
                 signed_in = base64.b64decode(rest.split()[1]).decode().lstrip("\0").replace("\0", ":")
@@ -61,7 +65,11 @@ async def http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 async def main() -> None:
-    servers = [await asyncio.start_server(smtp, port=2525), await asyncio.start_server(http, port=8080)]
+    servers = [
+        await asyncio.start_server(smtp, port=2525),
+        await asyncio.start_server(smtp, port=465, ssl=certificate()),
+        await asyncio.start_server(http, port=8080),
+    ]
     show(ready=True)
     await asyncio.gather(*(server.serve_forever() for server in servers))
 

@@ -5,16 +5,20 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKFLOWS := $(wildcard .github/workflows/*.yml)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# For the labels of the images, unless they are set. IMAGE_SOURCE, the address of your repository, has no default.
+export IMAGE_VERSION ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+export IMAGE_REVISION ?= $(shell git describe --always --abbrev=40 --dirty --exclude='*' 2>/dev/null)
+export IMAGE_CREATED ?= $(shell git log -1 --format=%cI 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help run up down docker secrets external-roles certificate backup restore restore-drill \
+.PHONY: help run up down docker secrets external-roles certificate test-alert backup restore restore-drill \
         restart-postgres restart-pgbouncer upgrade-postgres budget seed migrate \
         migration downgrade check-migrations current history \
         test test-unit test-integration test-stack test-fastapi test-fast-routes-off coverage bench bench-capacity \
         bench-pages bench-overload bench-metrics bench-pool-stress bench-coalescing bench-listener bench-deploy \
         bench-ddl bench-restarts \
         fault pictures dashboard docs lint format \
-        types contracts check lock clean
+        types contracts check audit sbom lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +53,9 @@ external-roles: docker ## create the database and the roles on a PostgreSQL serv
 
 certificate: docker ## give the running proxy of compose.prod.yml the certificate in .secrets/
 	@awk 1 .secrets/tls_certificate .secrets/tls_key | docker compose -f compose.prod.yml exec -T proxy certificate
+
+test-alert: docker ## send a test alert from production to every receiver, and wait until they accept it
+	@docker compose -f compose.prod.yml exec -T alertmanager sh /etc/alertmanager/test-alert.sh
 
 # The stack is detected, or selected: stack=prod, stack=dev or stack=local (docs/backups.md).
 export stack at force timeline type
@@ -171,10 +178,11 @@ dashboard: $(READY) ## generate Grafana's dashboard from ops/grafana/dashboard.p
 docs: $(READY) ## write the generated tables of docs/settings.md and docs/metrics.md
 	@PYTHONPATH=. $(BIN)/python ops/docs/write_tables.py
 
-lint: $(READY) ## check code style, spelling and CI workflows
+lint: $(READY) ## check code style, spelling, Dockerfiles and CI workflows
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/typos
+	@$(BIN)/hadolint Dockerfile ops/*/Dockerfile ops/*/*/Dockerfile
 	@$(if $(WORKFLOWS),$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows $(WORKFLOWS))
 
 format: $(READY) ## fix code style
@@ -189,6 +197,12 @@ contracts: $(READY) ## check the import rules between modules
 	@$(BIN)/lint-imports
 
 check: lint types contracts test ## run every check of CI
+
+audit: $(READY) ## look for known vulnerabilities of the locked packages; skipped if the service does not answer
+	@$(BIN)/python ops/supply_chain/audit.py requirements/*.txt
+
+sbom: docker $(READY) ## write what the images contain to sbom/, as CycloneDX: make sbom tag=0.2.0
+	@$(BIN)/python ops/supply_chain/sbom.py $(or $(tag),$(IMAGE_TAG),latest)
 
 UV_COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
              --custom-compile-command 'make lock' $(if $(upgrade),--upgrade)

@@ -3,7 +3,7 @@
 # certificate, by default localhost. $3 is the address HOST:PORT of a PostgreSQL server elsewhere, and $4 that of its
 # pooler, or again that of the server to use no pooler (docs/external-postgres.md).
 # The files are world-readable: Compose mounts them with their mode, and no container runs as root. The folder is
-# accessible only to its owner.
+# accessible only to its owner. No container gets the authority's key, so only its owner can read it.
 set -euo pipefail
 
 folder=${1:?usage: make-secrets.sh FOLDER [HOST [POSTGRES [POOLER]]]}
@@ -31,6 +31,13 @@ secret() { # secret NAME VALUE; replaces an empty file
   fi
 }
 
+optional() { # optional NAME: an empty line, to which the operator may write a value. Swarm refuses an empty file
+  if [[ ! -s $1 ]]; then
+    (umask 022 && echo >"$1")
+    echo "$folder/$1 (optional: empty)"
+  fi
+}
+
 random() { # random NAME BYTES; hexadecimal, which needs no quoting in a URL
   local value
   value=$(openssl rand -hex "$2") # a separate assignment: as an argument, a failure would write an empty secret
@@ -48,7 +55,13 @@ url() { # url NAME SCHEME-AND-ROLE PASSWORD-FILE ADDRESS
   fi
 }
 
-# An authority of our own, and a certificate that it issues. No container gets the authority's key.
+alternative_names() { # alternative_names HOST; clients compare an address with the addresses, and a name with the names
+  local kind=DNS
+  if [[ $1 == *:* || $1 =~ ^[0-9]+(\.[0-9]+){3}$ ]]; then kind=IP; fi
+  printf '%s\n' "$kind:$1" DNS:localhost IP:127.0.0.1 | awk '!seen[$0]++' | paste -sd, -
+}
+
+# An authority of our own, and a certificate that it issues.
 certificate() { # certificate HOST
   local new=(-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout tls_key.new -subj "/CN=$1")
   if [[ ! -s tls_ca_certificate || ! -s tls_ca_key ]]; then
@@ -61,7 +74,7 @@ certificate() { # certificate HOST
   quietly openssl req "${new[@]}" -out tls_request.new
   quietly openssl x509 -req -in tls_request.new -days 397 -set_serial "0x$(openssl rand -hex 16)" -out tls_certificate.new \
     -CA tls_ca_certificate -CAkey tls_ca_key -extfile <(
-    echo "subjectAltName=DNS:$1,DNS:localhost,IP:127.0.0.1"
+    echo "subjectAltName=$(alternative_names "$1")"
     echo "keyUsage=critical,digitalSignature"
     echo "extendedKeyUsage=serverAuth"
   )
@@ -95,7 +108,12 @@ elif [[ ! -s tls_certificate || ! -s tls_key ]]; then
   echo "$folder has only one of tls_certificate and tls_key: add the other one, or delete both" >&2
   exit 1
 fi
+[[ ! -e tls_ca_key ]] || chmod 0400 tls_ca_key
 backup_repository backup_repository
+random grafana_password 16
+optional alert_smtp_password
+optional alert_webhook_url
+optional alert_watchdog_url
 driver=postgresql+psycopg
 direct=postgres:5432/headroom
 pooled=pgbouncer:6432/headroom

@@ -281,6 +281,41 @@ def http() -> Iterator[timeseries.Panel]:
     )
 
 
+def proxy() -> Iterator[timeseries.Panel]:
+    """Yield the panels of the proxy, which only production has."""
+    yield timeseries_panel(
+        "Responses to clients",
+        "Responses of the proxy per second, by class of status. It answers itself when no replica can.",
+        (
+            'sum by (code) (rate(haproxy_frontend_http_responses_total{proxy="https"}[$__rate_interval]))',
+            "{{code}}",
+        ),
+        unit="reqps",
+        span=QUARTER,
+    )
+    yield timeseries_panel(
+        "Replicas in the proxy",
+        "Replicas that get requests, and those that are found but not ready.",
+        ('max(haproxy_backend_active_servers{proxy="writes"})', "ready"),
+        ('max(haproxy_backend_agg_server_status{proxy="writes", state="DOWN"})', "not ready"),
+        span=QUARTER,
+    )
+    yield timeseries_panel(
+        "Connections of the proxy",
+        "Open connections, and the maximum. ProxyNearlyFull fires above 80 %.",
+        ("sum(haproxy_process_current_connections)", "open"),
+        ("sum(haproxy_process_max_connections)", "maximum"),
+        span=QUARTER,
+    )
+    yield timeseries_panel(
+        "Certificates",
+        "Time until a certificate of the proxy ends. CertificateRenewalDue fires below 21 days.",
+        ("min by (certificate) (proxy_certificate_expiry_timestamp_seconds) - time()", "{{certificate}}"),
+        unit="s",
+        span=QUARTER,
+    )
+
+
 def workers() -> Iterator[timeseries.Panel]:
     """Yield the panels of the worker processes."""
     yield timeseries_panel(
@@ -306,6 +341,7 @@ ROWS = {
     "Pools": pools,
     "PostgreSQL": server,
     "PgBouncer": pgbouncer,
+    "Proxy": proxy,
     "HTTP": http,
     "Workers": workers,
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Start PostgreSQL with the entry point of its image, unless the volume has the data of another major version.
+# Start PostgreSQL as the entry point of its image does, unless the volume has the data of another major version.
 # PostgreSQL would refuse that too, but its message has no next step. Nothing is written to a refused volume.
 set -euo pipefail
 
@@ -19,4 +19,9 @@ elif ((data > server)); then
   refuse "$found; set POSTGRES_IMAGE to an image of $data (docker compose up --build)," \
     "or POSTGRES_VOLUME to the volume of $server"
 fi
-exec docker-entrypoint.sh "$@"
+# As root, the entry point changes the user.
+if (($(id -u) == 0)); then exec docker-entrypoint.sh "$@"; fi
+# In production it is not used: it would leave the superuser's password in the environment of the server. The image has
+# a program for the initialisation alone.
+if [[ ! -s $PGDATA/PG_VERSION ]]; then docker-ensure-initdb.sh "$@"; fi
+exec "$@"

@@ -12,7 +12,7 @@ import pytest
 
 from app.paths import PROJECT_ROOT
 from tests.support.docker import require_engine
-from tests.support.proxied import docker
+from tests.support.proxied import docker, scrape_proxy
 from tests.support.stacks import Compose, free_port
 from tests.support.waiting import eventually
 
@@ -110,6 +110,13 @@ def test_proxy_gets_certificates_while_it_runs_and_keeps_them(acme: ProxyWithAcm
     acme.compose("exec", "-T", "--workdir", "/usr/local/bin", "acme", "python", "-c", renew)
     renewed = acme.certificate()
     assert renewed["serialNumber"] != obtained["serialNumber"]
+
+    metrics = scrape_proxy(f"{acme.name}_proxy-metrics", "--network-alias=prometheus")
+    names = {line.partition("} ")[0] for line in metrics if line.startswith("proxy_certificate_expiry")}
+    assert names == {
+        'proxy_certificate_expiry_timestamp_seconds{certificate="@own/site",names="DNS:localhost"',
+        'proxy_certificate_expiry_timestamp_seconds{certificate="/var/lib/haproxy/acme.pem",names="DNS:site.test"',
+    }
 
     acme.compose("restart", "proxy")
     kept = eventually(acme.certificate, within=30)

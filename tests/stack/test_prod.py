@@ -1,6 +1,7 @@
 """compose.prod.yml: its containers as Docker shows them, its API over HTTP, and the script that makes its secrets."""
 
 import asyncio
+import json
 import os
 import shutil
 import subprocess
@@ -13,10 +14,10 @@ import pytest
 from app.paths import PROJECT_ROOT
 from tests.support.docker import require_engine
 from tests.support.proxied import PYTHON, access_log, compose_service, create_network, docker, run_client
-from tests.support.stacks import ProdStack
+from tests.support.stacks import REVISION, VERSION, ProdStack
 from tests.support.waiting import eventually
 
-SERVICES = ["postgres", "backup", "migrate", "pgbouncer", "api", "exporter", "prometheus", "proxy"]
+SERVICES = ["postgres", "backup", "migrate", "pgbouncer", "api", "exporter", "prometheus", "alertmanager", "proxy"]
 
 
 def test_user_created_by_one_replica_is_read_from_the_other(prod: ProdStack) -> None:
@@ -66,28 +67,36 @@ def test_only_the_proxy_is_published_beyond_the_loopback_address(prod: ProdStack
     for service in SERVICES:
         bindings = prod.inspect(service)["HostConfig"]["PortBindings"] or {}
         hosts = {binding["HostIp"] for published in bindings.values() for binding in published}
-        assert hosts == ({"127.0.0.1"} if service in ("exporter", "prometheus", "proxy") else set()), service
+        published = service in ("exporter", "prometheus", "alertmanager", "proxy")
+        assert hosts == ({"127.0.0.1"} if published else set()), service
     proxy = compose_service("proxy")["ports"]
     assert proxy == ["0.0.0.0:80:8080", "0.0.0.0:443:8443"], "the test stack publishes the proxy on 127.0.0.1"
 
 
 # The permitted connections between services. docs/production.md shows the same table.
 PORTS = {
-    "proxy": (8080, 8443),
+    "proxy": (8080, 8443, 8405),
     "api": (8000,),
     "exporter": (9464,),
     "prometheus": (9090,),
+    "alertmanager": (9093,),
     "pgbouncer": (6432,),
     "postgres": (5432,),
 }
 REACHES = {
-    "proxy": {"api"},
+    "proxy": {"api", "prometheus"},
     "api": {"proxy", "exporter", "pgbouncer"},
     "migrate": {"api", "exporter", "pgbouncer", "postgres"},
     "exporter": {"api", "prometheus", "pgbouncer", "postgres"},
-    "prometheus": {"exporter"},
+    "prometheus": {"alertmanager", "exporter", "proxy"},
+    "alertmanager": {"prometheus"},
+    "grafana": {"exporter", "prometheus"},
     "pgbouncer": {"api", "exporter", "postgres"},
     "postgres": {"exporter", "pgbouncer"},
+}
+NOT_RUNNING = {
+    "migrate": compose_service("migrate")["networks"],  # it has ended
+    "grafana": compose_service("grafana", "compose.grafana.yml")["networks"],  # it has no stand-in
 }
 # Twice, with a pause: Docker's rules between networks are incomplete for a moment while another network is created.
 CONNECT = """
@@ -127,8 +136,8 @@ def test_service_reaches_only_the_ports_that_it_needs(prod: ProdStack) -> None:
         return {targets[target] for target in docker("run", *options, stdin=CONNECT).split()}
 
     for service, expected in REACHES.items():
-        if service == "migrate":  # it has ended; another container in its network
-            place = [f"--network={prod.name}_pool", f"--network={prod.name}_back"]
+        if service in NOT_RUNNING:  # another container in its networks
+            place = [f"--network={prod.name}_{network}" for network in NOT_RUNNING[service]]
         else:
             place = [f"--network=container:{prod.inspect(service)['Id']}"]
         found = {(to, port) for to, port in reached(*place) if to != service}
@@ -191,20 +200,47 @@ def test_container_runs_unprivileged_with_limits(prod: ProdStack, service: str) 
     assert host["LogConfig"]["Config"] == {"max-size": "10m", "max-file": "5"}
 
 
-def test_secrets_are_in_no_environment_and_no_log(prod: ProdStack) -> None:
+def test_secrets_are_in_no_environment_inspection_history_or_log(prod: ProdStack) -> None:
     folder = Path(prod.environment["SECRETS_DIR"])
-    secrets = [file.read_text() for file in folder.iterdir()]
-    assert len(secrets) == 17
-    seen = "".join(str(prod.inspect(service)["Config"]) for service in SERVICES) + prod.compose("logs")
+    secrets = {file.name: text for file in folder.iterdir() if (text := file.read_text().strip())}
+    assert len(secrets) == 18
+    for name in ("tls_certificate", "tls_ca_certificate"):  # anyone may know them
+        del secrets[name]
+    containers = prod.compose("ps", "--all", "--quiet").split()
+    inspected = json.loads(docker("inspect", *containers))
+    assert len(inspected) == len(SERVICES) + 1, "two replicas of the API"
+    seen = {"inspect": str(inspected), "log": prod.compose("logs")}
+    for image in {container["Config"]["Image"] for container in inspected}:
+        seen[f"history of {image}"] = docker("history", "--no-trunc", image)
+    for container in inspected:
+        if container["State"]["Running"]:
+            # Of every process: its environment and its command line.
+            shown = docker("exec", container["Id"], "sh", "-c", "cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline")
+            assert "PATH=" in shown, container["Name"]
+            seen[container["Name"]] = shown
 
-    assert not [secret for secret in secrets if secret in seen]
+    assert not [(name, place) for name, secret in secrets.items() for place, text in seen.items() if secret in text]
+
+
+def test_images_are_labelled_with_version_and_revision(prod: ProdStack) -> None:
+    for service in ("api", "pgbouncer", "postgres"):
+        labels = prod.inspect(service)["Config"]["Labels"]
+        found = {name: labels[f"org.opencontainers.image.{name}"] for name in ("version", "revision")}
+        assert found == {"version": VERSION, "revision": REVISION}
+
+
+def test_pgbouncer_has_no_known_vulnerability(prod: ProdStack) -> None:
+    """1.26.1 fixes CVE-2026-107350, with which one role can sign in as another one."""
+    shown = prod.compose("exec", "-T", "pgbouncer", "pgbouncer", "--version")
+
+    assert tuple(map(int, shown.split()[1].split("."))) >= (1, 26, 1)
 
 
 def test_services_with_a_health_check_become_healthy(prod: ProdStack) -> None:
     def healthy(service: str) -> bool:
         return bool(prod.inspect(service)["State"]["Health"]["Status"] == "healthy")
 
-    for service in ("postgres", "backup", "pgbouncer", "api", "exporter", "proxy"):
+    for service in ("postgres", "backup", "pgbouncer", "api", "exporter", "alertmanager", "proxy"):
         eventually(partial(healthy, service), within=60)
 
 
@@ -268,6 +304,8 @@ def test_secrets_are_made_once_and_differ_from_each_other(tmp_path: Path) -> Non
     made = subprocess.run(
         [PROJECT_ROOT / "ops/make-secrets.sh", folder], check=True, capture_output=True, text=True
     ).stdout
+    optional = [line.removesuffix(" (optional: empty)") for line in made.splitlines() if line.endswith(" empty)")]
+    assert [Path(file).read_text() for file in optional] == ["\n", "\n", "\n"]
     before = {file.name: file.read_text() for file in folder.iterdir()}
     (folder / "app_password").unlink()
     again = subprocess.run(
@@ -275,12 +313,42 @@ def test_secrets_are_made_once_and_differ_from_each_other(tmp_path: Path) -> Non
     ).stdout
     after = {file.name: file.read_text() for file in folder.iterdir()}
 
-    assert len(made.splitlines()) == len(before) == len(set(before.values()))
+    assert len(made.splitlines()) == len(before) == len(set(before.values()) - {"\n"}) + len(optional)
     assert again == f"{folder}/app_password\n"
     assert {name: value for name, value in after.items() if name != "app_password"} == {
         name: value for name, value in before.items() if name != "app_password"
     }
     assert folder.stat().st_mode & 0o077 == 0
+
+
+def test_key_of_the_authority_is_readable_by_its_owner_only(tmp_path: Path) -> None:
+    """An earlier version made it readable by all."""
+    (tmp_path / "tls_ca_key").touch()
+    subprocess.run([PROJECT_ROOT / "ops/make-secrets.sh", tmp_path], check=True, capture_output=True)
+    (tmp_path / "tls_ca_key").chmod(0o444)
+    subprocess.run([PROJECT_ROOT / "ops/make-secrets.sh", tmp_path], check=True, capture_output=True)
+
+    modes = {file.name: oct(file.stat().st_mode & 0o777) for file in tmp_path.iterdir()}
+    optional = {"alert_smtp_password", "alert_watchdog_url", "alert_webhook_url"}
+    assert modes.pop("tls_ca_key") == "0o400"
+    assert {modes.pop(name) for name in optional} == {"0o644"}
+    assert set(modes.values()) == {"0o444"}, "containers do not run as root"
+
+
+@pytest.mark.parametrize(
+    ("host", "names"),
+    [
+        ("api.example.com", "DNS:api.example.com, DNS:localhost, IP Address:127.0.0.1"),
+        ("192.0.2.7", "IP Address:192.0.2.7, DNS:localhost, IP Address:127.0.0.1"),
+        ("2001:db8::7", "IP Address:2001:DB8:0:0:0:0:0:7, DNS:localhost, IP Address:127.0.0.1"),
+        ("localhost", "DNS:localhost, IP Address:127.0.0.1"),
+    ],
+)
+def test_certificate_has_the_host_as_a_name_or_an_address(tmp_path: Path, host: str, names: str) -> None:
+    subprocess.run([PROJECT_ROOT / "ops/make-secrets.sh", tmp_path, host], check=True, capture_output=True)
+
+    show = ["openssl", "x509", "-in", str(tmp_path / "tls_certificate"), "-noout", "-ext", "subjectAltName"]
+    assert subprocess.run(show, capture_output=True, text=True, check=True).stdout.splitlines()[1].strip() == names
 
 
 def test_make_secrets_without_openssl_fails_and_writes_nothing(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from app.paths import PROJECT_ROOT
 from tests.support.docker import require_engine
-from tests.support.proxied import ProxiedReplicas, access_log, docker, run_client, subnet
+from tests.support.proxied import ProxiedReplicas, access_log, docker, run_client, scrape_proxy, subnet
 from tests.support.waiting import eventually
 
 
@@ -287,6 +287,53 @@ def test_old_protocol_or_cipher_is_refused(proxied: ProxiedReplicas, options: li
 
     assert tried.returncode != 0
     assert re.search("alert (protocol version|handshake failure)", tried.stderr), tried.stderr
+
+
+def test_only_prometheus_gets_the_metrics_of_the_proxy(proxied: ProxiedReplicas) -> None:
+    assert scrape_proxy(proxied.name) == ["/metrics 403", "/certificates 403", "/other 403"]
+
+    lines = scrape_proxy(proxied.name, "--network-alias=prometheus")
+
+    ready = [line for line in lines if line.startswith('haproxy_backend_active_servers{proxy="writes"}')]
+    assert [line.split()[-1] for line in ready] == [str(len(proxied.replicas))]
+    assert lines[-1] == "/other 404"
+    [certificate] = [line for line in lines if line.startswith("proxy_certificate_expiry_timestamp_seconds")]
+    show = ["openssl", "x509", "-in", str(proxied.secrets / "tls_certificate"), "-noout", "-enddate"]
+    ends = subprocess.run(show, capture_output=True, text=True, check=True).stdout.strip().removeprefix("notAfter=")
+    # About: the proxy may have a newer one, from another test.
+    name, _, value = certificate.rpartition(" ")
+    assert name.endswith('{certificate="@own/site",names="DNS:localhost"}')
+    assert abs(float(value) - ssl.cert_time_to_seconds(ends)) < 3600
+
+
+def test_only_ciphers_with_forward_secrecy_are_accepted(proxied: ProxiedReplicas) -> None:
+    """Try each cipher of TLS 1.2 that OpenSSL knows. The certificate has an ECDSA key."""
+    known = ["openssl", "ciphers", "-tls1_2", "ALL:COMPLEMENTOFALL:@SECLEVEL=0"]
+    ciphers = subprocess.run(known, capture_output=True, text=True, check=True).stdout.strip().split(":")
+    assert len(ciphers) > 50
+
+    def accepted(cipher: str) -> bool:
+        command = ["openssl", "s_client", "-connect", f"127.0.0.1:{proxied.https}", "-tls1_2"]
+        tried = subprocess.run(
+            [*command, "-cipher", f"{cipher}:@SECLEVEL=0"], input="", capture_output=True, text=True, check=False
+        )
+        return tried.returncode == 0
+
+    assert {cipher for cipher in ciphers if not cipher.startswith("TLS_") and accepted(cipher)} == {
+        "ECDHE-ECDSA-AES128-GCM-SHA256",
+        "ECDHE-ECDSA-AES256-GCM-SHA384",
+        "ECDHE-ECDSA-CHACHA20-POLY1305",
+    }
+
+
+def test_client_cannot_renegotiate_and_gets_no_session_ticket(proxied: ProxiedReplicas) -> None:
+    command = ["openssl", "s_client", "-connect", f"127.0.0.1:{proxied.https}", "-tls1_2", "-legacy_renegotiation"]
+
+    tried = subprocess.run(command, input="R\n", capture_output=True, text=True, check=False)
+
+    assert "Secure Renegotiation IS supported" in tried.stdout
+    assert "session ticket" not in tried.stdout
+    assert "no renegotiation" in tried.stderr
 
 
 def test_another_certificate_is_used_without_a_restart(proxied: ProxiedReplicas, tmp_path: Path) -> None:

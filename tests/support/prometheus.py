@@ -30,9 +30,24 @@ class Expression(NamedTuple):
         return "pgbouncer_" in self.text and "db_" not in self.text
 
     @property
+    def about_production(self) -> bool:
+        """Return True if only production has series for it: those of the proxy or of Alertmanager."""
+        return self.origin.startswith("production.yml") or "haproxy_" in self.text or "proxy_" in self.text
+
+    @property
     def about_backups(self) -> bool:
         """Return True if only a stack with backups has series for it."""
         return "db_backup" in self.text or "db_wal_" in self.text
+
+    @property
+    def about_receivers(self) -> bool:
+        """Return True if only a stack whose alerts reach a person has series for it."""
+        return "alertmanager_notification" in self.text
+
+    @property
+    def about_alerts(self) -> bool:
+        """Return True if it has series only while another alert fires."""
+        return "ALERTS" in self.text
 
     @property
     def about_drills(self) -> bool:
@@ -60,8 +75,9 @@ def expressions() -> list[Expression]:
     found = [Expression(f"recording.yml {rule['record']}", rule["expr"]) for rule in rules("recording.yml")]
     # With `bool` a comparison returns 0 or 1 for each series, instead of filtering them.
     found += [
-        Expression(f"alerts.yml {rule['alert']}", re.sub(r"(==|[<>]=?)", r"\1 bool", hasty(rule["expr"])))
-        for rule in rules("alerts.yml")
+        Expression(f"{file} {rule['alert']}", re.sub(r"(==|[<>]=?)", r"\1 bool", hasty(rule["expr"])))
+        for file in ("alerts.yml", "production.yml")
+        for rule in rules(file)
     ]
     for panel in panels():
         for target in panel["targets"]:

@@ -58,9 +58,25 @@ def access_log(proxy: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in docker("logs", proxy).splitlines() if line.startswith("{")]
 
 
-def compose_service(name: str) -> dict[str, Any]:
-    """Return a service of compose.prod.yml with its defaults."""
-    text = (PROJECT_ROOT / "compose.prod.yml").read_text(encoding="utf-8")
+SCRAPE = """
+import urllib.error, urllib.request
+for path in ("/metrics", "/certificates", "/other"):
+    try:
+        print(urllib.request.urlopen("http://proxy:8405" + path).read().decode())
+    except urllib.error.HTTPError as error:
+        print(path, error.code)
+"""
+
+
+def scrape_proxy(network: str, *options: str) -> list[str]:
+    """Return the metrics of the proxy for a container of the network, line by line."""
+    run = ["run", "--rm", "--interactive", f"--network={network}", *options, PYTHON, "python", "-"]
+    return docker(*run, stdin=SCRAPE).splitlines()
+
+
+def compose_service(name: str, file: str = "compose.prod.yml") -> dict[str, Any]:
+    """Return a service of a Compose file with its defaults."""
+    text = (PROJECT_ROOT / file).read_text(encoding="utf-8")
     service: dict[str, Any] = yaml.safe_load(re.sub(r"\$\{\w+:-(.*?)\}", r"\1", text))["services"][name]
     return service
 

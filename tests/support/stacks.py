@@ -95,11 +95,16 @@ IMAGE = f"headroom:{os.environ.get('IMAGE_TAG') or 'latest'}"
 """The API's image, as both Compose files name it. Checkouts that run at the same time need different tags."""
 
 
+VERSION, REVISION = "0.0.0+test", "0123456789abcdef"
+"""What the labels of the images say that `build_images` builds."""
+
+
 def build_images() -> None:
     """Build the images of both Compose files."""
+    environment = os.environ | {"IMAGE_VERSION": VERSION, "IMAGE_REVISION": REVISION}
     for file in ("docker-compose.yml", "compose.prod.yml"):
         command = ["docker", "compose", "--env-file", os.devnull, "--file", file, "build"]
-        built = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=False)
+        built = subprocess.run(command, cwd=PROJECT_ROOT, env=environment, capture_output=True, text=True, check=False)
         assert built.returncode == 0, built.stderr
 
 
@@ -293,9 +298,10 @@ class ProdStack(Compose):
     """
 
     def __init__(self, name: str, secrets: Path, *, build: bool = True, **environment: str) -> None:
-        http, https, exporter, prometheus = free_port(), free_port(), free_port(), free_port()
+        http, https, exporter, prometheus, alertmanager = (free_port() for _ in range(5))
         self.api, self.plain_api = f"https://127.0.0.1:{https}", f"http://127.0.0.1:{http}"
         self.exporter, self.prometheus = f"http://127.0.0.1:{exporter}", f"http://127.0.0.1:{prometheus}"
+        self.alertmanager = f"http://127.0.0.1:{alertmanager}"
         super().__init__(
             name,
             "compose.prod.yml",
@@ -309,6 +315,7 @@ class ProdStack(Compose):
                 "PROXY_SIGN_IN_LIMIT": "1000000",
                 "EXPORTER_PORT": str(exporter),
                 "PROMETHEUS_PORT": str(prometheus),
+                "ALERTMANAGER_PORT": str(alertmanager),
                 **environment,
             },
         )

@@ -78,6 +78,38 @@ def test_proxy_has_the_limits_of_the_api(name: str) -> None:
     assert float(default(passed)) == float(getattr(Settings(), name.lower()))
 
 
+def services(file: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((PROJECT_ROOT / file).read_text(encoding="utf-8"))["services"]
+    return found
+
+
+def test_swap_limits_equal_the_memory_limits() -> None:
+    """Then a container has no swap. Swarm refuses a file with such a limit, so compose.prod.yml has none."""
+    production = services("compose.prod.yml")
+    without_swap = services("compose.noswap.yml")
+
+    assert {name: {"memswap_limit": memory(service)} for name, service in production.items()} == without_swap
+    for file, name in (("compose.acme.yml", "acme"), ("compose.grafana.yml", "grafana")):
+        service = services(file)[name]
+        assert service["memswap_limit"] == memory(service)
+
+
+def memory(service: dict[str, Any]) -> Any:
+    return service["deploy"]["resources"]["limits"]["memory"]
+
+
+def test_grafana_is_hardened_and_published_on_the_loopback_address_only() -> None:
+    grafana = services("compose.grafana.yml")["grafana"]
+
+    assert [port.partition(":")[0] for port in grafana["ports"]] == ["127.0.0.1"]
+    assert grafana["networks"] == ["monitoring"]
+    hardened = services("compose.prod.yml")["exporter"]
+    for key in ("init", "read_only", "cap_drop", "security_opt", "logging"):
+        assert grafana[key] == hardened[key]
+    # Grafana reads the file itself: no environment has the password.
+    assert grafana["environment"]["GF_SECURITY_ADMIN_PASSWORD"] == "$$__file{/run/secrets/grafana_password}"
+
+
 def directive(name: str) -> str:
     """Return the arguments of a directive of haproxy.cfg that occurs once."""
     [found] = re.findall(rf"^ *{name} (.+)$", (PROJECT_ROOT / "ops/proxy/haproxy.cfg").read_text(), re.MULTILINE)

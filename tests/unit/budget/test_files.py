@@ -101,7 +101,7 @@ def test_both_stacks_mount_the_configuration_in_ops() -> None:
     prod = compose("compose.prod.yml", "postgres")
     assert "./ops/postgres/archive.conf:/etc/postgresql/archive.conf:ro" in prod["volumes"]
     assert prod["build"]["context"] == "ops/postgres"
-    assert compose("compose.prod.yml", "pgbouncer")["build"] == "ops/pgbouncer"
+    assert compose("compose.prod.yml", "pgbouncer")["build"]["context"] == "ops/pgbouncer"
 
 
 def test_pgbouncer_timeouts_are_shorter_than_the_pool_timeout() -> None:

@@ -16,8 +16,11 @@ GENERATOR = PROJECT_ROOT / "ops/grafana/dashboard.py"
 PROVISIONING = PROJECT_ROOT / "ops/grafana/provisioning"
 
 
-def compose(service: str) -> dict[str, Any]:
-    return dict(yaml.safe_load((PROJECT_ROOT / "docker-compose.yml").read_text())["services"][service])
+FILES = ("docker-compose.yml", "compose.grafana.yml")
+
+
+def compose(service: str, file: str = "docker-compose.yml") -> dict[str, Any]:
+    return dict(yaml.safe_load((PROJECT_ROOT / file).read_text())["services"][service])
 
 
 def test_dashboard_file_equals_the_output_of_its_generator() -> None:
@@ -37,8 +40,9 @@ def test_dashboard_has_only_fields_of_grafanas_schema() -> None:
     assert json.loads(JSONEncoder().encode(Dashboard.from_json(document))) == document
 
 
-def test_schema_release_is_the_grafana_release_of_compose() -> None:
-    release = compose("grafana")["image"].partition(":")[2]
+@pytest.mark.parametrize("file", FILES)
+def test_schema_release_is_the_grafana_release_of_compose(file: str) -> None:
+    release = compose("grafana", file)["image"].partition(":")[2]
 
     assert f"!{release}" in (PROJECT_ROOT / "pyproject.toml").read_text()
 
@@ -62,11 +66,15 @@ def _grid_cells(panel: dict[str, Any]) -> set[tuple[int, int]]:
     return {(x, y) for x in range(grid["x"], grid["x"] + grid["w"]) for y in range(grid["y"], grid["y"] + grid["h"])}
 
 
-def test_provisioning_matches_the_dashboard_and_compose() -> None:
+@pytest.mark.parametrize("file", FILES)
+def test_provisioning_matches_the_dashboard_and_compose(file: str) -> None:
     [source] = yaml.safe_load((PROVISIONING / "datasources/prometheus.yml").read_text())["datasources"]
     [provider] = yaml.safe_load((PROVISIONING / "dashboards/headroom.yml").read_text())["providers"]
 
     assert {panel["datasource"]["uid"] for panel in panels()} == {source["uid"]}
     assert source["url"] == "http://prometheus:9090"
-    assert "prometheus" in compose("grafana")["depends_on"]
-    assert f"./ops/grafana/dashboards:{provider['options']['path']}:ro" in compose("grafana")["volumes"]
+    grafana = compose("grafana", file)
+    assert "prometheus" in grafana["depends_on"]
+    assert f"./ops/grafana/dashboards:{provider['options']['path']}:ro" in grafana["volumes"]
+    home = grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert home == f"{provider['options']['path']}/{DASHBOARD.name}"

@@ -16,8 +16,9 @@ class Image:
     programs: Path
     data: Path
 
-    def start(self) -> subprocess.CompletedProcess[str]:
+    def start(self, user: int = 0) -> subprocess.CompletedProcess[str]:
         """Run the script as the container of a Compose file does."""
+        self.add("id", f"echo {user}")
         return subprocess.run(
             ["bash", SCRIPT, "postgres", "-c", "jit=off"],
             env={"PATH": f"{self.programs}:/usr/bin:/bin", "PGDATA": str(self.data)},
@@ -26,6 +27,10 @@ class Image:
             check=False,
         )
 
+    def add(self, name: str, command: str) -> None:
+        (self.programs / name).write_text(f"#!/bin/sh\n{command}\n")
+        (self.programs / name).chmod(0o755)
+
 
 @pytest.fixture
 def image(tmp_path: Path) -> Image:
@@ -33,13 +38,15 @@ def image(tmp_path: Path) -> Image:
     programs, data = tmp_path / "bin", tmp_path / "data"
     programs.mkdir()
     data.mkdir()
-    for name, command in {
-        "postgres": 'echo "postgres (PostgreSQL) 18.6 (Debian 18.6-3)"',
-        "docker-entrypoint.sh": 'echo "entry point: $*"',
-    }.items():
-        (programs / name).write_text(f"#!/bin/sh\n{command}\n")
-        (programs / name).chmod(0o755)
-    return Image(programs, data)
+    image = Image(programs, data)
+    image.add(
+        "postgres",
+        """
+        if [ "$1" = --version ]; then echo "postgres (PostgreSQL) 18.6 (Debian 18.6-3)"; else echo "server: $*"; fi""",
+    )
+    image.add("docker-entrypoint.sh", 'echo "entry point: $*"')
+    image.add("docker-ensure-initdb.sh", 'echo "initialisation: $*"')
+    return image
 
 
 @pytest.mark.parametrize("version", [None, "18"])
@@ -50,6 +57,25 @@ def test_start_of_an_empty_or_equal_volume_runs_the_entry_point(image: Image, ve
     started = image.start()
 
     assert (started.returncode, started.stdout) == (0, "entry point: postgres -c jit=off\n")
+
+
+@pytest.mark.parametrize(
+    ("version", "output"),
+    [
+        (None, "initialisation: postgres -c jit=off\nserver: -c jit=off\n"),
+        ("18", "server: -c jit=off\n"),
+    ],
+)
+def test_start_in_production_runs_the_server_without_the_entry_point(
+    image: Image, version: str | None, output: str
+) -> None:
+    """The entry point leaves the superuser's password in the environment."""
+    if version:
+        (image.data / "PG_VERSION").write_text(f"{version}\n")
+
+    started = image.start(user=999)
+
+    assert (started.returncode, started.stdout) == (0, output)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ export IMAGE_CREATED ?= $(shell git log -1 --format=%cI 2>/dev/null)
 .PHONY: help run up down docker secrets external-roles certificate test-alert backup restore restore-drill \
         restart-postgres restart-pgbouncer upgrade-postgres budget seed migrate \
         migration downgrade check-migrations current history \
+        images-swarm deploy-swarm rollback-swarm history-swarm bench-swarm \
         test test-unit test-integration test-stack test-fastapi test-fast-routes-off coverage bench bench-capacity \
         bench-pages bench-overload bench-metrics bench-pool-stress bench-coalescing bench-listener bench-deploy \
         bench-ddl bench-restarts \
@@ -77,6 +78,21 @@ restart-pgbouncer: docker ## give PgBouncer a new container, image or configurat
 
 upgrade-postgres: docker ## copy the data to a volume for PostgreSQL 18: make upgrade-postgres file=compose.prod.yml method=dump
 	@ops/postgres/upgrade/run.sh $(or $(file),docker-compose.yml) $(or $(method),pg_upgrade)
+
+# Several machines (docs/swarm.md).
+SWARM = $(PYTHON) -m ops.swarm
+
+images-swarm: docker ## build the images for Swarm; push them, or copy them: make images-swarm hosts="ssh://node2 ssh://node3"
+	@$(SWARM) $(if $(hosts),load $(hosts),push)
+
+deploy-swarm: docker ## deploy to a swarm, undo it if it fails: make deploy-swarm data=yes url=https://...
+	@$(SWARM) deploy $(if $(filter yes,$(data)),--data) $(if $(url),--url $(url))
+
+rollback-swarm: docker ## deploy an earlier release to the swarm: make rollback-swarm to=5
+	@$(SWARM) rollback $(if $(to),--to $(to)) $(if $(filter yes,$(data)),--data) $(if $(url),--url $(url))
+
+history-swarm: docker ## list the releases of the swarm
+	@$(SWARM) history
 
 budget: $(READY) ## show the connection budget and the largest pool that fits
 	@$(BIN)/headroom budget --suggest
@@ -165,6 +181,9 @@ bench-deploy: $(READY) ## deploy compose.prod.yml under load, and roll back (nee
 
 bench-restarts: $(READY) ## restart PostgreSQL and PgBouncer of compose.prod.yml on purpose, under load (needs Docker)
 	@$(BIN)/python -m benchmarks.restarts $(args)
+
+bench-swarm: $(READY) ## update, roll back and lose a machine of a swarm under load (needs Docker, as root)
+	@$(BIN)/python -m benchmarks.swarm $(args)
 
 bench-ddl: $(READY) ## change the schema under load while a transaction holds the table (needs Docker)
 	@$(BIN)/python -m benchmarks.deploy ddl $(args)

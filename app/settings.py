@@ -379,6 +379,11 @@ class Settings(BaseSettings):
     exporter_deadline: float = Field(
         default=0.75, gt=0, description="Seconds after which a scrape is answered without unfinished collectors."
     )
+    exporter_scope: Literal["all", "node", "server"] = Field(
+        default="all",
+        description="What the exporter reports: the replicas on its machine (`node`), PostgreSQL, PgBouncer, backups "
+        "and the budget (`server`), or both (`all`). On several machines: one `server`, and a `node` on each of them.",
+    )
     metrics_dir: Path = Field(
         default=Path(".data/metrics"),
         description="Directory for metrics files, one folder per replica. Workers write them; the exporter reads them.",

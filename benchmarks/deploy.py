@@ -257,8 +257,10 @@ class Phases:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         started = monotonic()
-        yield
-        self.all.append(Phase(name, started, monotonic()))
+        try:
+            yield
+        finally:
+            self.all.append(Phase(name, started, monotonic()))
 
 
 def docker(*arguments: str) -> None:

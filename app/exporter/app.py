@@ -39,18 +39,20 @@ STOP_SECONDS = 2
 
 def create_exporter(settings: Settings) -> Starlette:
     """Return the application. Its lifespan updates the live status in the background."""
-    server = _admin_connection(settings.known_exporter_database_url())
-    console = _admin_connection(settings.known_pgbouncer_admin_url())
+    scope = settings.exporter_scope
+    of_server = scope != "node"
+    server = _admin_connection(settings.known_exporter_database_url()) if of_server else None
+    console = _admin_connection(settings.known_pgbouncer_admin_url()) if of_server else None
     budget = BudgetCollector(settings, server, console)
     # Every collector, and when it runs. app/exporter/collectors/__init__.py says how to add one.
     collectors: list[Collector | None] = [
-        ReplicasCollector(settings.metrics_dir),
+        ReplicasCollector(settings.metrics_dir) if scope != "server" else None,
         ServerCollector(server) if server else None,
         MigrationsCollector(server) if server else None,
         ArchiveCollector(server) if server else None,
-        BackupsCollector(settings.backup_status_dir) if settings.backup_status_dir else None,
+        BackupsCollector(settings.backup_status_dir) if of_server and settings.backup_status_dir else None,
         PgBouncerCollector(console) if console else None,
-        budget,
+        budget if of_server else None,
     ]
     scraper = Scraper([collector for collector in collectors if collector], settings.exporter_deadline)
     live_status = LiveStatus(scraper, budget)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import shutil
 import subprocess
 from functools import partial
@@ -12,7 +11,7 @@ import httpx
 import pytest
 
 from app.paths import PROJECT_ROOT
-from tests.support.docker import require_engine
+from tests.support.connecting import CONNECT
 from tests.support.proxied import PYTHON, access_log, compose_service, create_network, docker, run_client
 from tests.support.stacks import REVISION, VERSION, ProdStack
 from tests.support.waiting import eventually
@@ -98,26 +97,6 @@ NOT_RUNNING = {
     "migrate": compose_service("migrate")["networks"],  # it has ended
     "grafana": compose_service("grafana", "compose.grafana.yml")["networks"],  # it has no stand-in
 }
-# Twice, with a pause: Docker's rules between networks are incomplete for a moment while another network is created.
-CONNECT = """
-import socket, sys, time
-from concurrent.futures import ThreadPoolExecutor
-
-def reaches(target):
-    host, port = target.rsplit(":", 1)
-    try:
-        socket.create_connection((host, int(port)), timeout=1).close()
-    except OSError:
-        return False
-    return True
-
-targets = sys.argv[1:]
-with ThreadPoolExecutor(64) as threads:
-    for attempt in range(2):
-        time.sleep(attempt)
-        targets = [target for target, reached in zip(targets, threads.map(reaches, targets)) if reached]
-print(*targets)
-"""
 
 
 def test_service_reaches_only_the_ports_that_it_needs(prod: ProdStack) -> None:
@@ -280,23 +259,6 @@ def test_replica_after_a_reload_is_restarted_when_it_crashes(prod: ProdStack) ->
 
     eventually(lambda: prod.inspect("api")["RestartCount"] == 1, within=20)
     eventually(lambda: prod.replicas_in_proxy() == 2, within=60)
-
-
-def test_swarm_reads_the_file(tmp_path: Path) -> None:
-    require_engine()
-    secrets = tmp_path / "secrets"
-    subprocess.run([PROJECT_ROOT / "ops/make-secrets.sh", secrets], check=True, capture_output=True)
-
-    read = subprocess.run(
-        ["docker", "stack", "config", "--compose-file", "compose.prod.yml"],
-        cwd=PROJECT_ROOT,
-        env=os.environ | {"SECRETS_DIR": str(secrets)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-    assert read.returncode == 0, read.stderr
 
 
 def test_secrets_are_made_once_and_differ_from_each_other(tmp_path: Path) -> None:

@@ -92,6 +92,30 @@ def test_write_to_a_replica_that_is_gone_goes_to_another_one(proxied: ProxiedRep
     assert statuses(proxied, "POST", 20) == {200: 20}
 
 
+@pytest.mark.parametrize(("method", "status"), [("GET", 200), ("POST", 502)])
+def test_request_in_progress_on_a_vanished_machine_ends_soon(
+    proxied: ProxiedReplicas, method: str, status: int
+) -> None:
+    """Its connections are not closed, and `timeout server` is 60 s. Only a read is sent again."""
+    before = {replica.name: replica.executed for replica in proxied.replicas}
+    for replica in proxied.replicas:
+        replica.set("hang")
+    with ThreadPoolExecutor() as threads:
+        answer = threads.submit(proxied.client.request, method, "/posts", timeout=50)
+        eventually(lambda: executed(proxied) > sum(before.values()), within=10)
+        [vanished] = [replica for replica in proxied.replicas if replica.executed > before[replica.name]]
+        [other] = [replica for replica in proxied.replicas if replica is not vanished]
+        other.set("serve")
+        docker("network", "disconnect", "--force", proxied.name, vanished.name)
+        try:
+            found = answer.result(timeout=40)
+        finally:
+            proxied.remove(vanished)
+
+    assert found.status_code == status
+    assert other.executed - before[other.name] == (method == "GET")
+
+
 def test_new_replica_gets_requests_within_seconds(proxied: ProxiedReplicas) -> None:
     replica = proxied.add_replica()
 

@@ -1,4 +1,4 @@
-"""A load generator for 127.0.0.1: many clients, each with one request at a time."""
+"""A load generator: many clients, each with one request at a time."""
 
 import asyncio
 import re
@@ -178,6 +178,9 @@ class Connection(asyncio.Protocol):
             self._waiter.set_exception(exc or ConnectionResetError())
 
 
-async def connect(port: int, tls: SSLContext | None = None) -> Connection:
-    _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", port, ssl=tls)
+async def connect(port: int, tls: SSLContext | None = None, host: str = "127.0.0.1") -> Connection:
+    """Open a connection. With TLS, the certificate must be valid for localhost."""
+    name = "localhost" if tls else None
+    loop = asyncio.get_running_loop()
+    _, connection = await loop.create_connection(Connection, host, port, ssl=tls, server_hostname=name)
     return connection

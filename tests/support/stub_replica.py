@@ -4,6 +4,7 @@
 
 - serve: answer with the headers of the request
 - drop: execute the request, and close the connection without an answer
+- hang: execute the request, and never answer
 - stale: close the connection when its second request arrives, as a server does that closes an idle connection
 - unready: as serve, with 503 on /readyz
 """
@@ -48,6 +49,8 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             executed += 1
             if mode == "drop":
                 return
+            if mode == "hang":
+                await asyncio.Event().wait()
         content = json.dumps({"name": socket.gethostname(), "executed": executed, "headers": headers}).encode()
         head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n"
         is_last = headers.get("connection") == "close"

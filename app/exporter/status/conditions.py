@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 from app.database.pool_events import USED
+from app.exporter.collectors.replicas import ReplicasCollector
 from app.exporter.status.snapshot import Snapshot, increase, quantiles
 from app.observability import catalogue
 
@@ -69,8 +70,12 @@ def free_share(snapshot: Snapshot) -> float | None:
 def disagreement(snapshot: Snapshot) -> float | None:
     """Return the API's connections that the server counts, minus those that its pools count; None if unknown.
 
-    Behind PgBouncer, its client connections are compared instead of the server's.
+    Behind PgBouncer, its client connections are compared instead of the server's. With EXPORTER_SCOPE=server the pools
+    are unknown.
     """
+    collectors = {labels["collector"] for labels, _ in snapshot.select(catalogue.COLLECTOR_SUCCESS)}
+    if collectors and ReplicasCollector.name not in collectors:
+        return None
     in_pools = snapshot.total(catalogue.POOL_CONNECTIONS)
     pgbouncer_up = snapshot.value(catalogue.PGBOUNCER_UP)
     if pgbouncer_up is not None:

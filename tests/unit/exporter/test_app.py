@@ -47,6 +47,39 @@ async def test_budget_without_a_database_comes_from_the_settings(exporter: Async
     assert 'db_budget_headroom{limit="server connections"} 33.0' in text
 
 
+@pytest.mark.parametrize(
+    ("scope", "collectors"),
+    [
+        ("node", {"replicas"}),
+        ("server", {"server", "migrations", "archive", "backups", "pgbouncer", "budget"}),
+        ("all", {"replicas", "server", "migrations", "archive", "backups", "pgbouncer", "budget"}),
+    ],
+)
+async def test_scope_selects_the_collectors(tmp_path: Path, scope: str, collectors: set[str]) -> None:
+    """On several machines, one exporter reports the server, and each machine has one that reports its replicas."""
+    nowhere = "postgresql://monitor@127.0.0.1:1/headroom"
+    app = create_exporter(
+        Settings.model_validate(
+            {
+                "metrics_dir": tmp_path,
+                "backup_status_dir": tmp_path,
+                "exporter_database_url": nowhere,
+                "pgbouncer_admin_url": nowhere,
+                "exporter_scope": scope,
+                "db_pooler": "pgbouncer",
+            }
+        )
+    )
+    async with (
+        app.router.lifespan_context(app),
+        AsyncClient(transport=ASGITransport(app), base_url="http://test") as client,
+    ):
+        text = (await client.get("/metrics")).text
+
+    assert set(re.findall(r'headroom_collector_success\{collector="(\w+)"\}', text)) == collectors
+    assert ("db_budget_supply" in text) == (scope != "node")
+
+
 async def test_healthz_answers_ok(exporter: AsyncClient) -> None:
     assert (await exporter.get("/healthz")).text == "ok\n"
 

@@ -182,6 +182,16 @@ def test_views_disagree_fires_only_after_two_minutes() -> None:
     assert evaluate("ViewsDisagree", connections(11, 10), seconds=100).state == "ok"
 
 
+def test_views_disagree_is_unknown_to_an_exporter_of_the_server_alone() -> None:
+    def success(collector: str) -> Samples:
+        return {series(catalogue.COLLECTOR_SUCCESS, collector=collector): 1}
+
+    samples = connections(11, 10) | success("server")
+
+    assert evaluate("ViewsDisagree", samples).state == "unknown"
+    assert evaluate("ViewsDisagree", samples | success("replicas")).state == "firing"
+
+
 def test_views_disagree_behind_pgbouncer_compares_its_clients() -> None:
     samples = connections(3, 10) | {
         series(catalogue.PGBOUNCER_UP): 1,

@@ -1,0 +1,34 @@
+#!/bin/sh
+# Run PgBouncer, and tell it when the server `postgres` has another address: `follow pgbouncer FILE`. In Swarm, each new
+# container has one. Docker's DNS says that an address is valid for 600 s, and PgBouncer's resolver keeps it for so long:
+# docs/decisions/0034-swarm.md. The resolver of `getent` keeps nothing.
+set -eu
+
+runtime=${PGBOUNCER_RUNTIME:-/run/headroom-pgbouncer}
+databases=$(dirname "$2")/databases.ini
+
+write() { # write HOST; use this host instead of the name
+  sed -E "s/host=postgres( |\$)/host=$1\1/" "$databases" >"$runtime/databases.ini.new"
+  mv -f "$runtime/databases.ini.new" "$runtime/databases.ini"
+}
+
+address() {
+  getent ahostsv4 postgres | awk 'NR == 1 { print $1 }'
+}
+
+known=$(address)
+write "${known:-postgres}"
+sed "s#^%include $databases#%include $runtime/databases.ini#" "$2" >"$runtime/pgbouncer.ini"
+trap '' HUP # until PgBouncer has a handler
+(
+  while sleep 1; do
+    found=$(address)
+    if [ -n "$found" ] && [ "$found" != "$known" ]; then
+      write "$found"
+      kill -HUP $$ # of PgBouncer, which replaces this shell below
+      echo "follow: postgres has the address $found" >&2
+      known=$found
+    fi
+  done
+) &
+exec "$1" "$runtime/pgbouncer.ini"

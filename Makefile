@@ -7,7 +7,7 @@ WORKFLOWS := $(wildcard .github/workflows/*.yml)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run up down docker secrets certificate backup restore restore-drill upgrade-postgres budget seed migrate \
+.PHONY: help run up down docker secrets deploy rollback rotate certificate backup restore restore-drill upgrade-postgres budget seed migrate \
         migration downgrade check-migrations current history \
         test test-unit test-integration test-stack test-fastapi test-fast-routes-off coverage bench bench-capacity \
         bench-pages bench-overload bench-metrics bench-pool-stress bench-listener bench-deploy bench-ddl \
@@ -41,6 +41,18 @@ down: docker ## stop the containers and keep the data (docker compose down --vol
 
 secrets: ## write the missing secrets of compose.prod.yml to .secrets/: make secrets host=api.example.com
 	@ops/make-secrets.sh .secrets $(host)
+
+# Only the standard library is used, so hosts without .venv can run it. `on` is another host: on=user@host
+OPS := $(PYTHON) -m ops.deploy $(if $(on),--on $(on)) $(if $(directory),--directory $(directory))
+
+deploy: ## deploy compose.prod.yml without losing a request: make deploy on=user@host image=IMAGE
+	@$(OPS) deploy $(if $(image),--image $(image))
+
+rollback: ## go back to the release before, or to another one: make rollback to=NUMBER
+	@$(OPS) rollback $(if $(to),--to $(to))
+
+rotate: ## replace a secret of compose.prod.yml without losing a request: make rotate secret=app_password
+	@$(OPS) rotate "$(secret)"
 
 certificate: docker ## give the running proxy of compose.prod.yml the certificate in .secrets/
 	@awk 1 .secrets/tls_certificate .secrets/tls_key | docker compose -f compose.prod.yml exec -T proxy certificate
@@ -139,8 +151,8 @@ bench-listener: $(READY) ## benchmark the listener against plain Uvicorn workers
 fault: $(READY) ## cause every fault under traffic; write docs/faults.md: make fault against=DIR args="--only killed"
 	@$(BIN)/python -m benchmarks.fault $(if $(against)$(args),$(if $(against),--against $(against)) $(args),--document now)
 
-bench-deploy: $(READY) ## deploy compose.prod.yml under load, and roll back (needs Docker): make bench-deploy args="--without"
-	@$(BIN)/python -m benchmarks.deploy rollout $(args)
+bench-deploy: $(READY) ## deploy compose.prod.yml under load (needs Docker): make bench-deploy show=failures, or show=rotation
+	@$(BIN)/python -m benchmarks.deploy $(or $(show),deploys) $(args)
 
 bench-ddl: $(READY) ## change the schema under load while a transaction holds the table (needs Docker)
 	@$(BIN)/python -m benchmarks.deploy ddl $(args)

@@ -76,6 +76,7 @@ for role in superuser owner app monitor pgbouncer console; do
   random "${role}_password" 24
 done
 random secret_key 32
+secret secret_key_fallbacks $'\n' # none: only a rotation of the signing key writes one; Swarm refuses an empty file
 if [[ ! -s tls_certificate && ! -s tls_key ]]; then
   certificate "$host"
 elif [[ ! -s tls_certificate || ! -s tls_key ]]; then
@@ -83,6 +84,7 @@ elif [[ ! -s tls_certificate || ! -s tls_key ]]; then
   exit 1
 fi
 backup_repository backup_repository
+# A rotation of the password can change the role to headroom_app_2 (ops/deploy/rotation.py).
 url database_url postgresql+psycopg://headroom_app app_password pgbouncer:6432/headroom
 url migration_database_url postgresql+psycopg://headroom_owner owner_password postgres:5432/headroom
 url monitor_database_url postgresql+psycopg://headroom_monitor monitor_password postgres:5432/headroom

@@ -1,0 +1,1 @@
+"""The files of each service, and the programs that operators run."""

@@ -11,7 +11,8 @@ export IMAGE_REVISION ?= $(shell git describe --always --abbrev=40 --dirty --exc
 export IMAGE_CREATED ?= $(shell git log -1 --format=%cI 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help run up down docker secrets external-roles certificate test-alert backup restore restore-drill \
+.PHONY: help run up down docker secrets deploy rollback rotate external-roles certificate test-alert \
+        backup restore restore-drill \
         restart-postgres restart-pgbouncer upgrade-postgres budget seed migrate \
         migration downgrade check-migrations current history \
         images-swarm deploy-swarm rollback-swarm history-swarm bench-swarm \
@@ -51,6 +52,18 @@ secrets: ## write the missing secrets of compose.prod.yml to .secrets/: make sec
 
 external-roles: docker ## create the database and the roles on a PostgreSQL server elsewhere (docs/external-postgres.md)
 	@docker compose -f compose.prod.yml -f compose.external.yml run --rm roles
+
+# Only the standard library is used, so hosts without .venv can run it. `on` is another host: on=user@host
+OPS := $(PYTHON) -m ops.deploy $(if $(on),--on $(on)) $(if $(directory),--directory $(directory))
+
+deploy: ## deploy compose.prod.yml without losing a request: make deploy on=user@host image=IMAGE
+	@$(OPS) deploy $(if $(image),--image $(image))
+
+rollback: ## go back to the release before, or to another one: make rollback to=NUMBER
+	@$(OPS) rollback $(if $(to),--to $(to))
+
+rotate: ## replace a secret of compose.prod.yml without losing a request: make rotate secret=app_password
+	@$(OPS) rotate "$(secret)"
 
 certificate: docker ## give the running proxy of compose.prod.yml the certificate in .secrets/
 	@awk 1 .secrets/tls_certificate .secrets/tls_key | docker compose -f compose.prod.yml exec -T proxy certificate
@@ -176,8 +189,8 @@ bench-listener: $(READY) ## benchmark the listener against plain Uvicorn workers
 fault: $(READY) ## cause every fault under traffic; write docs/faults.md: make fault against=DIR args="--only killed"
 	@$(BIN)/python -m benchmarks.fault $(if $(against)$(args),$(if $(against),--against $(against)) $(args),--document now)
 
-bench-deploy: $(READY) ## deploy compose.prod.yml under load, and roll back (needs Docker): make bench-deploy args="--without"
-	@$(BIN)/python -m benchmarks.deploy rollout $(args)
+bench-deploy: $(READY) ## deploy compose.prod.yml under load (needs Docker): make bench-deploy show=failures, or show=rotation
+	@$(BIN)/python -m benchmarks.deploy $(or $(show),deploys) $(args)
 
 bench-restarts: $(READY) ## restart PostgreSQL and PgBouncer of compose.prod.yml on purpose, under load (needs Docker)
 	@$(BIN)/python -m benchmarks.restarts $(args)

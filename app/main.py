@@ -40,7 +40,8 @@ TELEMETRY: TelemetryConfig = (
 
 def provide_state(app: FastAPI, database: Database, settings: Settings) -> None:
     """Set the objects that dependencies read from `app.state`. Raise ConfigurationError without a SECRET_KEY."""
-    tokens = Tokens(settings.require_secret_key(), settings.access_token_seconds)
+    key, fallbacks = settings.require_secret_key(), settings.secret_key_fallbacks
+    tokens = Tokens(key, settings.access_token_seconds, fallbacks)
     limits = SignInLimits(
         per_account=settings.sign_in_account_limit,
         per_address=settings.sign_in_address_limit,
@@ -49,7 +50,7 @@ def provide_state(app: FastAPI, database: Database, settings: Settings) -> None:
     app.state.database = database
     app.state.sign_in = SignIn(database, tokens, limits)
     app.state.authenticator = Authenticator(database, tokens)
-    app.state.cursors = Cursors(settings.require_secret_key())
+    app.state.cursors = Cursors(key, fallbacks)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:

@@ -53,8 +53,16 @@ def _proxies(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+def _keys(values: tuple[str, ...]) -> tuple[str, ...]:
+    if any(len(value) < MIN_KEY_LENGTH for value in values):
+        raise ValueError(f"each key must have at least {MIN_KEY_LENGTH} characters")
+    return values
+
+
 Proxies = Annotated[CommaSeparated, AfterValidator(_proxies)]
+Keys = Annotated[CommaSeparated, AfterValidator(_keys)]
 Port = Annotated[int, Field(ge=1, le=65535)]
+MIN_KEY_LENGTH = 32
 
 
 # Marks a field that NAME_FILE can set too. Its value is never shown.
@@ -139,8 +147,15 @@ class Settings(BaseSettings):
     # Authentication.
     secret_key: str | None = Field(
         default=None,
-        min_length=32,
+        min_length=MIN_KEY_LENGTH,
         description="Key that signs access tokens and cursors, at least 32 characters (`openssl rand -hex 32`).",
+        json_schema_extra=SECRET,
+        repr=False,
+    )
+    secret_key_fallbacks: Keys = Field(
+        default=(),
+        description="Further keys whose access tokens and cursors are accepted, separated by commas: the keys of the "
+        "past, and during a rotation the next one. Default: none.",
         json_schema_extra=SECRET,
         repr=False,
     )

@@ -1,25 +1,29 @@
 """Deploys and migrations of compose.prod.yml under load: `make bench-deploy`, `make bench-ddl`.
 
-`rollout`: two replicas of the release before; migrate; restart one of them on the new schema; roll out, roll back, roll
-forward. Then kill a replica, which is counted apart: a crash ends the requests in progress.
+`deploys`: two replicas; the product's own deploys, with a schema change among them, and its rollbacks.
+`failures`: deploys of releases that do not become ready, crash later, or cannot migrate. Each must undo itself.
+`rotation`: every secret is rotated once.
 `ddl`: schema changes while a transaction holds the table.
 
-The release before is built from a commit (`--previous`), or from this tree without its newest revision (`--without`).
-By default it is this tree, and the next release has one more revision, which adds a column.
+For `deploys`, the release before is built from a commit (`--previous`), or from this tree without its newest revision
+(`--without`). By default it is this tree, and the next release has one more revision, which adds a column.
 """
 
 import argparse
 import asyncio
+import json
 import os
 import ssl
 import subprocess
+import sys
 import tempfile
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time_ns
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -30,7 +34,7 @@ from app.paths import PROJECT_ROOT
 from benchmarks.tables import print_header, print_row
 from tests.old_release.run import extract
 from tests.support.load import Answer, Connection, connect, get, percentile, post
-from tests.support.stacks import ProdStack
+from tests.support.stacks import IMAGE, ProdStack
 from tests.support.waiting import eventually
 
 REPLICAS = 2
@@ -53,6 +57,17 @@ def upgrade():
 def downgrade():
     pass
 """
+SECRETS = (
+    "app_password",
+    "secret_key",
+    "secret_key_fallbacks",
+    "owner_password",
+    "monitor_password",
+    "superuser_password",
+    "pgbouncer_password",
+    "console_password",
+    "tls_certificate",
+)
 ADD_COLUMN = "op.add_column('posts', sa.Column('deploy_column', sa.Text()))"
 # Each is a revision of its own, in this order. A name of two is one case.
 DDL = {
@@ -82,7 +97,8 @@ class Exchange(NamedTuple):
 class Traffic:
     """Clients of the proxy with kept connections. Half of them write posts, half read users, lists and those posts."""
 
-    def __init__(self, stack: ProdStack) -> None:
+    def __init__(self, stack: ProdStack, pause: float = PAUSE_SECONDS) -> None:
+        self._pause = pause
         self._port = urlsplit(stack.api).port or 0
         self._tls: ssl.SSLContext = stack.tls
         self._stack = stack
@@ -91,11 +107,16 @@ class Traffic:
         self._stopped = asyncio.Event()
         self.exchanges: list[Exchange] = []
         self.wrong = 0
-        name = f"deploy-{os.getpid()}"
+        name = f"deploy-{time_ns()}"
         account = {"email": f"{name}@example.com", "name": name, "password": PASSWORD}
         self._user = stack.client.post("/users", json=account).raise_for_status().headers["location"]
-        form = {"username": account["email"], "password": PASSWORD}
-        token = stack.client.post("/auth/token", data=form).raise_for_status().json()["access_token"]
+        self._form = {"username": account["email"], "password": PASSWORD}
+        self._headers: dict[str, str] = {}
+        self.sign_in()
+
+    def sign_in(self) -> None:
+        """Get an access token for the requests from now on."""
+        token = self._stack.client.post("/auth/token", data=self._form).raise_for_status().json()["access_token"]
         self._headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
 
     async def run(self, clients: int, choreography: Callable[[], None]) -> None:
@@ -117,12 +138,12 @@ class Traffic:
 
     async def _client(self, number: int) -> None:
         connection: Connection | None = None
-        await asyncio.sleep(PAUSE_SECONDS * number / 10)  # not all at once
+        await asyncio.sleep(self._pause * number / 10)  # not all at once
         for turn in count():
             if self._stopped.is_set():
                 break
             connection = await (self._write(connection) if number % 2 else self._read(connection, turn))
-            await asyncio.sleep(PAUSE_SECONDS)
+            await asyncio.sleep(self._pause)
         if connection is not None:
             connection.close()
 
@@ -166,26 +187,55 @@ class Traffic:
 
 
 class DeployStack(ProdStack):
-    """compose.prod.yml, with the image of a release that can change: `image` is for new containers."""
+    """compose.prod.yml with a first release, and the programs of `make deploy`, `make rollback` and `make rotate`."""
 
-    def __init__(self, directory: Path, image: str, *, workers: int = 2, **environment: str) -> None:
-        override = directory / "image.yml"
-        services = "\n".join(f"  {name}: {{ image: '${{DEPLOY_IMAGE}}' }}" for name in ("api", "migrate", "exporter"))
-        override.write_text(f"services:\n{services}\n")
+    def __init__(self, directory: Path, image: str, *, workers: int = 2, settle: float = 0, **environment: str) -> None:
+        self._tag = f"deploy-{os.getpid()}"
+        self._first = image
+        self.log = directory / "log.jsonl"
         super().__init__(
             f"headroom-deploy-{os.getpid()}",
             directory / "secrets",
             build=False,
-            DEPLOY_IMAGE=image,
             API_REPLICAS=str(REPLICAS),
             WEB_CONCURRENCY=str(workers),
+            DEPLOY_SETTLE_SECONDS=str(settle),
+            DEPLOY_LOG=str(self.log),
+            IMAGE_TAG=self._tag,  # a deploy changes what the tag of the API's image names
             **environment,
         )
-        self.files.append(str(override))
+        for name in ("headroom-postgres", "headroom-pgbouncer"):
+            docker("tag", f"{name}:{IMAGE.rpartition(':')[2]}", f"{name}:{self._tag}")
+
+    def up(self) -> None:
+        self.run("deploy", "--image", self._first)
+
+    def down(self) -> None:
+        super().down()
+        command = ["docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}"]
+        images = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        ours = [each for each in images if each.startswith(f"{self.name}-release:") or each.endswith(f":{self._tag}")]
+        docker("rmi", "--force", *ours)
+
+    def run(
+        self, *arguments: str, check: bool = True, environment: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `python -m ops.deploy` for this stack. Return its status and output."""
+        own = {"COMPOSE_PROJECT_NAME": self.name, "COMPOSE_ENV_FILES": os.devnull}
+        finished = subprocess.run(
+            [sys.executable, "-m", "ops.deploy", *arguments],
+            cwd=PROJECT_ROOT,
+            env=os.environ | self.environment | own | (environment or {}),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert not check or finished.returncode == 0, finished.stdout + finished.stderr
+        return finished
 
     def migrate(self, image: str, revision: str = "head") -> None:
-        """Run the migration job of a release."""
-        self.environment["DEPLOY_IMAGE"] = image
+        """Run the migration job of an image that is not deployed."""
+        docker("tag", image, f"headroom:{self._tag}")
         self.compose("run", "--rm", "--no-deps", "migrate", "alembic", "upgrade", revision)
 
     def seed(self, posts: int) -> None:
@@ -197,35 +247,28 @@ class DeployStack(ProdStack):
         """Return the ids of the running replicas."""
         return self.compose("ps", "--quiet", "api").split()
 
-    def restart_one(self) -> None:
-        """Stop a replica as a deploy does, and start it again."""
-        replica = self.containers()[0]
-        docker("stop", replica)
-        docker("start", replica)
-        self.wait_for(REPLICAS)
-
-    def crash_one(self) -> None:
-        """Kill a replica with its requests, and start it again."""
-        replica = self.containers()[0]
-        docker("kill", replica)
-        eventually(lambda: self.replicas_in_proxy() == REPLICAS - 1, within=60)
-        docker("start", replica)
-        self.wait_for(REPLICAS)
-
-    def roll(self, image: str, replicas: int = REPLICAS) -> None:
-        """Replace replicas one by one: start a new one, wait until the proxy has it, stop an old one."""
-        self.environment["DEPLOY_IMAGE"] = image
-        for old in self.containers()[:replicas]:
-            up = ("up", "--no-build", "--no-deps", "--no-recreate", "--detach", "--scale", f"api={REPLICAS + 1}", "api")
-            self.compose(*up)
-            self.wait_for(REPLICAS + 1)
-            docker("stop", old)
-            docker("rm", old)
-            self.wait_for(REPLICAS)
-
-    def wait_for(self, replicas: int) -> None:
-        """Wait until the proxy sends requests to this many replicas."""
-        eventually(lambda: self.replicas_in_proxy() == replicas, within=120, every=0.5)
+    @contextmanager
+    def most_connections(self) -> Iterator[list[int]]:
+        """Count the server's client connections from time to time. The list has the counts after the block."""
+        query = (
+            "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        )
+        [container] = self.compose("ps", "--quiet", "postgres").split()
+        psql = ["docker", "exec", "--interactive", container, "psql", "-U", "postgres", "-d", "headroom", "-qAt"]
+        counts: list[int] = []
+        with subprocess.Popen(psql, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(f"{query} \\watch 0.1\n")
+            process.stdin.flush()
+            output = process.stdout
+            reader = threading.Thread(target=lambda: counts.extend(int(line) for line in output if line.strip()))
+            reader.start()
+            try:
+                yield counts
+            finally:
+                process.terminate()
+                reader.join()
 
     @contextmanager
     def held_table(self) -> Iterator[None]:
@@ -261,14 +304,22 @@ class Phases:
             yield
         finally:
             self.all.append(Phase(name, started, monotonic()))
+            print(f"{name}: {monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 
 
 def docker(*arguments: str) -> None:
     subprocess.run(["docker", *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
-def build(base: str, tag: str, *, revisions: dict[str, str] | None = None, without: str | None = None) -> str:
-    """Build an image with more revisions, or without the file of one. Return its tag."""
+def build(
+    base: str,
+    tag: str,
+    *,
+    revisions: dict[str, str] | None = None,
+    without: str | None = None,
+    command: Sequence[str] = (),
+) -> str:
+    """Build an image with more revisions, without the file of one, or with another command. Return its tag."""
     with tempfile.TemporaryDirectory() as directory:
         context = Path(directory)
         lines = [f"FROM {base}"]
@@ -277,6 +328,8 @@ def build(base: str, tag: str, *, revisions: dict[str, str] | None = None, witho
             lines.append(f"COPY {revision}.py migrations/versions/")
         if without is not None:
             lines += ["USER 0", f"RUN rm migrations/versions/*_{without}_*.py", "USER 10001:10001"]
+        if command:
+            lines.append(f"CMD {json.dumps(command)}")
         (context / "Dockerfile").write_text("\n".join(lines) + "\n")
         docker("build", "--quiet", "--tag", tag, directory)
     return tag
@@ -306,32 +359,74 @@ def releases(previous: str | None, *, without: bool) -> tuple[str, str]:
     return THIS, build(THIS, "headroom-deploy:next", revisions=revision_files({"": [ADD_COLUMN]}))
 
 
-def rollout(stack: DeployStack, before: str, after: str, clients: int, requests: int) -> tuple[Traffic, Phases]:
-    """Migrate, restart, roll out, back and forward under load; then crash a replica."""
-    traffic, phases = Traffic(stack), Phases()
+def deploys(stack: DeployStack, before: str, after: str, options: argparse.Namespace) -> tuple[Traffic, Phases]:
+    """Deploy two releases in turn, one of which changes the schema, and roll back, under load."""
+    traffic, phases = Traffic(stack, options.pause), Phases()
 
     def choreography() -> None:
-        with phases.phase("before"):
-            asyncio.run(asyncio.sleep(STEADY_SECONDS))
-        with phases.phase("migrate"):
-            stack.migrate(after)
-        with phases.phase("restart a replica of before"):
-            stack.restart_one()
-        for name, image in (("roll out", after), ("roll back", before), ("roll forward", after)):
-            with phases.phase(name):
-                stack.roll(image)
-        with phases.phase("after"):
-            eventually(lambda: len(traffic.exchanges) >= requests, within=600, every=1)
-        with phases.phase("crash (SIGKILL)"):
-            stack.crash_one()
+        for number in range(options.deploys):
+            # The first half has the release before only; then the schema changes, and both run on it.
+            image = after if number >= options.deploys // 2 and number % 2 else before
+            with phases.phase(f"deploy {number + 1}" + (", other settings" if number == 1 else "")):
+                stack.run("deploy", "--image", image, environment={"DB_POOL_SIZE": "4"} if number == 1 else {})
+        for number in range(options.rollbacks):
+            with phases.phase(f"rollback {number + 1}"):
+                stack.run("rollback")
 
-    uvloop.run(traffic.run(clients, choreography))
+    uvloop.run(traffic.run(options.clients, choreography))
     return traffic, phases
 
 
-def ddl(stack: DeployStack, image: str, clients: int) -> tuple[Traffic, Phases]:
+def failures(stack: DeployStack, options: argparse.Namespace) -> tuple[Traffic, Phases]:
+    """Deploy releases that fail, under load. Raise AssertionError if one of them is not undone."""
+    traffic, phases = Traffic(stack, options.pause), Phases()
+
+    def choreography() -> None:
+        for name, image in broken_releases().items():
+            expected = set(stack.containers())
+            with phases.phase(name):
+                limits = {"DEPLOY_READY_SECONDS": "30", "DEPLOY_SETTLE_SECONDS": "90"}
+                finished = stack.run("deploy", "--image", image, check=False, environment=limits)
+            print(f"{name}: exit status {finished.returncode}: {finished.stderr.splitlines()[-1]}", flush=True)
+            assert finished.returncode == 1, finished.stdout
+            assert "serves as before" in finished.stderr
+            assert name != "the migration fails" or set(stack.containers()) == expected
+            eventually(lambda: stack.replicas_in_proxy() == REPLICAS, within=30)
+
+    uvloop.run(traffic.run(options.clients, choreography))
+    return traffic, phases
+
+
+def broken_releases() -> dict[str, str]:
+    """Build releases that fail. Return their images by what happens."""
+    minute = ["sh", "-c", 'timeout --signal "$0" 60 headroom api']
+    fails = revision_files({"": ["op.execute('SELECT 1 / 0')"]})
+    return {
+        "the migration fails": build(THIS, "headroom-deploy:fails", revisions=fails),
+        "never ready": build(THIS, "headroom-deploy:never", command=["sleep", "infinity"]),
+        "ends after a minute (SIGTERM)": build(THIS, "headroom-deploy:ends", command=[*minute, "TERM"]),
+        "crashes after a minute (SIGKILL)": build(THIS, "headroom-deploy:crashes", command=[*minute, "KILL"]),
+    }
+
+
+def rotation(stack: DeployStack, options: argparse.Namespace) -> tuple[Traffic, Phases]:
+    """Rotate every secret once, under load."""
+    traffic, phases = Traffic(stack, options.pause), Phases()
+
+    def choreography() -> None:
+        for secret in SECRETS:
+            if secret == "secret_key_fallbacks":
+                traffic.sign_in()  # the token of the old key is about to become invalid
+            with phases.phase(secret):
+                stack.run("rotate", secret)
+
+    uvloop.run(traffic.run(options.clients, choreography))
+    return traffic, phases
+
+
+def ddl(stack: DeployStack, image: str, options: argparse.Namespace) -> tuple[Traffic, Phases]:
     """Run each schema change while a transaction holds the table."""
-    traffic, phases = Traffic(stack), Phases()
+    traffic, phases = Traffic(stack, options.pause), Phases()
 
     def choreography() -> None:
         number = 0
@@ -344,7 +439,7 @@ def ddl(stack: DeployStack, image: str, clients: int) -> tuple[Traffic, Phases]:
             with phases.phase(f"{name}: after"):
                 asyncio.run(asyncio.sleep(STEADY_SECONDS))
 
-    uvloop.run(traffic.run(clients, choreography))
+    uvloop.run(traffic.run(options.clients, choreography))
     return traffic, phases
 
 
@@ -376,40 +471,55 @@ def show(traffic: Traffic, phases: Phases) -> None:
                 ", ".join(f"{number} x {status or 'no answer'}" for status, number in others.items()) or 0,
             )
         )
-    total = [summary(traffic, phase) for phase in phases.all if not phase.name.startswith("crash")]
-    requests, failures = (sum(len(each[part]) for each in total) for part in (0, 1))
+    failed = [each for each in traffic.exchanges if not each.succeeded]
+    slowest = max(each.seconds for each in traffic.exchanges)
     print(
-        f"\nwithout the crash: {failures} of {requests} requests failed; {traffic.wrong} wrong answers, "
-        f"{traffic.lost()} acknowledged posts lost; load average {os.getloadavg()[0]:.1f}"
+        f"\n{len(failed)} of {len(traffic.exchanges)} requests failed, the slowest took {slowest:.1f} s; "
+        f"{traffic.wrong} wrong answers, {traffic.lost()} acknowledged posts lost; "
+        f"load average {os.getloadavg()[0]:.1f}"
     )
 
 
 def main() -> None:
-    """Run one of the two, and print its table."""
+    """Run one of the shows, and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("show", choices=("rollout", "ddl"))
+    parser.add_argument("show", choices=("deploys", "failures", "rotation", "ddl"))
     parser.add_argument("--clients", type=int, default=50, help="default: 50")
-    parser.add_argument("--requests", type=int, default=50_000, help="at least, for rollout (default: 50000)")
+    parser.add_argument("--deploys", type=int, default=20, help="default: 20")
+    parser.add_argument("--rollbacks", type=int, default=5, help="default: 5")
+    parser.add_argument("--pause", type=float, default=PAUSE_SECONDS, help="seconds between requests of a client")
     parser.add_argument("--posts", type=int, default=20_000, help="posts in the table (default: 20000)")
     parser.add_argument("--workers", type=int, default=2, help="per replica (default: 2)")
+    parser.add_argument("--settle", type=float, default=2, help="DEPLOY_SETTLE_SECONDS (default: 2)")
     releases_of = parser.add_mutually_exclusive_group()
     releases_of.add_argument("--previous", metavar="COMMIT", help="the release before")
     releases_of.add_argument("--without", action="store_true", help="the release before lacks the newest revision")
     options = parser.parse_args()
     docker("build", "--quiet", "--tag", THIS, str(PROJECT_ROOT))
     docker("compose", "--file", str(PROJECT_ROOT / "compose.prod.yml"), "build", "--quiet", "postgres", "pgbouncer")
-    with tempfile.TemporaryDirectory() as directory:
-        if options.show == "rollout":
-            before, after = releases(options.previous, without=options.without)
-        else:
-            before = THIS
-            after = build(THIS, "headroom-deploy:ddl", revisions=revision_files(DDL))
-        with DeployStack(Path(directory), before, workers=options.workers).running() as stack:
-            stack.seed(options.posts)
-            if options.show == "rollout":
-                show(*rollout(stack, before, after, options.clients, options.requests))
-            else:
-                show(*ddl(stack, after, options.clients))
+    before, after = releases(options.previous, without=options.without) if options.show == "deploys" else (THIS, THIS)
+    if options.show == "ddl":
+        after = build(THIS, "headroom-deploy:ddl", revisions=revision_files(DDL))
+    keep = str(options.rollbacks + 2)
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        DeployStack(
+            Path(directory), before, workers=options.workers, settle=options.settle, DEPLOY_KEEP=keep
+        ).running() as stack,
+        stack.most_connections() as counts,
+    ):
+        stack.seed(options.posts)
+        match options.show:
+            case "deploys":
+                show(*deploys(stack, before, after, options))
+            case "failures":
+                show(*failures(stack, options))
+            case "rotation":
+                show(*rotation(stack, options))
+            case _:
+                show(*ddl(stack, after, options))
+        budget = json.loads(stack.compose("exec", "-T", "api", "headroom", "budget", "--json"))
+        print(f"server connections: at most {max(counts)}; budget with the surge: {budget['demand']}")
 
 
 if __name__ == "__main__":

@@ -102,6 +102,7 @@ for role in superuser owner app monitor pgbouncer console; do
   random "${role}_password" 24
 done
 random secret_key 32
+secret secret_key_fallbacks $'\n' # none: only a rotation of the signing key writes one; Swarm refuses an empty file
 if [[ ! -s tls_certificate && ! -s tls_key ]]; then
   certificate "$host"
 elif [[ ! -s tls_certificate || ! -s tls_key ]]; then
@@ -133,6 +134,7 @@ if [[ -n $server ]]; then
     if [[ ! -s $name ]]; then echo "$folder/$name is missing: see docs/external-postgres.md" >&2; fi
   done
 fi
+# A rotation of the password can change the role to headroom_app_2 (ops/deploy/rotation.py).
 url database_url "$driver://headroom_app" app_password "$pooled"
 url migration_database_url postgresql+psycopg://headroom_owner owner_password "$direct"
 url monitor_database_url postgresql+psycopg://headroom_monitor monitor_password "$direct"

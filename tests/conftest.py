@@ -68,7 +68,7 @@ def _group(item: pytest.Item) -> str | None:
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     if "stack" in parameters:
         return f"stack-{parameters['stack']}"
-    for fixture in ("prod", "replicas", "browser", "postgres", "database", "alerting"):
+    for fixture in ("prod", "replicas", "deployed", "browser", "postgres", "database", "alerting"):
         if fixture in item.fixturenames and item.path.parent.name in ("stack", "fault"):
             return f"{fixture}-{item.path.stem}" if fixture in ("postgres", "database") else fixture
     return None

@@ -4,7 +4,7 @@ import asyncio
 import json
 
 from app.database.admin_connection import AdminConnection
-from app.database.schema_version import Comparison, compare, database_schema, release
+from app.database.schema_version import Comparison, compare, database_schema, oldest_after_upgrade, release, revisions
 from app.errors import ConfigurationError, SchemaMismatch
 from app.settings import load_settings
 
@@ -21,7 +21,7 @@ def show_schema(*, as_json: bool) -> None:
 
     result = asyncio.run(query())
     if as_json:
-        print(json.dumps(_document(result), indent=2))
+        print(json.dumps(_document(result) | {"revisions": revisions()}, indent=2))
     else:
         for name, value in _document(result).items():
             shown = ", ".join(value) or "none" if isinstance(value, list) else value
@@ -36,6 +36,7 @@ def _document(result: Comparison) -> dict[str, str | list[str] | None]:
         "code": list(result.code),
         "database": list(result.database),
         "oldest_that_may_run": result.oldest,
+        "oldest_after_upgrade": oldest_after_upgrade(),
         "pending": list(result.pending),
         "ahead": list(result.ahead),
         "state": result.state.value,

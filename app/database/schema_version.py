@@ -166,7 +166,7 @@ async def database_schema(connection: AdminConnection) -> DatabaseSchema:
 def compare(database: DatabaseSchema, directory: ScriptDirectory | None = None) -> Comparison:
     """Compare the schema of the database with the revisions of this release, or with those of `directory`."""
     directory = directory or scripts()
-    known = [script.revision for script in reversed(list(directory.walk_revisions()))]
+    known = revisions(directory)
     code = tuple(sorted(directory.get_heads()))
     heads = tuple(sorted(database.heads))
     if set(heads) <= set(known):
@@ -195,10 +195,7 @@ def compare(database: DatabaseSchema, directory: ScriptDirectory | None = None) 
 
 def _compare_known(directory: ScriptDirectory, code: tuple[str, ...], heads: tuple[str, ...]) -> Comparison:
     """Compare with a database whose revisions this release has."""
-    applied = [
-        AppliedRevision(script.revision, kind_of(script), release(), "", oldest_of(script, directory))
-        for script in ancestors(directory, heads)
-    ]
+    applied = _applied(directory, heads)
     state = State.CURRENT if heads == code else State.OLDER
     try:
         pending = [script.revision for script in directory.iterate_revisions("heads", heads or "base")]
@@ -214,6 +211,25 @@ def ancestors(directory: ScriptDirectory, heads: Sequence[str]) -> list[Script]:
         return []
     wanted = {script.revision for script in directory.iterate_revisions(tuple(heads), "base")}
     return [script for script in reversed(list(directory.walk_revisions())) if script.revision in wanted]
+
+
+def revisions(directory: ScriptDirectory | None = None) -> list[str]:
+    """Return the revisions of this release, or those of `directory`; oldest first."""
+    return [script.revision for script in reversed(list((directory or scripts()).walk_revisions()))]
+
+
+def oldest_after_upgrade(directory: ScriptDirectory | None = None) -> str | None:
+    """Return the oldest revision whose code may run on the newest schema of this release, or of `directory`."""
+    directory = directory or scripts()
+    return _oldest(_applied(directory, directory.get_heads()))
+
+
+def _applied(directory: ScriptDirectory, heads: Sequence[str]) -> list[AppliedRevision]:
+    """Return the revisions up to `heads` as the database records them."""
+    return [
+        AppliedRevision(script.revision, kind_of(script), release(), "", oldest_of(script, directory))
+        for script in ancestors(directory, heads)
+    ]
 
 
 def _oldest(applied: Sequence[AppliedRevision]) -> str | None:

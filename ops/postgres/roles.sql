@@ -6,7 +6,9 @@ DO $$
 DECLARE
     name text;
 BEGIN
-    FOREACH name IN ARRAY ARRAY['headroom_owner', 'headroom_app', 'headroom_monitor', 'headroom_pgbouncer'] LOOP
+    FOREACH name IN ARRAY ARRAY[
+        'headroom_owner', 'headroom_app', 'headroom_app_2', 'headroom_monitor', 'headroom_pgbouncer'
+    ] LOOP
         -- Roles belong to the server: they may exist because of another database.
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) THEN
             EXECUTE format('CREATE ROLE %I LOGIN', name);
@@ -42,22 +44,32 @@ ALTER DEFAULT PRIVILEGES FOR ROLE headroom_owner IN SCHEMA public
 ALTER DEFAULT PRIVILEGES FOR ROLE headroom_owner IN SCHEMA public
     GRANT USAGE, SELECT ON SEQUENCES TO headroom_app;
 
+-- The API's password is rotated between two roles (ops/deploy/rotation.py). A member has the privileges of
+-- `headroom_app`, but not its settings.
+GRANT headroom_app TO headroom_app_2;
+
 -- Settings of the role, not of the client: PgBouncer rejects or ignores such connection parameters.
 -- After this time the client of the request has given up.
 ALTER ROLE headroom_app SET statement_timeout = '10s';
+ALTER ROLE headroom_app_2 SET statement_timeout = '10s';
 -- Shorter than DB_POOL_TIMEOUT: if a lock blocks every connection, they are returned before the queue times out.
 ALTER ROLE headroom_app SET lock_timeout = '2s';
+ALTER ROLE headroom_app_2 SET lock_timeout = '2s';
 -- Releases the locks of a worker that hangs inside a transaction.
 ALTER ROLE headroom_app SET idle_in_transaction_session_timeout = '10s';
+ALTER ROLE headroom_app_2 SET idle_in_transaction_session_timeout = '10s';
 -- Stops a backend whose client has disconnected. Otherwise an abandoned statement can continue on a connection that no
 -- pool counts.
 ALTER ROLE headroom_app SET client_connection_check_interval = '1s';
+ALTER ROLE headroom_app_2 SET client_connection_check_interval = '1s';
 -- Ends a backend whose client does not acknowledge data. Keep-alive (postgresql.conf) covers only idle connections. Not
 -- for other roles: a reader of a large result, such as pg_dump, may pause for longer.
 ALTER ROLE headroom_app SET tcp_user_timeout = '15s';
+ALTER ROLE headroom_app_2 SET tcp_user_timeout = '15s';
 -- For large tables the planner adds a Memoize node to the join of a list. Its setup costs more than joining one page.
 -- Measured CPU time for the newest 20 of 10,000,000 posts with authors: 105 microseconds with Memoize, 60 without.
 ALTER ROLE headroom_app SET enable_memoize = off;
+ALTER ROLE headroom_app_2 SET enable_memoize = off;
 
 -- The exporter: server statistics, no data. The migration job lets it read `alembic_version` (migrations/env.py).
 GRANT USAGE ON SCHEMA public TO headroom_monitor;
@@ -84,8 +96,8 @@ BEGIN
 END
 $$;
 
--- PgBouncer: may read the password hashes of the two roles that connect through it, and nothing else. Only a superuser
--- can let it. Otherwise PgBouncer gets the two passwords in a file.
+-- PgBouncer: may read the password hashes of the roles that connect through it, and nothing else. Only a superuser
+-- can let it. Otherwise PgBouncer gets the passwords in a file.
 DO $$
 BEGIN
     IF NOT current_setting('is_superuser')::boolean THEN
@@ -99,7 +111,7 @@ BEGIN
     AS $lookup$
         SELECT rolname::text, rolpassword
         FROM pg_authid
-        WHERE rolname = i_username AND rolname IN ('headroom_app', 'headroom_monitor')
+        WHERE rolname = i_username AND rolname IN ('headroom_app', 'headroom_app_2', 'headroom_monitor')
             -- PgBouncer authenticates by the hash alone. The server's other checks at sign-in are repeated here, because
             -- a client can get a server connection that is already open.
             AND rolcanlogin AND coalesce(rolvaliduntil > now(), true)

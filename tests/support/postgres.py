@@ -57,7 +57,7 @@ class Server:
             connection.execute("CREATE DATABASE headroom")
         with connect(self.superuser.set(database="headroom")) as connection:
             connection.execute(ROLES)
-            for role in ("owner", "app", "monitor", "pgbouncer"):
+            for role in ("owner", "app", "app_2", "monitor", "pgbouncer"):
                 connection.execute(f"ALTER ROLE headroom_{role} PASSWORD '{PASSWORD}'".encode())
 
     @contextmanager

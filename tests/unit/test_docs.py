@@ -31,7 +31,7 @@ DECISION_SECTIONS = ["Status", "Context", "Decision", "Measurements", "Consequen
 MAX_README_WORDS = 1_800
 VARIABLE = re.compile(r"\b[A-Z]+(?:_[A-Z]+)+\b")
 # Created by commands, so not in a clean checkout.
-CREATED_PATHS = (".data", ".secrets", ".venv")
+CREATED_PATHS = (".deploy/", ".data", ".secrets", ".venv")
 CODE = (
     "app",
     "migrations",

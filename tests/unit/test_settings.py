@@ -47,6 +47,11 @@ def test_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> No
         ("FORWARDED_ALLOW_IPS", "proxy", "FORWARDED_ALLOW_IPS: 'proxy' does not appear to be an IPv4 or IPv6 network"),
         ("API_REPLICA", "../other", "API_REPLICA: must match pattern"),
         ("SECRET_KEY", "secret", "SECRET_KEY: must have at least 32 characters"),
+        (
+            "SECRET_KEY_FALLBACKS",
+            f"{'x' * 32},secret",
+            "SECRET_KEY_FALLBACKS: each key must have at least 32 characters",
+        ),
         ("DATABASE_URL", "mysql://user:secret@db/x", "DATABASE_URL: starts with 'mysql'; supported are"),
         ("DATABASE_URL", "user:secret@db", "DATABASE_URL: is not a database URL"),
     ],
@@ -78,6 +83,19 @@ def test_secret_is_read_from_its_file(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setenv("DATABASE_URL_FILE", str(tmp_path / "url"))
 
     assert load_settings().require_database_url().password == "secret"
+
+
+@pytest.mark.parametrize(("text", "keys"), [("", ()), (f"{'x' * 32}, {'y' * 32}\n", ("x" * 32, "y" * 32))])
+def test_fallback_keys_are_read_from_their_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, keys: tuple[str, ...]
+) -> None:
+    (tmp_path / "keys").write_text(text)
+    monkeypatch.setenv("SECRET_KEY_FALLBACKS_FILE", str(tmp_path / "keys"))
+
+    settings = load_settings()
+
+    assert settings.secret_key_fallbacks == keys
+    assert "x" * 32 not in repr(settings)
 
 
 def test_secret_with_a_value_and_a_file_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """Access tokens: signed JSON Web Tokens that name a user."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from time import time
+from typing import Any
 
 import jwt
 
@@ -18,10 +21,14 @@ CACHE_SIZE = 4_096
 
 
 class Tokens:
-    """Issues and verifies access tokens with a lifetime of `seconds`."""
+    """Issues and verifies access tokens with a lifetime of `seconds`.
 
-    def __init__(self, secret_key: str, seconds: int) -> None:
+    Tokens that were signed with one of the keys `fallbacks` are valid too.
+    """
+
+    def __init__(self, secret_key: str, seconds: int, fallbacks: Sequence[str] = ()) -> None:
         self._key = secret_key
+        self._keys = (secret_key, *fallbacks)
         self.seconds = seconds
         # Caches valid tokens only: lru_cache does not store exceptions.
         self._verified = lru_cache(CACHE_SIZE)(self._verify)
@@ -42,20 +49,27 @@ class Tokens:
     def _verify(self, token: str) -> tuple[int, int]:
         """Return the user id and the expiry (Unix time) of a valid token. Raise NotAuthenticated."""
         try:
-            claims = jwt.decode(
-                token,
-                self._key,
-                algorithms=[ALGORITHM],
-                issuer=ISSUER,
-                audience=AUDIENCE,
-                options={"require": REQUIRED_CLAIMS},
-            )
+            claims = self._claims(token)
             user_id = int(claims["sub"])
         except (jwt.InvalidTokenError, ValueError):
             user_id = 0
         if not 1 <= user_id <= BIGINT_MAX:
             raise _invalid()
         return user_id, int(claims["exp"])
+
+    def _claims(self, token: str) -> dict[str, Any]:
+        """Return the claims of a valid token. Raise InvalidTokenError."""
+        for key in self._keys:
+            with suppress(jwt.InvalidSignatureError):
+                return jwt.decode(
+                    token,
+                    key,
+                    algorithms=[ALGORITHM],
+                    issuer=ISSUER,
+                    audience=AUDIENCE,
+                    options={"require": REQUIRED_CLAIMS},
+                )
+        raise jwt.InvalidSignatureError
 
 
 def _invalid() -> NotAuthenticated:

@@ -23,6 +23,8 @@ MISSED_BACKUPS = 2
 BACKUP_STATUS_SECONDS = 120.0
 WAL_WAITING_SECONDS = 120.0
 DRILL_DAYS = 35
+# The roles of ops/postgres/roles.sql; a rotation of the password changes from one to the other.
+API_ROLES = ("headroom_app", "headroom_app_2")
 
 
 class Evaluation(NamedTuple):
@@ -81,17 +83,16 @@ def disagreement(snapshot: Snapshot) -> float | None:
     if pgbouncer_up is not None:
         if not pgbouncer_up:
             return None
-        return snapshot.total(catalogue.PGBOUNCER_CLIENTS, user=_api_role(snapshot)) - in_pools
+        return sum(snapshot.total(catalogue.PGBOUNCER_CLIENTS, user=role) for role in _api_roles(snapshot)) - in_pools
     if not snapshot.value(catalogue.SERVER_UP):
         return None
     return snapshot.total(catalogue.SERVER_CONNECTIONS, application="headroom:api") - in_pools
 
 
-def _api_role(snapshot: Snapshot) -> str:
-    """Return the role of the API's connections, as the server reports it."""
-    for labels, _ in snapshot.select(catalogue.SERVER_CONNECTIONS, application="headroom:api"):
-        return labels["role"]
-    return "headroom_app"
+def _api_roles(snapshot: Snapshot) -> set[str]:
+    """Return the roles of the API's connections. While a password is rotated, it has two."""
+    reported = snapshot.select(catalogue.SERVER_CONNECTIONS, application="headroom:api")
+    return {labels["role"] for labels, _ in reported} | set(API_ROLES)
 
 
 def _firing_if(condition: bool, value: str) -> Evaluation:

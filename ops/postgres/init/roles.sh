@@ -31,6 +31,7 @@ psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --no-password --username "$POSTGR
 \getenv pgbouncer HEADROOM_PGBOUNCER_PASSWORD
 ALTER ROLE headroom_owner PASSWORD :'owner';
 ALTER ROLE headroom_app PASSWORD :'app';
+ALTER ROLE headroom_app_2 PASSWORD :'app'; -- a rotation may have put this role into the API's URL
 ALTER ROLE headroom_monitor PASSWORD :'monitor';
 ALTER ROLE headroom_pgbouncer PASSWORD :'pgbouncer';
 SQL

@@ -6,7 +6,16 @@ import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-from app.database.schema_version import ADDITIVE, CONTRACTING, AppliedRevision, DatabaseSchema, State, compare
+from app.database.schema_version import (
+    ADDITIVE,
+    CONTRACTING,
+    AppliedRevision,
+    DatabaseSchema,
+    State,
+    compare,
+    oldest_after_upgrade,
+    revisions,
+)
 
 
 @pytest.fixture
@@ -92,3 +101,7 @@ def test_remedy_for_two_contracting_revisions_names_both_ends(release: ScriptDir
 
 def test_remedy_for_another_branch_names_the_common_revision(release: ScriptDirectory) -> None:
     assert "Run `alembic downgrade b` with the code that has revision x" in compare(schema("abx"), release).remedy
+
+
+def test_oldest_code_after_an_upgrade_is_that_of_the_release(release: ScriptDirectory) -> None:
+    assert (revisions(release), oldest_after_upgrade(release)) == (["a", "b", "c"], "b")

@@ -40,3 +40,19 @@ def test_token_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert [tokens.user_id(token) for token in (*issued, *issued)] == [1, 2, 3, 1, 2, 3]
     assert tokens._verified.cache_info().currsize == 2
+
+
+def test_token_of_another_accepted_key_is_valid() -> None:
+    old, new = KEY, KEY[::-1]
+    before, between, after = Tokens(old, 60, [new]), Tokens(new, 60, [old]), Tokens(new, 60)
+
+    token = between.issue(7)
+    assert [tokens.user_id(token) for tokens in (before, between, after)] == [7, 7, 7]
+    assert between.user_id(before.issue(8)) == 8
+    with pytest.raises(NotAuthenticated):
+        after.user_id(before.issue(8))
+
+
+def test_expired_token_of_another_accepted_key_is_refused() -> None:
+    with pytest.raises(NotAuthenticated):
+        Tokens(KEY[::-1], 60, [KEY]).user_id(Tokens(KEY, seconds=-1).issue(7))

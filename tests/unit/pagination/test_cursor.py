@@ -125,3 +125,13 @@ def test_common_position_is_the_sort_value_and_the_key() -> None:
 def test_null_in_a_column_that_the_model_declares_not_null_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="created_at is NULL"):
         _LIST.order("created_at").position({"created_at": None, "id": 7})
+
+
+def test_cursor_of_another_accepted_key_is_read() -> None:
+    before, between, after = Cursors("old", ["new"]), Cursors("new", ["old"]), Cursors("new")
+
+    cursor = between.write("context", [1])
+    assert [cursors.read(cursor, "context") for cursors in (before, between, after)] == [[1], [1], [1]]
+    assert between.read(before.write("context", [2]), "context") == [2]
+    with pytest.raises(InvalidCursor):
+        after.read(before.write("context", [2]), "context")

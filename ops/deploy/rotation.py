@@ -1,0 +1,310 @@
+"""Rotate the secrets of compose.prod.yml, one at a time, without a lost request.
+
+Two values of a secret must be valid while the replicas are replaced:
+- The API connects as `headroom_app` or `headroom_app_2`, which have the same privileges. A rotation gives the one that
+  is not in use a new password, replaces the replicas, and removes the password of the other one.
+- The signing key has SECRET_KEY_FALLBACKS next to it.
+The other secrets are not used by the API.
+"""
+
+import base64
+import hashlib
+import hmac
+import os
+import re
+import secrets
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from ops.deploy.errors import DeployFailed
+from ops.deploy.operations import (
+    check_secrets,
+    check_surge,
+    discard,
+    next_number,
+    roll_out,
+    wait_until_healthy,
+)
+from ops.deploy.releases import Model, Release
+from ops.deploy.stack import Stack
+from ops.deploy.timeline import Timeline
+
+SCRAM_ITERATIONS = 4096
+NO_KEYS = "\n"  # Swarm refuses an empty file
+API_ROLES = ("headroom_app", "headroom_app_2")
+_PGBOUNCER_CONSOLE = ("psql", "-qAt", "-h", "/run/headroom-pgbouncer", "-p", "6432", "-U", "pgbouncer", "pgbouncer")
+_USERS_FILE = "/run/headroom-pgbouncer/userlist.txt"
+# Replaced at once: PgBouncer may read it at any time.
+_WRITE_USERS = f"umask 077 && cat >{_USERS_FILE}.new && mv {_USERS_FILE}.new {_USERS_FILE}"
+
+
+class SecretFiles:
+    """The files of a Compose file's secrets."""
+
+    def __init__(self, model: Model) -> None:
+        self._files = {name: Path(each["file"]) for name, each in model["secrets"].items() if "file" in each}
+
+    def path(self, name: str) -> Path:
+        """Return the file of a secret. Raise DeployFailed if the Compose file has no such secret."""
+        if name not in self._files:
+            raise DeployFailed(f"the Compose file has no secret {name}")
+        return self._files[name]
+
+    def read(self, name: str) -> str:
+        """Return the value of a secret."""
+        return self.path(name).read_text(encoding="utf-8").strip()
+
+    def write(self, name: str, value: str) -> None:
+        """Replace the value of a secret. Containers see it when they start."""
+        path = self.path(name)
+        new = path.with_name(f"{path.name}.new")
+        new.unlink(missing_ok=True)
+        new.write_text(value, encoding="utf-8")
+        new.chmod(0o444)
+        new.replace(path)
+
+    @contextmanager
+    def replaced(self, **values: str) -> Iterator[Callable[[], None]]:
+        """Replace secrets; restore them if the block fails. Yield what restores them."""
+        before = {name: self.path(name).read_text(encoding="utf-8") for name in values}
+
+        def restore() -> None:
+            for name, value in before.items():
+                self.write(name, value)
+
+        try:
+            for name, value in values.items():
+                self.write(name, value)
+            yield restore
+        except BaseException:
+            restore()
+            raise
+
+    def with_password(self, name: str, password: str, role: str = "") -> str:
+        """Return the URL in a secret with another password, and with another role if one is given."""
+        replaced, number = re.subn(
+            r"://([^:@/]+):[^@/]*@", lambda found: f"://{role or found[1]}:{password}@", self.read(name), count=1
+        )
+        if not number:
+            raise DeployFailed(f"{self.path(name)}: must be a URL with a role and a password")
+        return replaced
+
+    def role_of(self, name: str) -> str:
+        """Return the role in the URL of a secret."""
+        found = re.search(r"://([^:@/]+):", self.read(name))
+        return found[1] if found else ""
+
+
+def new_password() -> str:
+    """Return a random password. It is hexadecimal, which needs no quoting in a URL or in SQL."""
+    return secrets.token_hex(24)
+
+
+def scram_verifier(password: str, salt: bytes | None = None) -> str:
+    """Return what PostgreSQL stores for a password, so that the password itself is in no statement and no log."""
+    salt = salt or os.urandom(16)
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, SCRAM_ITERATIONS)
+    stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
+    server = hmac.digest(salted, b"Server Key", "sha256")
+    salt_text, stored_text, server_text = (base64.b64encode(each).decode() for each in (salt, stored, server))
+    return f"SCRAM-SHA-256${SCRAM_ITERATIONS}:{salt_text}${stored_text}:{server_text}"
+
+
+class Rotation:
+    """Rotates the secrets of a stack."""
+
+    def __init__(self, stack: Stack, timeline: Timeline) -> None:
+        self._stack = stack
+        self._timeline = timeline
+        self._files = SecretFiles(stack.model)
+
+    @property
+    def kinds(self) -> dict[str, Callable[[], None]]:
+        """Return how to rotate each secret, by its name."""
+        return {
+            "superuser_password": self._superuser,
+            "owner_password": self._owner,
+            "app_password": self._app,
+            "monitor_password": self._monitor,
+            "pgbouncer_password": self._pgbouncer,
+            "console_password": self._console,
+            "secret_key": self._secret_key,
+            "secret_key_fallbacks": self._secret_key_fallbacks,
+            "tls_certificate": self._tls_certificate,
+        }
+
+    def rotate(self, name: str) -> None:
+        """Rotate a secret. Raise DeployFailed, with the old value in use."""
+        if name not in self.kinds:
+            raise DeployFailed(f"secret: must be one of {', '.join(self.kinds)}, got {name or 'nothing'}")
+        check_secrets(self._stack.model)
+        self.kinds[name]()
+        self._timeline.add("done", f"{name} is rotated")
+
+    # --- passwords of roles
+
+    def _superuser(self) -> None:
+        password = new_password()
+        with self._files.replaced(superuser_password=password):
+            self._set_password("postgres", password)
+
+    def _owner(self) -> None:
+        password = new_password()
+        url = self._files.with_password("migration_database_url", password)
+        with self._files.replaced(owner_password=password, migration_database_url=url):
+            self._set_password("headroom_owner", password)
+        self._stack.run(self._current(), "migrate", "alembic", "current")
+        self._timeline.add("check", "the migration job can sign in")
+
+    def _monitor(self) -> None:
+        password = new_password()
+        urls = {
+            name: self._files.with_password(name, password) for name in ("monitor_database_url", "pgbouncer_admin_url")
+        }
+        with self._files.replaced(monitor_password=password, **urls):
+            self._set_password("headroom_monitor", password)
+        self._stack.replace(self._current(), "exporter")
+        wait_until_healthy(self._stack, "exporter")
+        self._timeline.add("exporter", "replaced")
+
+    def _app(self) -> None:
+        used = self._files.role_of("database_url")
+        if used not in API_ROLES:
+            raise DeployFailed(f"database_url: must name the role {' or '.join(API_ROLES)}, got {used or 'none'}")
+        [other] = [role for role in API_ROLES if role != used]
+        # A database of an earlier version has no second role yet.
+        self._sql((self._stack.root / "ops/postgres/roles.sql").read_text(encoding="utf-8"))
+        self._pgbouncer_console(f"SET stats_users = '{', '.join(API_ROLES)}, headroom_monitor'")
+        password = new_password()
+        self._set_password(other, password)
+        url = self._files.with_password("database_url", password, other)
+        try:
+            with self._files.replaced(app_password=password, database_url=url) as restore:
+                self._replace_replicas(restore)
+        except BaseException:
+            self._remove_password(other)
+            raise
+        self._remove_password(used)
+
+    def _pgbouncer(self) -> None:
+        old, new = self._files.read("pgbouncer_password"), new_password()
+        # PgBouncer keeps its open connection for look-ups. It needs the password only for another one, and reads its
+        # file at RELOAD: the two passwords differ for some tenths of a second.
+        try:
+            with self._files.replaced(pgbouncer_password=new):
+                self._write_users()
+                self._set_password("headroom_pgbouncer", new)
+                self._reload_pgbouncer()
+        except BaseException:
+            self._set_password("headroom_pgbouncer", old)
+            self._write_users()
+            self._reload_pgbouncer()
+            raise
+
+    def _console(self) -> None:
+        password = new_password()
+        url = self._files.with_password("pgbouncer_console_url", password)
+        with self._files.replaced(console_password=password, pgbouncer_console_url=url):
+            self._write_users()
+            self._reload_pgbouncer()
+
+    def _set_password(self, role: str, password: str) -> None:
+        self._sql(f"ALTER ROLE {role} PASSWORD '{scram_verifier(password)}'")
+        self._timeline.add("password", f"{role} has a new one")
+
+    def _remove_password(self, role: str) -> None:
+        self._sql(f"ALTER ROLE {role} PASSWORD NULL")
+        self._timeline.add("password", f"{role} has none any more")
+
+    def _sql(self, statements: str) -> None:
+        """Run statements as the superuser, inside the container of PostgreSQL."""
+        if "postgres" not in self._stack.model["services"]:
+            raise DeployFailed("the Compose file has no service postgres: change the password on its server")
+        psql = ("psql", "-qX", "-v", "ON_ERROR_STOP=1", "--single-transaction", "-U", "postgres", "-d", "headroom")
+        self._stack.execute(self._stack.container("postgres"), *psql, "-f", "-", stdin=statements)
+
+    def _pgbouncer_console(self, command: str) -> None:
+        self._stack.execute(self._stack.container("pgbouncer"), *_PGBOUNCER_CONSOLE, "-c", command)
+
+    def _write_users(self) -> None:
+        """Write the passwords for PgBouncer to its file, as entrypoint.sh does at its start."""
+        passwords = {"headroom_pgbouncer": "pgbouncer_password", "headroom_console": "console_password"}
+        lines = [
+            f'"{user}" "{self._files.read(name).replace(chr(34), chr(34) * 2)}"' for user, name in passwords.items()
+        ]
+        self._stack.execute(self._stack.container("pgbouncer"), "sh", "-c", _WRITE_USERS, stdin="\n".join(lines) + "\n")
+
+    def _reload_pgbouncer(self) -> None:
+        self._pgbouncer_console("RELOAD")
+        self._timeline.add("pgbouncer", "reloaded")
+
+    # --- the signing key
+
+    def _secret_key(self) -> None:
+        old, new = self._files.read("secret_key"), secrets.token_hex(32)
+        # First every replica must accept the new key, then one may sign with it.
+        with self._files.replaced(secret_key_fallbacks=new) as restore:
+            self._replace_replicas(restore)
+        with self._files.replaced(secret_key=new, secret_key_fallbacks=old) as restore:
+            self._replace_replicas(restore)
+        self._timeline.add("key", "tokens of the old key stay valid until make rotate secret=secret_key_fallbacks")
+
+    def _secret_key_fallbacks(self) -> None:
+        with self._files.replaced(secret_key_fallbacks=NO_KEYS) as restore:
+            self._replace_replicas(restore)
+
+    # --- the certificate
+
+    def _tls_certificate(self) -> None:
+        certificate, key = self._files.path("tls_certificate"), self._files.path("tls_key")
+        authority = certificate.with_name("tls_ca_certificate")
+        if not authority.is_file() or not _succeeds("openssl", "verify", "-CAfile", str(authority), str(certificate)):
+            raise DeployFailed(
+                f"{certificate} is not of our own authority: replace it and {key.name}, then run make certificate"
+            )
+        names = subprocess.run(
+            ["openssl", "x509", "-in", str(certificate), "-noout", "-ext", "subjectAltName"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        host = re.findall(r"DNS:([^,\s]+)", names)[0]
+        with self._files.replaced(tls_certificate="", tls_key=""):
+            script = str(self._stack.root / "ops/make-secrets.sh")
+            made = subprocess.run([script, str(certificate.parent), host], capture_output=True, text=True, check=False)
+            if made.returncode != 0:
+                raise DeployFailed(f"make-secrets.sh: {made.stderr.strip()}")
+            pem = "".join(f"{self._files.read(name)}\n" for name in ("tls_certificate", "tls_key"))
+            self._stack.execute(self._stack.container("proxy"), "certificate", stdin=pem)
+        self._timeline.add("certificate", f"for {host}, in use")
+
+    # --- replicas
+
+    def _current(self) -> Release:
+        current = self._stack.current()
+        if current is None:
+            raise DeployFailed("no deploy has succeeded yet: make deploy")
+        return current
+
+    def _replace_replicas(self, restore: Callable[[], None]) -> None:
+        """Replace all replicas by new ones of the same release, which read the new secrets.
+
+        If that fails, restore the secrets before replicas start again: they would read the new ones.
+        """
+        current = self._current()
+        missing = [name for name in self._stack.model["secrets"] if name.startswith("secret_key")]
+        if not set(missing) <= set(current.model["secrets"]):
+            raise DeployFailed(f"{current} is too old for this: make deploy first")
+        # It takes the place of the current one: a rollback goes to the release before, not to the old secret.
+        release = replace(current, number=next_number(self._stack))
+        check_surge(release)
+        self._stack.label(release, current.image)
+        roll_out(self._stack, self._timeline, release, current, restore=restore)
+        discard(self._stack, current)
+
+
+def _succeeds(*command: str) -> bool:
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0

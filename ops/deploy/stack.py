@@ -1,0 +1,296 @@
+"""A Compose project on the Docker Engine: its model, its containers and its images."""
+
+import json
+import os
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ops.deploy import interrupts, proxy, releases
+from ops.deploy.errors import CommandFailed, DeployFailed
+from ops.deploy.releases import Model, Release
+
+DEFAULT_FILE = "compose.prod.yml"
+PROXY_ATTEMPTS = 5
+_COMPOSE_LABEL = "com.docker.compose"
+_NO_BUILD = "# the image of a release: the API's image, with labels\nFROM {image}\n"
+
+
+@dataclass(frozen=True)
+class Replica:
+    """A container of the API. `release` is 0 for one that no deploy has started."""
+
+    id: str
+    name: str
+    number: int
+    release: int
+    status: str
+    restarts: int
+    addresses: frozenset[str]
+
+    @property
+    def runs(self) -> bool:
+        """Return True if it runs and has never been started again."""
+        return self.status == "running" and self.restarts == 0
+
+
+class Stack:
+    """The Compose project of the folder `root`. Docker and Compose read the environment and `.env` themselves."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._files = [] if _names_files(root) else ["--file", DEFAULT_FILE]
+        self.model: Model = json.loads(self._compose("config", "--format", "json"))
+        self.project: str = self.model["name"]
+
+    # --- commands
+
+    def docker(self, *arguments: str, stdin: str | None = None) -> str:
+        """Run `docker`. Return its standard output; raise CommandFailed."""
+        # In a session of its own: Ctrl-C stops this program, not the command in the middle of its work.
+        process = subprocess.run(
+            ["docker", *arguments],
+            cwd=self.root,
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            text=True,
+            check=False,
+            start_new_session=True,
+        )
+        if process.returncode != 0:
+            raise CommandFailed(f"docker {arguments[0]}", process.returncode, process.stdout, process.stderr)
+        return process.stdout
+
+    def _compose(self, *arguments: str) -> str:
+        return self.docker("compose", "--progress", "quiet", *self._files, *arguments)
+
+    def _compose_release(self, release: Release, *arguments: str) -> str:
+        """Run `docker compose` for the services as a release has them. Its image gets the name in the Compose file."""
+        self._use(release)
+        return self._compose_model(releases.merged(self.model, release.model), *arguments)
+
+    def _compose_model(self, model: Model, *arguments: str) -> str:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "compose.json")
+            file.write_text(json.dumps(model), encoding="utf-8")
+            options = ("--project-name", self.project, "--project-directory", str(self.root), "--file", str(file))
+            return self.docker("compose", "--progress", "quiet", *options, *arguments)
+
+    # --- containers
+
+    def containers(self, service: str, *, stopped: bool = False) -> list[str]:
+        """Return the ids of the service's containers, without those of `docker compose run`."""
+        labels = {"project": self.project, "service": service, "oneoff": "False"}
+        filters = [f"--filter=label={_COMPOSE_LABEL}.{name}={value}" for name, value in labels.items()]
+        return self.docker("ps", "--quiet", "--no-trunc", *(["--all"] if stopped else []), *filters).split()
+
+    def container(self, service: str) -> str:
+        """Return the id of the service's running container. Raise DeployFailed if there is none."""
+        if found := self.containers(service):
+            return found[0]
+        raise DeployFailed(f"the service {service} does not run: docker compose logs {service}")
+
+    def replicas(self) -> list[Replica]:
+        """Return the containers of the API, the oldest first."""
+        ids = self.containers("api", stopped=True)
+        if not ids:
+            return []
+        try:
+            inspected = json.loads(self.docker("inspect", *ids))
+        except CommandFailed as error:  # one of them has just been removed
+            inspected = json.loads(error.output or "[]")
+        return sorted((_replica(each) for each in inspected), key=lambda replica: replica.number)
+
+    def serving(self) -> set[str]:
+        """Return the addresses of the replicas to which the proxy sends requests."""
+        attempts = PROXY_ATTEMPTS
+        while True:
+            try:
+                return proxy.serving(self.docker("exec", self.container("proxy"), "console", "show", "stat"))
+            except DeployFailed:
+                attempts -= 1
+                if not attempts:
+                    raise
+            time.sleep(1)  # it may be restarting
+
+    def health(self, container: str) -> str:
+        """Return the health of a container; without a health check, its status; for a job that has ended, `done`."""
+        template = "{{.State.Status}} {{.State.ExitCode}} {{with .State.Health}}{{.Status}}{{end}}"
+        status, code, *health = self.docker("inspect", "--format", template, container).split()
+        if status == "exited":
+            return "done" if code == "0" else f"exited with status {code}"
+        return health[0] if health and status == "running" else status
+
+    def logs(self, container: str) -> str:
+        """Return the last lines of a container's log."""
+        with suppress(CommandFailed):
+            command = ["docker", "logs", "--tail", "20", container]
+            finished = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+            return finished.stdout.strip()
+        return ""
+
+    def execute(self, container: str, *command: str, stdin: str | None = None) -> str:
+        """Run a command in a container. Return its standard output; raise CommandFailed."""
+        options = ["--interactive"] if stdin is not None else []
+        return self.docker("exec", *options, container, *command, stdin=stdin)
+
+    def start_replicas(self, release: Release, number: int) -> None:
+        """Start this many replicas of a release, next to the ones that exist."""
+        with interrupts.deferred():
+            self._start(release, "api", replicas=len(self.replicas()) + number)
+
+    def _start(self, release: Release, *services: str, replicas: int) -> None:
+        """Start services that do not run, and replicas up to a number.
+
+        Without --no-deps: Compose leaves the containers alone at a later `docker compose up`, because they are as it
+        would create them itself. The migration job is a dependency; a deploy runs it apart.
+        """
+        numbers = {"api": replicas, "migrate": 0}
+        needed = releases.with_dependencies(self.model, services)
+        scales = [f"--scale={name}={number}" for name, number in numbers.items() if name in needed]
+        self._compose_release(release, "up", "--detach", "--no-build", "--no-recreate", *scales, *services)
+
+    def stop(self, replica: Replica) -> None:
+        """Let a replica finish its requests, and remove it."""
+        with interrupts.deferred():
+            with suppress(CommandFailed):  # it may be gone already
+                self.docker("stop", replica.id)
+            self.docker("rm", "--force", replica.id)
+
+    def run(self, release: Release, service: str, *command: str) -> str:
+        """Run a command of a release in a container of its own. Return its standard output; raise CommandFailed."""
+        return self._compose_release(release, "run", "--rm", "--no-deps", "-T", service, *command)
+
+    def replace(self, release: Release, service: str) -> None:
+        """Replace the one container of a service of a release. Raise CommandFailed."""
+        for container in self.containers(service, stopped=True):
+            self.docker("stop", container)
+            self.docker("rm", container)
+        self._start(release, service, replicas=len(self.replicas()))
+
+    def missing_services(self) -> list[str]:
+        """Return the services without a running container, except those that a deploy starts itself."""
+        own = {"api", "migrate"}
+        return [name for name in self.model["services"] if name not in own and not self.containers(name)]
+
+    def start_services(self, names: Sequence[str], release: Release) -> None:
+        """Start services that do not run; the exporter with the image of a release."""
+        self._start(release, *names, replicas=len(self.replicas()))
+
+    def outdated_services(self) -> list[str]:
+        """Return the running services whose definition has changed since they were started."""
+        # With --no-deps, Compose starts a service as if it had no dependencies.
+        alone = {name: each | {"depends_on": {}} for name, each in self.model["services"].items()}
+        valid = [self._hashes(self.model), self._hashes(self.model | {"services": alone})]
+        template = f'{{{{index .Config.Labels "{_COMPOSE_LABEL}.config-hash"}}}}'
+        return [
+            name
+            for name in self.model["services"]
+            if name not in releases.SERVICES
+            for container in self.containers(name)
+            if self.docker("inspect", "--format", template, container).strip() not in [each[name] for each in valid]
+        ]
+
+    def _hashes(self, model: Model) -> dict[str, str]:
+        lines = self._compose_model(model, "config", "--hash", "*").splitlines()
+        return dict(line.split() for line in lines)
+
+    # --- images
+
+    @property
+    def image(self) -> str:
+        """Return the API's image as the Compose file names it. A deploy lets this tag name the release's image."""
+        return str(self.model["services"]["api"]["image"])
+
+    def _use(self, release: Release) -> None:
+        self.docker("tag", release.image, release.model["services"]["api"]["image"])
+
+    def has_image(self, image: str) -> bool:
+        """Return True if the engine has an image."""
+        try:
+            self.docker("image", "inspect", "--format", "{{.Id}}", image)
+        except CommandFailed:
+            return False
+        return True
+
+    def pull(self, image: str) -> None:
+        """Get an image from its registry. Raise CommandFailed."""
+        self.docker("pull", "--quiet", image)
+
+    def build(self, version: str) -> str:
+        """Build the API's image from the folder, and the missing images of other services. Return its tag."""
+        tag = f"{self.image.rpartition(':')[0]}:{version}"
+        service = self.model["services"]["api"]["build"]
+        options = ["--file", str(Path(service["context"], service["dockerfile"]))]
+        for name, value in service.get("args", {}).items():
+            options += ["--build-arg", f"{name}={value}"]
+        self.docker("build", "--quiet", *options, "--tag", tag, service["context"])
+        others = [
+            name
+            for name, each in self.model["services"].items()
+            if name not in releases.SERVICES and "build" in each and not self.has_image(each["image"])
+        ]
+        if others:
+            self._compose("build", "--quiet", *others)
+        return tag
+
+    def label(self, release: Release, image: str) -> None:
+        """Make the image of a release out of the API's image."""
+        labels = [option for name, value in release.labels().items() for option in ("--label", f"{name}={value}")]
+        build = ("build", "--quiet", *labels, "--tag", release.image, "-")
+        self.docker(*build, stdin=_NO_BUILD.format(image=image))
+
+    def releases(self) -> list[Release]:
+        """Return the releases whose images are kept, the oldest first."""
+        repository = releases.repository(self.project)
+        tags = self.docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}", repository).split()
+        found = [self._release(tag) for tag in tags if re.search(r":[0-9]+-", tag)]
+        return sorted(found, key=lambda release: release.number)
+
+    def _release(self, image: str) -> Release:
+        labels = json.loads(self.docker("image", "inspect", "--format", "{{json .Config.Labels}}", image))
+        return releases.from_labels(labels)
+
+    def current(self) -> Release | None:
+        """Return the release of the last operation that succeeded; None if there was none."""
+        tag = f"{releases.repository(self.project)}:current"
+        return self._release(tag) if self.has_image(tag) else None
+
+    def set_current(self, release: Release) -> None:
+        """Remember that a release serves."""
+        self._use(release)
+        self.docker("tag", release.image, f"{releases.repository(self.project)}:current")
+
+    def remove_image(self, image: str) -> None:
+        """Remove a tag, and the image if nothing else needs it."""
+        with suppress(CommandFailed):  # a container may still use it
+            self.docker("rmi", image)
+
+
+def _names_files(root: Path) -> bool:
+    """Return True if COMPOSE_FILE is set, in the environment or in `.env`."""
+    if os.environ.get("COMPOSE_FILE"):
+        return True
+    file = root / ".env"
+    return file.is_file() and re.search(r"^\s*(export\s+)?COMPOSE_FILE=", file.read_text(), re.MULTILINE) is not None
+
+
+def _replica(inspected: dict[str, Any]) -> Replica:
+    labels = inspected["Config"]["Labels"]
+    networks = inspected["NetworkSettings"]["Networks"].values()
+    return Replica(
+        id=inspected["Id"],
+        name=inspected["Name"].lstrip("/"),
+        number=int(labels[f"{_COMPOSE_LABEL}.container-number"]),
+        release=int(labels.get(releases.NUMBER, 0)),
+        status=inspected["State"]["Status"],
+        restarts=inspected["RestartCount"],
+        addresses=frozenset(network["IPAddress"] for network in networks if network["IPAddress"]),
+    )

@@ -1,0 +1,250 @@
+"""What a rotation writes, and what it restores. tests/fault rotates secrets of a running stack."""
+
+import base64
+import hashlib
+import hmac
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ops.deploy.errors import DeployFailed
+from ops.deploy.operations import deploy, rollback
+from ops.deploy.releases import Release
+from ops.deploy.rotation import Rotation, scram_verifier
+from ops.deploy.timeline import Timeline
+from tests.support.fake_stack import FakeStack
+
+SECRETS = {
+    "superuser_password": "p0",
+    "owner_password": "p1",
+    "app_password": "p2",
+    "monitor_password": "p3",
+    "pgbouncer_password": "p4",
+    "console_password": "p5",
+    "secret_key": "old",
+    "secret_key_fallbacks": "\n",
+    "database_url": "postgresql+psycopg://headroom_app:p2@pgbouncer:6432/headroom",
+    "migration_database_url": "postgresql+psycopg://headroom_owner:p1@postgres:5432/headroom",
+    "monitor_database_url": "postgresql+psycopg://headroom_monitor:p3@postgres:5432/headroom",
+    "pgbouncer_admin_url": "postgresql+psycopg://headroom_monitor:p3@pgbouncer:6432/pgbouncer",
+    "pgbouncer_console_url": "postgresql+psycopg://headroom_console:p5@pgbouncer:6432/pgbouncer",
+}
+
+
+class RotatingStack(FakeStack):
+    """A stack with secrets. `seen` has the value of a secret whenever replicas were replaced, and statements."""
+
+    def __init__(self, root: Path, watched: str = "database_url") -> None:
+        super().__init__(root)
+        self.folder = root / "secrets"
+        self.folder.mkdir()
+        for name, value in SECRETS.items():
+            (self.folder / name).write_text(value)
+        (root / "ops/postgres").mkdir(parents=True)
+        (root / "ops/postgres/roles.sql").write_text("the roles")
+        self.model["secrets"] = {name: {"file": str(self.folder / name)} for name in SECRETS}
+        self.model["services"] |= {"postgres": {}, "pgbouncer": {}}
+        self.watched = watched.split()
+        self.seen: list[str] = []
+        self.fails: Callable[[str], bool] = lambda statement: False
+        first = Release("p", 1, "one", self.model)
+        self.label(first, "")
+        self.set_current(first)
+        self.start(first, 2)
+
+    def secret(self, name: str) -> str:
+        return (self.folder / name).read_text()
+
+    def container(self, service: str) -> str:
+        return service
+
+    def start_replicas(self, release: Release, number: int) -> None:
+        super().start_replicas(release, number)
+        self.seen.append(" ".join(f"{name}={self.secret(name).strip()}" for name in self.watched))
+
+    def execute(self, container: str, *command: str, stdin: str | None = None) -> str:
+        if container in ("postgres", "pgbouncer"):
+            text = stdin or command[-1]
+            statement = re.sub(r"'SCRAM.*'", "...", text).strip()
+            self.seen.append(statement)
+            if self.fails(statement):
+                raise DeployFailed("no")
+            return ""
+        return super().execute(container, *command, stdin=stdin)
+
+
+def rotate(stack: RotatingStack, name: str) -> None:
+    Rotation(stack, Timeline("rotate", stack.root / "log")).rotate(name)
+
+
+def test_scram_verifier_is_that_of_rfc_7677() -> None:
+    nonce = "rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0"
+    salt = "W22ZaJ0SNY7soEsUEjb6gQ=="
+    exchange = f"n=user,r=rOprNGfwEbeRWgbNEkqO,r={nonce},s={salt},i=4096,c=biws,r={nonce}".encode()
+
+    verifier = scram_verifier("pencil", base64.b64decode(salt))
+
+    start, stored, server = re.split(r"\$(?=[^:]*:[^:]*$)|:(?=[^:]*$)", verifier)
+    assert start == f"SCRAM-SHA-256$4096:{salt}"
+    signature = hmac.digest(base64.b64decode(server), exchange, "sha256")
+    assert base64.b64encode(signature) == b"6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4="
+    proof = base64.b64decode("dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=")
+    mask = hmac.digest(base64.b64decode(stored), exchange, "sha256")
+    client_key = bytes(one ^ other for one, other in zip(proof, mask, strict=True))
+    assert hashlib.sha256(client_key).digest() == base64.b64decode(stored)
+
+
+def test_password_of_the_api_changes_its_role(tmp_path: Path) -> None:
+    """Both roles can sign in while the replicas are replaced."""
+    stack = RotatingStack(tmp_path)
+    rotate(stack, "app_password")
+
+    password = stack.secret("app_password")
+    url = f"postgresql+psycopg://headroom_app_2:{password}@pgbouncer:6432/headroom"
+    assert password != "p2"
+    assert stack.seen == [
+        "the roles",
+        "SET stats_users = 'headroom_app, headroom_app_2, headroom_monitor'",
+        "ALTER ROLE headroom_app_2 PASSWORD ...",
+        f"database_url={url}",
+        f"database_url={url}",
+        "ALTER ROLE headroom_app PASSWORD NULL",
+    ]
+    assert stack.releases_of_replicas() == [2, 2]
+
+    rotate(stack, "app_password")
+    assert "://headroom_app:" in stack.secret("database_url")
+
+
+def test_failed_rotation_restores_secrets_and_replicas(tmp_path: Path) -> None:
+    stack = RotatingStack(tmp_path)
+    serving = stack.replicas()
+    stack.model["x-deploy"]["ready_seconds"] = "0"
+    stack.broken = {"one"}  # new replicas too; the old ones are not looked at
+
+    with pytest.raises(DeployFailed, match="was not ready after 0 s"):
+        rotate(stack, "app_password")
+    assert {name: stack.secret(name) for name in SECRETS} == SECRETS
+    assert stack.seen[-1] == "ALTER ROLE headroom_app_2 PASSWORD NULL"
+    assert stack.replicas() == serving
+
+
+def test_replica_that_starts_again_reads_the_restored_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An old replica has been replaced when the rotation fails. The new role has no password afterwards."""
+    stack = RotatingStack(tmp_path)
+    start = stack.start_replicas
+
+    def start_one(release: Release, number: int) -> None:
+        if release.number == 2 and 2 in stack.releases_of_replicas():
+            raise DeployFailed("no")
+        start(release, number)
+
+    monkeypatch.setattr(stack, "start_replicas", start_one)
+    with pytest.raises(DeployFailed):
+        rotate(stack, "app_password")
+    assert stack.seen[-2:] == [
+        f"database_url={SECRETS['database_url']}",
+        "ALTER ROLE headroom_app_2 PASSWORD NULL",
+    ]
+    assert stack.releases_of_replicas() == [1, 1]
+
+
+def test_signing_key_is_accepted_before_it_signs(tmp_path: Path) -> None:
+    """A token of a new replica must be valid on an old one, and the other way round."""
+    stack = RotatingStack(tmp_path, "secret_key secret_key_fallbacks")
+    rotate(stack, "secret_key")
+
+    new = stack.secret("secret_key")
+    first, second = f"secret_key=old secret_key_fallbacks={new}", f"secret_key={new} secret_key_fallbacks=old"
+    assert stack.seen == [first, first, second, second]
+
+    rotate(stack, "secret_key_fallbacks")
+    assert stack.seen[4:] == [f"secret_key={new} secret_key_fallbacks="] * 2
+
+
+def test_failed_second_step_keeps_both_keys_of_the_first(tmp_path: Path) -> None:
+    stack = RotatingStack(tmp_path, "secret_key")
+    started = 0
+    start = stack.start_replicas
+
+    def start_and_fail_later(release: Release, number: int) -> None:
+        nonlocal started
+        started += 1
+        if started == 3:
+            raise DeployFailed("no")
+        start(release, number)
+
+    stack.start_replicas = start_and_fail_later  # type: ignore[method-assign]
+    with pytest.raises(DeployFailed):
+        rotate(stack, "secret_key")
+    assert stack.secret("secret_key") == "old"
+    assert stack.releases_of_replicas() == [2, 2]
+
+
+def test_pgbouncer_gets_its_password_with_the_role(tmp_path: Path) -> None:
+    stack = RotatingStack(tmp_path)
+    rotate(stack, "pgbouncer_password")
+
+    password = stack.secret("pgbouncer_password")
+    users = f'"headroom_pgbouncer" "{password}"\n"headroom_console" "p5"'
+    assert stack.seen == [users, "ALTER ROLE headroom_pgbouncer PASSWORD ...", "RELOAD"]
+
+
+def test_pgbouncer_keeps_its_password_if_the_role_does(tmp_path: Path) -> None:
+    stack = RotatingStack(tmp_path)
+    # Only the first statement fails: the password is set again.
+    stack.fails = lambda statement: "ALTER" in statement and sum("ALTER" in each for each in stack.seen) == 1
+
+    with pytest.raises(DeployFailed):
+        rotate(stack, "pgbouncer_password")
+    assert stack.secret("pgbouncer_password") == "p4"
+    users = '"headroom_pgbouncer" "p4"\n"headroom_console" "p5"'
+    assert stack.seen[-3:] == ["ALTER ROLE headroom_pgbouncer PASSWORD ...", users, "RELOAD"]
+
+
+@pytest.mark.parametrize(
+    ("secret", "urls", "statement"),
+    [
+        ("owner_password", ["migration_database_url"], "ALTER ROLE headroom_owner PASSWORD ..."),
+        (
+            "monitor_password",
+            ["monitor_database_url", "pgbouncer_admin_url"],
+            "ALTER ROLE headroom_monitor PASSWORD ...",
+        ),
+        ("superuser_password", [], "ALTER ROLE postgres PASSWORD ..."),
+        ("console_password", ["pgbouncer_console_url"], "RELOAD"),
+    ],
+)
+def test_other_password_is_changed_in_each_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secret: str, urls: list[str], statement: str
+) -> None:
+    monkeypatch.setattr("ops.deploy.rotation.wait_until_healthy", lambda stack, service: None)
+    stack = RotatingStack(tmp_path)
+    rotate(stack, secret)
+
+    password = stack.secret(secret)
+    changed = {name for name in SECRETS if stack.secret(name) != SECRETS[name]}
+    assert changed == {secret, *urls}
+    assert all(stack.secret(url) == SECRETS[url].replace(SECRETS[secret], password) for url in urls)
+    assert stack.seen[-1] == statement
+    assert stack.releases_of_replicas() == [1, 1]
+    assert (stack.folder / secret).stat().st_mode & 0o777 == 0o444
+
+
+@pytest.mark.parametrize("name", ["", "backup_repository", "database_url"])
+def test_secret_without_a_rotation_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DeployFailed, match="secret: must be one of superuser_password, owner_password,"):
+        rotate(RotatingStack(tmp_path), name)
+
+
+def test_rollback_after_a_rotation_goes_to_the_release_before(tmp_path: Path) -> None:
+    stack = RotatingStack(tmp_path)
+    timeline = Timeline("deploy", tmp_path / "log")
+    deploy(stack, timeline, "headroom:two")
+    rotate(stack, "app_password")
+    assert [str(release) for release in stack.releases()] == ["release 1 (one)", "release 3 (two)"]
+
+    rollback(stack, timeline)
+    assert stack.releases_of_replicas() == [1, 1]

@@ -1,5 +1,7 @@
 """PostgreSQL and PgBouncer are replaced on purpose, under load. `make bench-restarts` has the whole of it."""
 
+import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import uvloop
 from benchmarks.deploy import Traffic
 from benchmarks.restarts import restart, slow_start
 from tests.support.stacks import ProdStack
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.alone
 
@@ -41,3 +44,33 @@ def test_planned_restarts_fail_no_request(prod: ProdStack, tmp_path: Path) -> No
     label = prod.inspect("pgbouncer")["Config"]["Labels"]["com.docker.compose.config-hash"]
     assert prod.compose("config", "--hash", "pgbouncer").split() == ["pgbouncer", label]
     assert prod.replicas_in_proxy() == 2
+
+
+def test_postgres_with_another_address_is_found(prod: ProdStack) -> None:
+    """PgBouncer's resolver keeps an address for 600 s. A container that was stopped may get another one."""
+
+    def address(container: str) -> str:
+        [found] = json.loads(run("docker", "inspect", container))
+        return next(each["IPAddress"] for name, each in found["NetworkSettings"]["Networks"].items() if name == network)
+
+    def run(*command: str) -> str:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    network, postgres = f"{prod.name}_back", prod.inspect("postgres")["Id"]
+    image, before = prod.inspect("postgres")["Image"], address(postgres)
+    assert prod.client.get("/posts?limit=1").status_code == 200
+    occupants: list[str] = []
+    try:
+        prod.compose("stop", "postgres")
+        while before not in map(address, occupants):
+            assert len(occupants) < 10
+            occupants.append(
+                run("docker", "run", "--detach", "--network", network, "--entrypoint", "sleep", image, "600")
+            )
+        prod.compose("start", "postgres")
+        assert address(postgres) != before
+        eventually(lambda: prod.client.get("/posts?limit=1").status_code == 200, within=60)
+    finally:
+        if occupants:
+            run("docker", "rm", "--force", *occupants)
+        prod.compose("start", "postgres")

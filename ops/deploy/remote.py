@@ -75,6 +75,8 @@ def run(host: str, directory: str, arguments: Sequence[str]) -> int:
         "DEPLOY_VERSION": version_of(Path.cwd()),
         "DEPLOY_BY": operator(),
     }
+    labels = ("IMAGE_VERSION", "IMAGE_REVISION", "IMAGE_CREATED", "IMAGE_SOURCE")
+    variables |= {name: os.environ[name] for name in labels if name in os.environ}
     settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
     words = shlex.join(["python3", "-m", "ops.deploy", "--unpack", archive, *_without_target(arguments)])
     # The program there is the one that was sent, also while the tree is replaced. It removes both at its end.

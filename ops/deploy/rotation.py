@@ -141,6 +141,9 @@ class Rotation:
         if name not in self.kinds:
             raise DeployFailed(f"secret: must be one of {', '.join(self.kinds)}, got {name or 'nothing'}")
         check_secrets(self._stack.model)
+        if name.endswith("_password") and "postgres" not in self._stack.model["services"]:
+            # PgBouncer has other passwords in its file then, too (compose.external.yml).
+            raise DeployFailed("the Compose file has no service postgres: change the password on its server")
         self.kinds[name]()
         self._timeline.add("done", f"{name} is rotated")
 
@@ -221,8 +224,6 @@ class Rotation:
 
     def _sql(self, statements: str) -> None:
         """Run statements as the superuser, inside the container of PostgreSQL."""
-        if "postgres" not in self._stack.model["services"]:
-            raise DeployFailed("the Compose file has no service postgres: change the password on its server")
         psql = ("psql", "-qX", "-v", "ON_ERROR_STOP=1", "--single-transaction", "-U", "postgres", "-d", "headroom")
         self._stack.execute(self._stack.container("postgres"), *psql, "-f", "-", stdin=statements)
 
@@ -271,7 +272,7 @@ class Rotation:
             text=True,
             check=True,
         ).stdout
-        host = re.findall(r"DNS:([^,\s]+)", names)[0]
+        host = re.findall(r"(?:DNS|IP Address):([^,\s]+)", names)[0]
         with self._files.replaced(tls_certificate="", tls_key=""):
             script = str(self._stack.root / "ops/make-secrets.sh")
             made = subprocess.run([script, str(certificate.parent), host], capture_output=True, text=True, check=False)

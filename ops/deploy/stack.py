@@ -230,7 +230,7 @@ class Stack:
         service = self.model["services"]["api"]["build"]
         options = ["--file", str(Path(service["context"], service["dockerfile"]))]
         for name, value in service.get("args", {}).items():
-            options += ["--build-arg", f"{name}={value}"]
+            options += ["--build-arg", name if value is None else f"{name}={value}"]
         self.docker("build", "--quiet", *options, "--tag", tag, service["context"])
         others = [
             name

@@ -248,3 +248,14 @@ def test_rollback_after_a_rotation_goes_to_the_release_before(tmp_path: Path) ->
 
     rollback(stack, timeline)
     assert stack.releases_of_replicas() == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["app_password", "console_password"])
+def test_password_of_a_server_elsewhere_is_not_rotated(tmp_path: Path, name: str) -> None:
+    stack = RotatingStack(tmp_path)
+    del stack.model["services"]["postgres"]
+
+    with pytest.raises(DeployFailed, match="the Compose file has no service postgres"):
+        rotate(stack, name)
+    assert {name: stack.secret(name) for name in SECRETS} == SECRETS
+    assert stack.seen == []

@@ -51,7 +51,7 @@ def test_postgres_with_another_address_is_found(prod: ProdStack) -> None:
 
     def address(container: str) -> str:
         [found] = json.loads(run("docker", "inspect", container))
-        return next(each["IPAddress"] for name, each in found["NetworkSettings"]["Networks"].items() if name == network)
+        return str(found["NetworkSettings"]["Networks"][network]["IPAddress"])
 
     def run(*command: str) -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

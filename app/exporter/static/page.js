@@ -207,8 +207,8 @@ function renderDurations(durations, coalescing) {
   setText(
     $("coalescing"),
     coalescing.statements_per_second
-      ? `${formatRate(coalescing.reads_per_second)} reads per second shared ` +
-          `${formatRate(coalescing.statements_per_second)} statements, ` +
+      ? `${formatRate(coalescing.reads_per_second)} reads per second in ` +
+          `${formatRate(coalescing.statements_per_second)} shared statements, ` +
           `${(coalescing.reads_per_second / coalescing.statements_per_second).toFixed(1)} reads each.`
       : "No reads shared a statement.",
   );

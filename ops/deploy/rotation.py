@@ -155,25 +155,28 @@ class Rotation:
             self._set_password("postgres", password)
 
     def _owner(self) -> None:
+        current = self._current()
         password = new_password()
         url = self._files.with_password("migration_database_url", password)
         with self._files.replaced(owner_password=password, migration_database_url=url):
             self._set_password("headroom_owner", password)
-        self._stack.run(self._current(), "migrate", "alembic", "current")
+        self._stack.run(current, "migrate", "alembic", "current")
         self._timeline.add("check", "the migration job can sign in")
 
     def _monitor(self) -> None:
+        current = self._current()
         password = new_password()
         urls = {
             name: self._files.with_password(name, password) for name in ("monitor_database_url", "pgbouncer_admin_url")
         }
         with self._files.replaced(monitor_password=password, **urls):
             self._set_password("headroom_monitor", password)
-        self._stack.replace(self._current(), "exporter")
+        self._stack.replace(current, "exporter")
         wait_until_healthy(self._stack, "exporter")
         self._timeline.add("exporter", "replaced")
 
     def _app(self) -> None:
+        self._current()
         used = self._files.role_of("database_url")
         if used not in API_ROLES:
             raise DeployFailed(f"database_url: must name the role {' or '.join(API_ROLES)}, got {used or 'none'}")

@@ -233,6 +233,19 @@ def test_other_password_is_changed_in_each_file(
     assert (stack.folder / secret).stat().st_mode & 0o777 == 0o444
 
 
+@pytest.mark.parametrize("name", ["owner_password", "monitor_password", "app_password"])
+def test_rotation_before_the_first_deploy_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    stack = RotatingStack(tmp_path)
+    monkeypatch.setattr(stack, "current", lambda: None)
+
+    with pytest.raises(DeployFailed, match="no deploy has succeeded yet: make deploy"):
+        rotate(stack, name)
+    assert {name: stack.secret(name) for name in SECRETS} == SECRETS
+    assert stack.seen == []
+
+
 @pytest.mark.parametrize("name", ["", "backup_repository", "database_url"])
 def test_secret_without_a_rotation_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(DeployFailed, match="secret: must be one of superuser_password, owner_password,"):

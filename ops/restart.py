@@ -19,6 +19,7 @@ from typing import Any
 
 from ops.deploy.errors import DeployFailed
 from ops.deploy.lock import locked
+from ops.deploy.remote import unpacked
 from ops.deploy.stack import Stack, names_files
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -347,7 +348,7 @@ def main() -> int:
     try:
         interrupts.listen()
         stack = Stack(PROJECT)
-        with locked(stack, f"restart-{service}"):
+        with unpacked(""), locked(stack, f"restart-{service}"):
             if not options.no_build:
                 compose("build", "--quiet", service)
             if service == "postgres":

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ops.deploy.errors import DeployFailed
+from ops.deploy.remote import unpacked
 from ops.deploy.stack import Stack
 from ops.deploy.timeline import operator
 
@@ -75,7 +76,7 @@ def main() -> int:
     """Run a command while the lock is held. Return its exit status, or 1 if the lock is held already."""
     operation, *command = sys.argv[1:]
     try:
-        with locked(Stack(Path.cwd()), operation) as lock:
+        with unpacked(""), locked(Stack(Path.cwd()), operation) as lock:
             # The command inherits the lock: it is held until the command has ended, even if this program is killed.
             process = subprocess.Popen(command, pass_fds=[lock])
             # A terminal sends SIGINT and SIGHUP to the command too.

@@ -90,7 +90,7 @@ restart-pgbouncer: docker ## give PgBouncer a new container, image or configurat
 	@$(PYTHON) -m ops.restart pgbouncer $(if $(filter no,$(build)),--no-build)
 
 upgrade-postgres: docker ## copy the data to a volume for PostgreSQL 18: make upgrade-postgres file=compose.prod.yml method=dump
-	@$(if $(filter compose.prod.yml,$(file)),$(PYTHON) -m ops.deploy.lock upgrade-postgres) ops/postgres/upgrade/run.sh $(or $(file),docker-compose.yml) $(or $(method),pg_upgrade)
+	@$(if $(findstring compose.prod.yml,$(file)),$(PYTHON) -m ops.deploy.lock upgrade-postgres) ops/postgres/upgrade/run.sh $(or $(file),docker-compose.yml) $(or $(method),pg_upgrade)
 
 # Several machines (docs/swarm.md).
 SWARM = $(PYTHON) -m ops.swarm

@@ -84,13 +84,13 @@ restore-drill: ## restore the latest backup aside, check it, and print RPO and R
 	@ops/backup.sh restore-drill
 
 restart-postgres: docker ## give PostgreSQL a new container, image or configuration; requests wait, none fails: build=no
-	@$(PYTHON) ops/restart.py postgres $(if $(filter no,$(build)),--no-build)
+	@$(PYTHON) -m ops.restart postgres $(if $(filter no,$(build)),--no-build)
 
 restart-pgbouncer: docker ## give PgBouncer a new container, image or configuration; no request fails: build=no
-	@$(PYTHON) ops/restart.py pgbouncer $(if $(filter no,$(build)),--no-build)
+	@$(PYTHON) -m ops.restart pgbouncer $(if $(filter no,$(build)),--no-build)
 
 upgrade-postgres: docker ## copy the data to a volume for PostgreSQL 18: make upgrade-postgres file=compose.prod.yml method=dump
-	@ops/postgres/upgrade/run.sh $(or $(file),docker-compose.yml) $(or $(method),pg_upgrade)
+	@$(if $(findstring compose.prod.yml,$(file)),$(PYTHON) -m ops.deploy.lock upgrade-postgres) ops/postgres/upgrade/run.sh $(or $(file),docker-compose.yml) $(or $(method),pg_upgrade)
 
 # Several machines (docs/swarm.md).
 SWARM = $(PYTHON) -m ops.swarm

@@ -31,7 +31,8 @@ def restart(stack: ProdStack, service: str, *options: str) -> subprocess.Complet
     files = os.pathsep.join(str(PROJECT_ROOT / file) for file in stack.files)
     environment = {"COMPOSE_FILE": files, "COMPOSE_PROJECT_NAME": stack.name, "COMPOSE_ENV_FILES": os.devnull}
     return subprocess.run(
-        [sys.executable, PROJECT_ROOT / "ops/restart.py", service, "--no-build", *options],
+        [sys.executable, "-m", "ops.restart", service, "--no-build", *options],
+        cwd=PROJECT_ROOT,
         env=os.environ | stack.environment | environment,
         capture_output=True,
         text=True,

@@ -25,7 +25,11 @@ now() { date +%s; }
 
 # --- prod
 
-prod() { docker compose --file compose.prod.yml "$@"; }
+prod() { # with the files of COMPOSE_FILE, if it is set
+  local files=(--file compose.prod.yml)
+  if [[ -n ${COMPOSE_FILE:-} ]] || grep -qsE '^\s*(export\s+)?COMPOSE_FILE=' .env; then files=(); fi
+  docker compose ${files[@]+"${files[@]}"} "$@"
+}
 
 prod_backup() {
   [[ -n $(prod ps --status running --quiet backup) ]] ||
@@ -35,6 +39,11 @@ prod_backup() {
 
 prod_restore() {
   local began container
+  # A deploy would start PostgreSQL on files that are being restored.
+  if [[ -z ${RESTORE_LOCKED:-} ]]; then
+    export RESTORE_LOCKED=yes stack
+    exec "${PYTHON:-python3}" -m ops.deploy.lock restore ops/backup.sh restore
+  fi
   [[ -z $(prod ps --status running --quiet postgres) ]] ||
     fail 'PostgreSQL is running, and a restore would overwrite it: docker compose -f compose.prod.yml stop postgres'
   began=$(now)
@@ -55,7 +64,7 @@ prod_restore() {
 }
 
 prod_restore-drill() {
-  prod --file ops/postgres/compose.drill.yml run --rm -T drill
+  docker compose --file compose.prod.yml --file ops/postgres/compose.drill.yml run --rm -T drill
 }
 
 # --- dev and local: dumps

@@ -8,7 +8,6 @@ once and the hold after HOLD_SECONDS (docs/decisions/0030-planned-restarts.md).
 import argparse
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,6 +16,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from ops.deploy.errors import DeployFailed
+from ops.deploy.lock import locked
+from ops.deploy.remote import unpacked
+from ops.deploy.stack import Stack, names_files
 
 PROJECT = Path(__file__).resolve().parent.parent
 PAUSE_SCRIPT = PROJECT / "ops/pgbouncer/pause.sh"
@@ -74,8 +78,10 @@ class Interrupts:
     def deferred(self) -> Iterator[None]:
         """Raise Interrupted at the end of the block instead of in it."""
         self._is_deferred = True
-        yield
-        self._is_deferred = False
+        try:
+            yield
+        finally:
+            self._is_deferred = False
         if self._has_come:
             self._raise_once()
 
@@ -119,10 +125,7 @@ def run(*command: str, fails: bool = False) -> str:
 
 def compose(*arguments: str, fails: bool = False) -> str:
     """Run `docker compose` with the files of production: compose.prod.yml, or COMPOSE_FILE if it is set."""
-    dotenv = PROJECT / ".env"
-    lines = dotenv.read_text().splitlines() if dotenv.exists() else []
-    is_set = "COMPOSE_FILE" in os.environ or any(line.startswith("COMPOSE_FILE=") for line in lines)
-    files = () if is_set else ("--file", "compose.prod.yml")
+    files = () if names_files(PROJECT) else ("--file", "compose.prod.yml")
     return run("docker", "compose", *files, *arguments, fails=fails)
 
 
@@ -271,18 +274,21 @@ def has_crashed(state: dict[str, Any]) -> bool:
     return bool(state["RestartCount"] > 0 or state["State"]["Status"] not in ("running", "created"))
 
 
-def restart_pgbouncer() -> None:
-    """Replace the container of PgBouncer. Try its image and its configuration first, in a container without a name."""
+def restart_pgbouncer(project: str) -> None:
+    """Replace the container of PgBouncer. Try its image and its configuration first, in a container of their own."""
     api = running("api")
     running("pgbouncer")
     check_budget(api)
     # Not `--scale pgbouncer=2`: Compose would see another configuration in that container, and replace it and all that
     # depend on it the next time.
-    trial = compose("run", "--detach", "--no-deps", "pgbouncer").splitlines()[-1]
+    trial = f"{project}-pgbouncer-trial"
+    run("docker", "rm", "--force", trial, fails=True)  # of a restart that was killed
     try:
+        with interrupts.deferred():
+            compose("run", "--detach", "--no-deps", "--name", trial, "pgbouncer")
         wait_for_pgbouncer(trial, api)
     finally:
-        run("docker", "rm", "--force", trial)
+        run("docker", "rm", "--force", trial, fails=True)
     log("the new PgBouncer has run a statement")
     with held_requests():
         interrupts.commit()
@@ -332,22 +338,24 @@ def logs(identifier: str) -> str:
     return merged.stdout.strip()
 
 
-COMMANDS = {"postgres": restart_postgres, "pgbouncer": restart_pgbouncer}
-
-
 def main() -> int:
     """Restart the service that the first argument names."""
     parser = argparse.ArgumentParser(description="Restart a service of compose.prod.yml without an error for a client.")
-    parser.add_argument("service", choices=COMMANDS)
+    parser.add_argument("service", choices=("postgres", "pgbouncer"))
     parser.add_argument("--no-build", action="store_true", help="use the image that is there")
     options = parser.parse_args()
     service = options.service
     try:
         interrupts.listen()
-        if not options.no_build:
-            compose("build", "--quiet", service)
-        COMMANDS[service]()
-    except Failure as error:
+        stack = Stack(PROJECT)
+        with unpacked(""), locked(stack, f"restart-{service}"):
+            if not options.no_build:
+                compose("build", "--quiet", service)
+            if service == "postgres":
+                restart_postgres()
+            else:
+                restart_pgbouncer(stack.project)
+    except (Failure, DeployFailed) as error:
         print(f"restart-{service}: {error}", file=sys.stderr)
         return 1
     except Interrupted:

@@ -245,9 +245,10 @@ def limits_of(stack: Stack) -> Limits:
     """Return the time limits of the Compose file. Raise DeployFailed if one is not a number."""
     own = stack.model.get("x-deploy", {})
     try:
+        int(own.get("keep", 5))
         return Limits(ready=float(own.get("ready_seconds", 120)), settle=float(own.get("settle_seconds", 90)))
     except ValueError as error:
-        raise DeployFailed(f"DEPLOY_READY_SECONDS, DEPLOY_SETTLE_SECONDS: {error}") from None
+        raise DeployFailed(f"DEPLOY_READY_SECONDS, DEPLOY_SETTLE_SECONDS, DEPLOY_KEEP: {error}") from None
 
 
 def roll_out(
@@ -258,11 +259,13 @@ def roll_out(
     prepare: Callable[[], None] = lambda: None,
     *,
     restore: Callable[[], None] = lambda: None,
+    serves: Callable[[], None] = lambda: None,
     is_rollback: bool = False,
 ) -> None:
     """Prepare, and replace the replicas; go back to the release `before` if that fails. Raise DeployFailed.
 
-    `restore` is called first if they must go back: replicas of the release before may start again.
+    `restore` is called first if they must go back: replicas of the release before may start again. `serves` is called
+    when all replicas are of the new release: a later failure does not change them back.
     A rollback has no watch: its release has served before, and the one that is replaced should go.
     """
     limits = limits_of(stack)
@@ -272,6 +275,7 @@ def roll_out(
         prepare()
         began = True
         rollout.to(release, partial(check_replica, stack, timeline))
+        serves()
     except (DeployFailed, Interrupted) as error:
         reason = str(error) or "interrupted"
         details = error.details if isinstance(error, DeployFailed) else ""

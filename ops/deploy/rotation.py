@@ -14,10 +14,10 @@ import os
 import re
 import secrets
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 from ops.deploy.errors import DeployFailed
 from ops.deploy.operations import (
@@ -66,22 +66,9 @@ class SecretFiles:
         new.chmod(0o444)
         new.replace(path)
 
-    @contextmanager
-    def replaced(self, **values: str) -> Iterator[Callable[[], None]]:
-        """Replace secrets; restore them if the block fails. Yield what restores them."""
-        before = {name: self.path(name).read_text(encoding="utf-8") for name in values}
-
-        def restore() -> None:
-            for name, value in before.items():
-                self.write(name, value)
-
-        try:
-            for name, value in values.items():
-                self.write(name, value)
-            yield restore
-        except BaseException:
-            restore()
-            raise
+    def replaced(self, **values: str) -> "Replacement":
+        """Return a block that replaces secrets, and restores them if it fails."""
+        return Replacement(self, values)
 
     def with_password(self, name: str, password: str, role: str = "") -> str:
         """Return the URL in a secret with another password, and with another role if one is given."""
@@ -96,6 +83,41 @@ class SecretFiles:
         """Return the role in the URL of a secret."""
         found = re.search(r"://([^:@/]+):", self.read(name))
         return found[1] if found else ""
+
+
+class Replacement:
+    """A block that replaces secrets. If it fails, they are restored, unless they are kept: replicas use them then."""
+
+    def __init__(self, files: SecretFiles, values: dict[str, str]) -> None:
+        self._files = files
+        self._values = values
+        self._before = {name: files.path(name).read_text(encoding="utf-8") for name in values}
+        self.is_kept = False
+
+    def __enter__(self) -> Self:
+        try:
+            self._write(self._values)
+        except BaseException:
+            self.restore()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and not self.is_kept:
+            self.restore()
+
+    def keep(self) -> None:
+        """Keep the new secrets, whatever happens in the rest of the block."""
+        self.is_kept = True
+
+    def restore(self) -> None:
+        """Write the secrets of before."""
+        self.is_kept = False
+        self._write(self._before)
+
+    def _write(self, values: dict[str, str]) -> None:
+        for name, value in values.items():
+            self._files.write(name, value)
 
 
 def new_password() -> str:
@@ -155,25 +177,28 @@ class Rotation:
             self._set_password("postgres", password)
 
     def _owner(self) -> None:
+        current = self._current()
         password = new_password()
         url = self._files.with_password("migration_database_url", password)
         with self._files.replaced(owner_password=password, migration_database_url=url):
             self._set_password("headroom_owner", password)
-        self._stack.run(self._current(), "migrate", "alembic", "current")
+        self._stack.run(current, "migrate", "alembic", "current")
         self._timeline.add("check", "the migration job can sign in")
 
     def _monitor(self) -> None:
+        current = self._current()
         password = new_password()
         urls = {
             name: self._files.with_password(name, password) for name in ("monitor_database_url", "pgbouncer_admin_url")
         }
         with self._files.replaced(monitor_password=password, **urls):
             self._set_password("headroom_monitor", password)
-        self._stack.replace(self._current(), "exporter")
+        self._stack.replace(current, "exporter")
         wait_until_healthy(self._stack, "exporter")
         self._timeline.add("exporter", "replaced")
 
     def _app(self) -> None:
+        current = self._current()
         used = self._files.role_of("database_url")
         if used not in API_ROLES:
             raise DeployFailed(f"database_url: must name the role {' or '.join(API_ROLES)}, got {used or 'none'}")
@@ -184,13 +209,17 @@ class Rotation:
         password = new_password()
         self._set_password(other, password)
         url = self._files.with_password("database_url", password, other)
+        new = self._files.replaced(app_password=password, database_url=url)
         try:
-            with self._files.replaced(app_password=password, database_url=url) as restore:
-                self._replace_replicas(restore)
-        except BaseException:
-            self._remove_password(other)
-            raise
-        self._remove_password(used)
+            with new:
+                self._replace_replicas(new)
+        finally:
+            if new.is_kept:
+                self._remove_password(used)
+            elif {replica.release for replica in self._stack.replicas()} <= {current.number}:
+                self._remove_password(other)
+            else:
+                self._timeline.add("password", f"{used} and {other} have one: replicas of two releases are left")
 
     def _pgbouncer(self) -> None:
         old, new = self._files.read("pgbouncer_password"), new_password()
@@ -247,15 +276,15 @@ class Rotation:
     def _secret_key(self) -> None:
         old, new = self._files.read("secret_key"), secrets.token_hex(32)
         # First every replica must accept the new key, then one may sign with it.
-        with self._files.replaced(secret_key_fallbacks=new) as restore:
-            self._replace_replicas(restore)
-        with self._files.replaced(secret_key=new, secret_key_fallbacks=old) as restore:
-            self._replace_replicas(restore)
+        with self._files.replaced(secret_key_fallbacks=new) as replacement:
+            self._replace_replicas(replacement)
+        with self._files.replaced(secret_key=new, secret_key_fallbacks=old) as replacement:
+            self._replace_replicas(replacement)
         self._timeline.add("key", "tokens of the old key stay valid until make rotate secret=secret_key_fallbacks")
 
     def _secret_key_fallbacks(self) -> None:
-        with self._files.replaced(secret_key_fallbacks=NO_KEYS) as restore:
-            self._replace_replicas(restore)
+        with self._files.replaced(secret_key_fallbacks=NO_KEYS) as replacement:
+            self._replace_replicas(replacement)
 
     # --- the certificate
 
@@ -290,7 +319,7 @@ class Rotation:
             raise DeployFailed("no deploy has succeeded yet: make deploy")
         return current
 
-    def _replace_replicas(self, restore: Callable[[], None]) -> None:
+    def _replace_replicas(self, replacement: Replacement) -> None:
         """Replace all replicas by new ones of the same release, which read the new secrets.
 
         If that fails, restore the secrets before replicas start again: they would read the new ones.
@@ -303,7 +332,7 @@ class Rotation:
         release = replace(current, number=next_number(self._stack))
         check_surge(release)
         self._stack.label(release, current.image)
-        roll_out(self._stack, self._timeline, release, current, restore=restore)
+        roll_out(self._stack, self._timeline, release, current, restore=replacement.restore, serves=replacement.keep)
         discard(self._stack, current)
 
 

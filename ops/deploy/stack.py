@@ -45,7 +45,7 @@ class Stack:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._files = [] if _names_files(root) else ["--file", DEFAULT_FILE]
+        self._files = [] if names_files(root) else ["--file", DEFAULT_FILE]
         self.model: Model = json.loads(self._compose("config", "--format", "json"))
         self.project: str = self.model["name"]
 
@@ -274,7 +274,7 @@ class Stack:
             self.docker("rmi", image)
 
 
-def _names_files(root: Path) -> bool:
+def names_files(root: Path) -> bool:
     """Return True if COMPOSE_FILE is set, in the environment or in `.env`."""
     if os.environ.get("COMPOSE_FILE"):
         return True

@@ -77,6 +77,24 @@ def test_restore_over_a_migrated_database_without_rows_goes_on(tmp_path: Path) -
     assert "DROP DATABASE headroom WITH (FORCE)" in calls(tmp_path)
 
 
+@pytest.mark.parametrize(("files", "named"), [("", True), ("compose.prod.yml:compose.noswap.yml", False)])
+def test_backup_of_production_uses_the_files_of_the_stack(tmp_path: Path, files: str, named: bool) -> None:
+    write_program(tmp_path / "bin", "docker", "echo id")
+
+    assert run(tmp_path, DUMPS, "backup", stack="prod", COMPOSE_FILE=files).returncode == 0
+    assert ("--file compose.prod.yml exec" in calls(tmp_path)) == named
+
+
+def test_restore_of_production_during_a_deploy_is_refused(tmp_path: Path) -> None:
+    answers = """*config*) echo '{"name": "shop", "services": {"proxy": {"image": "haproxy"}}}' ;;
+        *deploy-lock*) echo is already in use >&2; exit 125 ;;"""
+    write_program(tmp_path / "bin", "docker", f'case "$*" in {answers} esac')
+
+    refused = run(tmp_path, DUMPS, "restore", stack="prod", force="", at="")
+
+    assert (refused.returncode, refused.stderr.split(" (")[0]) == (1, "restore: the stack shop is being changed")
+
+
 def restore_cluster(
     tmp_path: Path, *arguments: str, system: int = 8, wal: str = "000000010000000000000004"
 ) -> subprocess.CompletedProcess[str]:

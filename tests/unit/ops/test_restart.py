@@ -12,12 +12,12 @@ import pytest
 from app.paths import PROJECT_ROOT
 from tests.unit.ops.test_backup_scripts import calls, write_program
 
-RESTART = PROJECT_ROOT / "ops/restart.py"
 PAUSE = PROJECT_ROOT / "ops/pgbouncer/pause.sh"
 STATISTICS = (
     r"# pxname,svname,status,check_status,scur\nreads,api1,UP,L7OK,0\nreads,BACKEND,UP,,0\nwrites,BACKEND,UP,,0"
 )
 BUDGET = {"name": "server connections", "headroom": 58}
+MODEL = {"name": "shop", "services": {"proxy": {"image": "haproxy"}}}
 INSPECTED = {
     "RestartCount": 0,
     "State": {"Status": "running"},
@@ -37,7 +37,12 @@ class Engine:
             '*" console show"*': f"printf '{STATISTICS}\\n'",
             '*" console release"*': "echo released 7",
             '*" pause 5 120"': f"echo paused; cat; echo END-OF-PAUSE >>{tmp_path}/calls",
-            '*" run --detach"*': "echo trial",
+            '*" run --detach"*': f"touch {tmp_path}/trial; echo id",
+            '"rm --force shop-pgbouncer-trial"': (
+                f"if [[ -e {tmp_path}/trial ]]; then rm {tmp_path}/trial; echo END-OF-TRIAL >>{tmp_path}/calls; fi"
+            ),
+            '*" config --format json"': f"echo '{json.dumps(MODEL)}'",
+            '"run --rm --interactive --name shop-deploy-lock"*': "cat",
             '*" budget --json"': f"echo '{json.dumps({'checks': [budget]})}'",
             '"inspect "*': f"echo '{json.dumps([INSPECTED])}'",
         }
@@ -46,7 +51,8 @@ class Engine:
 
     def start(self, service: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, RESTART, service, "--no-build"],
+            [sys.executable, "-m", "ops.restart", service, "--no-build"],
+            cwd=PROJECT_ROOT,
             env=os.environ | {"PATH": f"{self.tmp_path / 'bin'}:{os.environ['PATH']}"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -65,8 +71,8 @@ class Engine:
             "console hold": "hold",
             "pause 5 120": "pause",
             "--force-recreate postgres": "postgres",
-            "run --detach --no-deps pgbouncer": "trial",
-            "rm --force trial": "end of trial",
+            "run --detach --no-deps --name shop-pgbouncer-trial pgbouncer": "trial",
+            "END-OF-TRIAL": "end of trial",
             "--force-recreate pgbouncer": "pgbouncer",
             "END-OF-PAUSE": "resume",
             "console release": "release",
@@ -192,6 +198,30 @@ def test_new_pgbouncer_that_does_not_serve_replaces_nothing(tmp_path: Path) -> N
         "restart-pgbouncer: the new PgBouncer does not serve: psycopg.OperationalError: refused\nFATAL bad value\n",
     )
     assert engine.steps() == ["trial", "end of trial"]
+
+
+def test_trial_of_pgbouncer_ends_with_a_signal_while_it_starts(tmp_path: Path) -> None:
+    interrupt = f"kill -INT $(ps -o ppid= $$); sleep 0.5; touch {tmp_path}/trial"
+    engine = Engine(tmp_path, {'*" run --detach"*': interrupt})
+
+    assert engine.restart("pgbouncer") == (130, "restart-pgbouncer: interrupted; nothing was restarted\n")
+    assert engine.steps() == ["trial", "end of trial"]
+
+
+def test_restart_during_a_deploy_is_refused(tmp_path: Path) -> None:
+    engine = Engine(
+        tmp_path,
+        {
+            '"run --rm --interactive --name shop-deploy-lock"*': "echo name is already in use >&2; exit 125",
+            '"inspect --format"*': "echo deploy by ann, since 10:20",
+        },
+    )
+
+    assert engine.restart("postgres") == (
+        1,
+        "restart-postgres: the stack shop is being changed (deploy by ann, since 10:20): wait until it has ended\n",
+    )
+    assert engine.steps() == []
 
 
 def test_trial_of_pgbouncer_over_budget_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.deploy.errors import DeployFailed
+from ops.deploy.errors import DeployFailed, Interrupted
 from ops.deploy.operations import deploy, rollback
 from ops.deploy.releases import Release
 from ops.deploy.rotation import Rotation, scram_verifier
@@ -131,6 +131,40 @@ def test_failed_rotation_restores_secrets_and_replicas(tmp_path: Path) -> None:
     assert stack.replicas() == serving
 
 
+@pytest.mark.parametrize("error", [DeployFailed("no"), Interrupted()])
+def test_password_that_replicas_use_stays_if_the_exporter_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    stack = RotatingStack(tmp_path)
+    stack.model["services"]["exporter"] = {}
+
+    def fail(release: Release, service: str) -> None:
+        raise error
+
+    monkeypatch.setattr(stack, "replace", fail)
+    with pytest.raises(type(error)):
+        rotate(stack, "app_password")
+    assert stack.releases_of_replicas() == [2, 2]
+    assert "://headroom_app_2:" in stack.secret("database_url")
+    assert stack.seen[-1] == "ALTER ROLE headroom_app PASSWORD NULL"
+
+
+def test_password_stays_while_a_replica_that_uses_it_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rotation fails, and so does going back."""
+    stack = RotatingStack(tmp_path)
+
+    def start_one(release: Release, number: int) -> None:
+        if 2 in stack.releases_of_replicas():
+            raise DeployFailed("no")
+        stack.start(release, number)
+
+    monkeypatch.setattr(stack, "start_replicas", start_one)
+    with pytest.raises(DeployFailed, match="and going back to release 1"):
+        rotate(stack, "app_password")
+    assert 2 in stack.releases_of_replicas()
+    assert "PASSWORD NULL" not in "".join(stack.seen)
+
+
 def test_replica_that_starts_again_reads_the_restored_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An old replica has been replaced when the rotation fails. The new role has no password afterwards."""
     stack = RotatingStack(tmp_path)
@@ -231,6 +265,19 @@ def test_other_password_is_changed_in_each_file(
     assert stack.seen[-1] == statement
     assert stack.releases_of_replicas() == [1, 1]
     assert (stack.folder / secret).stat().st_mode & 0o777 == 0o444
+
+
+@pytest.mark.parametrize("name", ["owner_password", "monitor_password", "app_password"])
+def test_rotation_before_the_first_deploy_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    stack = RotatingStack(tmp_path)
+    monkeypatch.setattr(stack, "current", lambda: None)
+
+    with pytest.raises(DeployFailed, match="no deploy has succeeded yet: make deploy"):
+        rotate(stack, name)
+    assert {name: stack.secret(name) for name in SECRETS} == SECRETS
+    assert stack.seen == []
 
 
 @pytest.mark.parametrize("name", ["", "backup_repository", "database_url"])

@@ -13,7 +13,7 @@ from ops.deploy.operations import version_of
 from ops.deploy.proxy import serving
 from ops.deploy.releases import Release
 from ops.deploy.rotation import Rotation
-from ops.deploy.stack import _names_files
+from ops.deploy.stack import names_files
 from ops.deploy.timeline import Timeline
 from tests.support.fake_stack import FakeStack, model
 
@@ -89,7 +89,7 @@ def test_version_without_git_has_the_time(tmp_path: Path, monkeypatch: pytest.Mo
 )
 def test_compose_files_of_the_environment_file_are_used(tmp_path: Path, text: str, expected: bool) -> None:
     (tmp_path / ".env").write_text(text)
-    assert _names_files(tmp_path) is expected
+    assert names_files(tmp_path) is expected
 
 
 def test_document_has_the_settings_and_secrets_of_the_program(tmp_path: Path) -> None:

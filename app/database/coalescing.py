@@ -98,15 +98,22 @@ class Queue(ABC):
 
     def _end_statement(self) -> None:
         self._under_way -= 1
+        self._drop_cancelled()
         if self._waiting:
             self._flush()
         elif not self._under_way and self._forget is not None:
             self._forget()
 
+    def _drop_cancelled(self) -> None:
+        """Drop the first reads if their callers have gone: no statement is needed for them."""
+        while self._waiting and self._waiting[0].future.done():
+            self._waiting.popleft()
+
     def _flush(self) -> None:
         """Begin as many statements as the reads that wait need, at most `coalesce_in_flight`."""
         self._is_scheduled = False
         assert self._loop is not None
+        self._drop_cancelled()
         while self._under_way < self._pool.coalesce_in_flight and len(self._waiting) > self._starting * (
             self._most or len(self._waiting)
         ):
@@ -137,7 +144,11 @@ class Queue(ABC):
             if not reads:
                 await checkout.release()
                 return
-            self._pool.observer.coalesced(len(reads), self._loop.time() - reads[0].asked)
+            try:
+                self._pool.observer.coalesced(len(reads), self._loop.time() - reads[0].asked)
+            except BaseException:
+                await checkout.release()
+                raise
             await self._answer(checkout, reads)
         except Exception as error:  # noqa: BLE001 - the callers get it
             await self._fail(reads, error)

@@ -477,3 +477,49 @@ def test_reads_continue_in_another_event_loop(database_url: URL) -> None:
 
     asyncio.run(leave())
     assert asyncio.run(read()) == [None, None, None]
+
+
+async def test_failing_observer_leaks_no_connection(new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with new_database() as (database, _):
+
+        def fail(*_: object) -> None:
+            raise ValueError("metrics")
+
+        monkeypatch.setattr(Observer, "coalesced", fail)
+        found = await asyncio.gather(*ask(database, BY_ID, 1, 2, 3))
+        assert [row["id"] for row in found] == [1, 2, 3]
+        await wait_until(lambda: state(database).used == 0)  # one may still be opened
+
+
+async def test_statement_that_cannot_be_compiled_leaks_no_connection(
+    new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with new_database() as (database, _):
+        path: Any = database.read._fast_path
+        compiled = path.compiled
+
+        def fail(statement: Any) -> Any:
+            if statement is BY_ID.several:
+                raise TypeError("refused")
+            return compiled(statement)
+
+        monkeypatch.setattr(path, "compiled", fail)
+        found = await asyncio.gather(*ask(database, BY_ID, 1, 2, 3))
+        assert [row["id"] for row in found] == [1, 2, 3]
+        await wait_until(lambda: state(database).used == 0)  # one may still be opened
+
+
+async def test_reads_that_have_gone_take_no_connection(new_database: NewDatabase) -> None:
+    async with new_database(coalesce_in_flight=1) as (database, gate):
+        await database.read.one(BY_ID, 1)
+        gate.shut()
+        lone, *others = ask(database, BY_ID, 1, 2, 3)
+        await gate.wait_for(2, lone)
+        for other in others:
+            other.cancel()
+        await asyncio.sleep(0)
+        path: Any = database.read._fast_path
+        queue = path._key_queues[BY_ID]
+        gate.open()
+        assert (await lone)["id"] == 1
+        assert queue._tasks == set()

@@ -90,13 +90,16 @@ class Queue(ABC):
         return future
 
     async def _run_alone(self, alone: Callable[[], Awaitable[Any]]) -> Any:
+        loop = self._loop
         self._under_way += 1
         try:
             return await alone()
         finally:
-            self._end_statement()
+            self._end_statement(loop)
 
-    def _end_statement(self) -> None:
+    def _end_statement(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        if loop is not self._loop:  # closed by the garbage collector, after its loop
+            return
         self._under_way -= 1
         self._drop_cancelled()
         if self._waiting:
@@ -126,39 +129,39 @@ class Queue(ABC):
 
     async def _run(self) -> None:
         """Send one statement, and answer the reads that wait when it has a connection."""
-        assert self._loop is not None
-        began = self._loop.time()
-        is_starting = True
+        loop = self._loop
+        assert loop is not None
+        began = loop.time()
         reads: list[_Read] = []
         try:
             try:
-                checkout = await check_out(self._engine)
-            except Exception:
-                # Reads that came later have a deadline of their own.
-                reads = self._take(until=began)
-                raise
-            finally:
-                self._starting -= 1
-                is_starting = False
-            reads = self._take()
-            if not reads:
-                await checkout.release()
-                return
-            try:
-                self._pool.observer.coalesced(len(reads), self._loop.time() - reads[0].asked)
-            except BaseException:
-                await checkout.release()
-                raise
-            await self._answer(checkout, reads)
-        except Exception as error:  # noqa: BLE001 - the callers get it
-            await self._fail(reads, error)
+                try:
+                    checkout = await check_out(self._engine)
+                except Exception:
+                    # Reads that came later have a deadline of their own.
+                    reads = self._take(until=began)
+                    raise
+                finally:
+                    if loop is self._loop:
+                        self._starting -= 1
+                reads = self._take()
+                if not reads:
+                    await checkout.release()
+                    return
+                try:
+                    self._pool.observer.coalesced(len(reads), loop.time() - reads[0].asked)
+                except BaseException:
+                    await checkout.release()
+                    raise
+                await self._answer(checkout, reads)
+            except Exception as error:  # noqa: BLE001 - the callers get it
+                await self._fail(reads, error)
         except BaseException:  # the event loop ends
             for read in reads:
                 read.future.cancel()
             raise
         finally:
-            self._starting -= is_starting
-            self._end_statement()
+            self._end_statement(loop)
 
     @abstractmethod
     async def _answer(self, checkout: Checkout, reads: Sequence[_Read]) -> None:
@@ -251,13 +254,24 @@ class KeyQueue(Queue):
             future.set_result(row)
 
     async def _fail(self, reads: Sequence[_Read], error: Exception) -> None:
-        """Try the reads one by one if one key may be at fault. If the server cannot answer, none has a chance."""
+        """Try the reads one by one if one key may be at fault. If the server cannot answer, none has a chance.
+
+        Reads that are not sent again within the timeout of the pool get PoolExhausted.
+        """
         if isinstance(error, TransientDatabaseError) or len(reads) <= 1:
             await super()._fail(reads, error)
             return
+        loop = asyncio.get_running_loop()
+        seconds = self._pool.timeout()
+        deadline = loop.time() + seconds
         for number, read in enumerate(reads):
             if read.future.done():
                 continue
+            if loop.time() >= deadline:
+                for _ in range(sum(not late.future.done() for late in reads[number:])):
+                    self._pool.observer.timed_out()
+                await super()._fail(reads[number:], PoolExhausted(f"the read was not sent again within {seconds:g} s"))
+                return
             try:
                 row = await self._run_one(read.key)
             except TransientDatabaseError as temporary:

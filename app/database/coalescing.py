@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database.checkout import Checkout, check_out
 from app.database.pool import BoundedPool
-from app.errors import PoolExhausted, TransientDatabaseError
+from app.errors import PoolExhausted, StatementTimeout, TransientDatabaseError
 
 
 class _Read(NamedTuple):
@@ -256,9 +256,11 @@ class KeyQueue(Queue):
     async def _fail(self, reads: Sequence[_Read], error: Exception) -> None:
         """Try the reads one by one if one key may be at fault. If the server cannot answer, none has a chance.
 
+        One key may be slow, and many keys together may exceed the statement timeout where each of them does not.
         Reads that are not sent again within the timeout of the pool get PoolExhausted.
         """
-        if isinstance(error, TransientDatabaseError) or len(reads) <= 1:
+        is_timeout = isinstance(error, StatementTimeout)
+        if len(reads) <= 1 or (isinstance(error, TransientDatabaseError) and not is_timeout):
             await super()._fail(reads, error)
             return
         loop = asyncio.get_running_loop()
@@ -274,6 +276,8 @@ class KeyQueue(Queue):
                 return
             try:
                 row = await self._run_one(read.key)
+            except StatementTimeout as own:
+                _set(read.future, error=own)
             except TransientDatabaseError as temporary:
                 await super()._fail(reads[number:], temporary)
                 return

@@ -220,7 +220,7 @@ def test_private_names_of_sqlalchemy_exist() -> None:
     books = table("books", column("id", Integer))
     statement = select(books).with_for_update()
     hinted = select(books).with_statement_hint("text")
-    assert [text for _, text in hinted._statement_hints] == ["text"]  # type: ignore[attr-defined]
+    assert [text for _, text in hinted._statement_hints] == ["text"]
     compiled: Any = statement.compile()
     proxy: Any = engine.raw_connection()
     owners = {

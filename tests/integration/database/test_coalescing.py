@@ -563,7 +563,7 @@ async def test_cancelled_statement_ends_the_reads_that_are_sent_again(new_databa
         assert [read.cancelled() for read in reads] == [False, True, True, True]
 
 
-async def test_reads_that_exceed_the_time_of_a_statement_together_are_sent_again(new_database: NewDatabase) -> None:
+async def test_reads_whose_shared_statement_times_out_are_sent_again(new_database: NewDatabase) -> None:
     async with new_database(coalesce_in_flight=1) as (database, gate):
         await database.read.one(BY_ID, 1)
         fetch = gate._fetch

@@ -49,6 +49,19 @@ def takes_lock(statement: Any) -> bool:
     return getattr(statement, "_for_update_arg", None) is not None
 
 
+def added_texts(statement: Any) -> tuple[str, ...]:
+    """Return the SQL texts that were added to a SELECT or CTE: prefixes, suffixes and statement hints."""
+    added = (*getattr(statement, "_prefixes", ()), *getattr(statement, "_suffixes", ()))
+    # Of a prefix, the text and the dialect; of a hint, the dialect and the text.
+    hints = (text for _, text in getattr(statement, "_statement_hints", ()))
+    return (*(str(text) for text, _ in added), *hints)
+
+
+def on_postgresql(kind: TypeEngine[Any]) -> TypeEngine[Any]:
+    """Return the type that a column has on PostgreSQL: the type itself, or its variant for that dialect."""
+    return kind._variant_mapping.get("postgresql", kind)
+
+
 def restricts_rows(statement: Any) -> bool:
     """Return True if the SELECT has a LIMIT, OFFSET, DISTINCT, GROUP BY or HAVING."""
     return bool(

@@ -31,7 +31,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.types import TypeEngine
 
-from app.database._sqlalchemy import restricts_rows
+from app.database._sqlalchemy import on_postgresql, restricts_rows
 from app.database.statement_checks import depends_on_more_than_rows, has_aggregate, require_select, required_parameters
 
 KeyColumn = InstrumentedAttribute[Any] | Column[Any]
@@ -144,12 +144,15 @@ def _is_unique(columns: list[Any]) -> bool:
 def _name_of(column: KeyColumn, statement: Select[*tuple[Any, ...]]) -> str | None:
     """Return the name of the column in a row; None if the statement does not select it exactly once."""
     selected = statement.selected_columns
-    found = [each.name for each in selected if getattr(each, "element", each).compare(column.expression)]
-    return found[0] if len(found) == 1 and [each.name for each in selected].count(found[0]) == 1 else None
+    # An expression such as -id has no name, and its element is not what the row contains.
+    named = [each for each in selected if hasattr(each, "name")]
+    found = [each.name for each in named if getattr(each, "element", each).compare(column.expression)]
+    return found[0] if len(found) == 1 and [each.name for each in named].count(found[0]) == 1 else None
 
 
 def _array_of(kind: TypeEngine[Any]) -> ARRAY[Any]:
     # A cast to VARCHAR(10)[] would cut longer texts.
+    kind = on_postgresql(kind)
     return ARRAY(String() if isinstance(kind, String) else kind)
 
 
@@ -159,6 +162,7 @@ def _fits_or_none(kind: TypeEngine[Any]) -> Callable[[Any], bool] | None:
     None for a type whose values the server may compare in another way than Python: numbers with a scale, a text with a
     collation that ignores case, blanks at the end of CHAR.
     """
+    kind = on_postgresql(kind)
     exact = type(kind)
     if exact in _INTEGERS:
         bound = _INTEGERS[exact]

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database.checkout import Checkout, check_out
 from app.database.pool import BoundedPool
-from app.errors import PoolExhausted, TransientDatabaseError
+from app.errors import PoolExhausted, StatementTimeout, TransientDatabaseError
 
 
 class _Read(NamedTuple):
@@ -90,23 +90,33 @@ class Queue(ABC):
         return future
 
     async def _run_alone(self, alone: Callable[[], Awaitable[Any]]) -> Any:
+        loop = self._loop
         self._under_way += 1
         try:
             return await alone()
         finally:
-            self._end_statement()
+            self._end_statement(loop)
 
-    def _end_statement(self) -> None:
+    def _end_statement(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        if loop is not self._loop:  # closed by the garbage collector, after its loop
+            return
         self._under_way -= 1
+        self._drop_cancelled()
         if self._waiting:
             self._flush()
         elif not self._under_way and self._forget is not None:
             self._forget()
 
+    def _drop_cancelled(self) -> None:
+        """Drop the first reads if their callers have gone: no statement is needed for them."""
+        while self._waiting and self._waiting[0].future.done():
+            self._waiting.popleft()
+
     def _flush(self) -> None:
         """Begin as many statements as the reads that wait need, at most `coalesce_in_flight`."""
         self._is_scheduled = False
         assert self._loop is not None
+        self._drop_cancelled()
         while self._under_way < self._pool.coalesce_in_flight and len(self._waiting) > self._starting * (
             self._most or len(self._waiting)
         ):
@@ -119,35 +129,39 @@ class Queue(ABC):
 
     async def _run(self) -> None:
         """Send one statement, and answer the reads that wait when it has a connection."""
-        assert self._loop is not None
-        began = self._loop.time()
-        is_starting = True
+        loop = self._loop
+        assert loop is not None
+        began = loop.time()
         reads: list[_Read] = []
         try:
             try:
-                checkout = await check_out(self._engine)
-            except Exception:
-                # Reads that came later have a deadline of their own.
-                reads = self._take(until=began)
-                raise
-            finally:
-                self._starting -= 1
-                is_starting = False
-            reads = self._take()
-            if not reads:
-                await checkout.release()
-                return
-            self._pool.observer.coalesced(len(reads), self._loop.time() - reads[0].asked)
-            await self._answer(checkout, reads)
-        except Exception as error:  # noqa: BLE001 - the callers get it
-            await self._fail(reads, error)
+                try:
+                    checkout = await check_out(self._engine)
+                except Exception:
+                    # Reads that came later have a deadline of their own.
+                    reads = self._take(until=began)
+                    raise
+                finally:
+                    if loop is self._loop:
+                        self._starting -= 1
+                reads = self._take()
+                if not reads:
+                    await checkout.release()
+                    return
+                try:
+                    self._pool.observer.coalesced(len(reads), loop.time() - reads[0].asked)
+                except BaseException:
+                    await checkout.release()
+                    raise
+                await self._answer(checkout, reads)
+            except Exception as error:  # noqa: BLE001 - the callers get it
+                await self._fail(reads, error)
         except BaseException:  # the event loop ends
             for read in reads:
                 read.future.cancel()
             raise
         finally:
-            self._starting -= is_starting
-            self._end_statement()
+            self._end_statement(loop)
 
     @abstractmethod
     async def _answer(self, checkout: Checkout, reads: Sequence[_Read]) -> None:
@@ -240,15 +254,30 @@ class KeyQueue(Queue):
             future.set_result(row)
 
     async def _fail(self, reads: Sequence[_Read], error: Exception) -> None:
-        """Try the reads one by one if one key may be at fault. If the server cannot answer, none has a chance."""
-        if isinstance(error, TransientDatabaseError) or len(reads) <= 1:
+        """Try the reads one by one if one key may be at fault. If the server cannot answer, none has a chance.
+
+        One key may be slow, and many keys together may exceed the statement timeout where each of them does not.
+        Reads that are not sent again within the timeout of the pool get PoolExhausted.
+        """
+        is_timeout = isinstance(error, StatementTimeout)
+        if len(reads) <= 1 or (isinstance(error, TransientDatabaseError) and not is_timeout):
             await super()._fail(reads, error)
             return
+        loop = asyncio.get_running_loop()
+        seconds = self._pool.timeout()
+        deadline = loop.time() + seconds
         for number, read in enumerate(reads):
             if read.future.done():
                 continue
+            if loop.time() >= deadline:
+                for _ in range(sum(not late.future.done() for late in reads[number:])):
+                    self._pool.observer.timed_out()
+                await super()._fail(reads[number:], PoolExhausted(f"the read was not sent again within {seconds:g} s"))
+                return
             try:
                 row = await self._run_one(read.key)
+            except StatementTimeout as own:
+                _set(read.future, error=own)
             except TransientDatabaseError as temporary:
                 await super()._fail(reads[number:], temporary)
                 return

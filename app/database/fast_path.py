@@ -246,11 +246,16 @@ class FastPath:
         weak = ref(statement)
 
         async def run(checkout: Checkout, keys: list[Any]) -> list[Any]:
-            keyed = weak()
-            assert keyed is not None
-            several = self.compiled(keyed.several)
-            assert several is not None  # it selects what `keyed.one` selects
-            return await self._run_on(checkout, several, keyed.arrays(keys))
+            try:
+                keyed = weak()
+                assert keyed is not None
+                several = self.compiled(keyed.several)
+                assert several is not None  # it selects what `keyed.one` selects
+                arrays = keyed.arrays(keys)
+            except BaseException:
+                await checkout.release()
+                raise
+            return await self._run_on(checkout, several, arrays)
 
         async def run_alone(key: Any) -> Any:
             keyed = weak()

@@ -27,7 +27,7 @@ from sqlalchemy.dialects.postgresql import HSTORE
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from app.database._sqlalchemy import result_processor
+from app.database._sqlalchemy import on_postgresql, result_processor
 
 Convert = Callable[[Any], Any]
 
@@ -58,6 +58,7 @@ def result_converter(kind: TypeEngine[Any], dialect: Dialect) -> Convert | None:
 
 def is_immutable(kind: TypeEngine[Any]) -> bool:
     """Return True if the values of the type cannot be changed, so that several callers can have the same one."""
+    kind = on_postgresql(kind)
     return isinstance(kind, _IMMUTABLE) and not isinstance(kind, TypeDecorator)
 
 

@@ -11,7 +11,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.selectable import AliasedReturnsRows, ScalarSelect, SelectBase
 from sqlalchemy.sql.visitors import iterate
 
-from app.database._sqlalchemy import annotations, elements, options, takes_lock
+from app.database._sqlalchemy import added_texts, annotations, elements, options, takes_lock
 
 # A statement that returns rows.
 Statement = Select[*tuple[Any, ...]] | UpdateBase
@@ -78,7 +78,9 @@ def depends_on_more_than_rows(statement: Statement, functions: frozenset[str] = 
     for part in iterate(statement):
         if isinstance(part, FunctionElement):
             name = getattr(part, "name", type(part).__name__).lower()
-            if name not in _STABLE_FUNCTIONS and name not in functions:
+            # A function with the same name in another schema is another function.
+            schema = tuple(getattr(part, "packagenames", ()))
+            if name not in functions and (name not in _STABLE_FUNCTIONS or schema not in ((), ("pg_catalog",))):
                 return f"the function {name}()"
         elif isinstance(part, TextClause) or getattr(part, "is_literal", False):
             if not _HARMLESS_LITERAL.fullmatch(str(part)):
@@ -87,6 +89,8 @@ def depends_on_more_than_rows(statement: Statement, functions: frozenset[str] = 
             return "a table sample"
         elif takes_lock(part):
             return "a lock"
+        elif added := added_texts(part):
+            return f"the literal SQL {added[0][:_MAX_QUOTED]!r}"
         elif isinstance(part, UpdateBase):
             return "a statement that writes"
     return None

@@ -196,6 +196,9 @@ class ClientProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Begin the next pipelined request. As in uvicorn, without its timer: the sweep ends idle connections."""
         self.server_state.total_requests += 1
+        # A response without a body, as to HEAD. A shutdown or a refusal may close the connection before the next
+        # event-loop iteration.
+        self._joining.flush()
         if self._lingers or self.transport.is_closing():
             return
         self.flow.resume_reading()
@@ -285,6 +288,7 @@ class ClientProtocol(HttpToolsProtocol):
                 return
             cycle.disconnected = True
             cycle.message_event.set()
+            self._joining.flush()  # "100 Continue", or the headers of a response
             if cycle.response_started or self.pipeline:
                 self.transport.close()
                 return
@@ -406,7 +410,7 @@ class _JoiningTransport:
         """Write the bytes. Hold the first ones of a response back until the next ones."""
         if self.holds_next:
             self.holds_next = False
-            self._held = data
+            self._held = bytes(data)  # after pipelining, a part of a body, which may be a buffer
             self._flushing = self._call_soon(self.flush)
         elif self._flushing is not None:
             self._flushing.cancel()

@@ -60,9 +60,13 @@ USES = {
             "_offset_clause",
             "_ordered_columns",
             "_pool",
+            "_prefixes",
             "_raw_columns",
             "_result_columns",
             "_returning",
+            "_statement_hints",
+            "_suffixes",
+            "_variant_mapping",
             "_with_options",
         },
     ),
@@ -215,16 +219,18 @@ def test_private_names_of_sqlalchemy_exist() -> None:
     engine = create_engine("sqlite://", poolclass=QueuePool, _initialize=False)  # TypeError if it has no such option
     books = table("books", column("id", Integer))
     statement = select(books).with_for_update()
+    hinted = select(books).with_statement_hint("text")
+    assert [text for _, text in hinted._statement_hints] == ["text"]
     compiled: Any = statement.compile()
     proxy: Any = engine.raw_connection()
     owners = {
         proxy: {"_connection_record", "_pool", "_close_special"},
         proxy._connection_record: {"_is_hard_or_soft_invalidated"},
         compiled: {"_result_columns", "_ordered_columns", "_bind_processors"},
-        statement: {"_raw_columns", "_with_options", "_for_update_arg"},
+        statement: {"_raw_columns", "_with_options", "_for_update_arg", "_prefixes", "_suffixes", "_statement_hints"},
         update(books): {"_returning"},
         books.c.id: {"_annotations"},
-        Integer(): {"_cached_result_processor"},
+        Integer(): {"_cached_result_processor", "_variant_mapping"},
         engine.pool: USES["app/database/pool.py"].names - {"_dispatch", "_is_asyncio"},
         Pool: {"_is_asyncio"},
         Session: USES["app/database/write_session.py"].names,

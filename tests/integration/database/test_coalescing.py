@@ -16,7 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from app.database import Database, KeyedSelect, PoolOptions, make_engine
 from app.database.pool_events import NullObserver
-from app.errors import DatabaseUnavailable, InvalidInput, PoolExhausted
+from app.errors import DatabaseUnavailable, InvalidInput, PoolExhausted, StatementTimeout
 from tests.integration.database.helpers import change_options, checked_out, create_tables, state, wait_until
 from tests.support.coalescing_stress import stress
 from tests.support.postgres import connect
@@ -477,3 +477,103 @@ def test_reads_continue_in_another_event_loop(database_url: URL) -> None:
 
     asyncio.run(leave())
     assert asyncio.run(read()) == [None, None, None]
+
+
+async def test_failing_observer_leaks_no_connection(new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with new_database() as (database, _):
+
+        def fail(*_: object) -> None:
+            raise ValueError("metrics")
+
+        monkeypatch.setattr(Observer, "coalesced", fail)
+        found = await asyncio.gather(*ask(database, BY_ID, 1, 2, 3))
+        assert [row["id"] for row in found] == [1, 2, 3]
+        await wait_until(lambda: state(database).used == 0)  # one may still be opened
+
+
+async def test_statement_that_cannot_be_compiled_leaks_no_connection(
+    new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with new_database() as (database, _):
+        path: Any = database.read._fast_path
+        compiled = path.compiled
+
+        def fail(statement: Any) -> Any:
+            if statement is BY_ID.several:
+                raise TypeError("refused")
+            return compiled(statement)
+
+        monkeypatch.setattr(path, "compiled", fail)
+        found = await asyncio.gather(*ask(database, BY_ID, 1, 2, 3))
+        assert [row["id"] for row in found] == [1, 2, 3]
+        await wait_until(lambda: state(database).used == 0)  # one may still be opened
+
+
+async def test_reads_that_have_gone_take_no_connection(new_database: NewDatabase) -> None:
+    async with new_database(coalesce_in_flight=1) as (database, gate):
+        await database.read.one(BY_ID, 1)
+        gate.shut()
+        lone, *others = ask(database, BY_ID, 1, 2, 3)
+        await gate.wait_for(2, lone)
+        for other in others:
+            other.cancel()
+        await asyncio.sleep(0)
+        path: Any = database.read._fast_path
+        queue = path._key_queues[BY_ID]
+        gate.open()
+        assert (await lone)["id"] == 1
+        assert queue._tasks == set()
+
+
+async def test_reads_that_are_sent_again_have_a_deadline(new_database: NewDatabase) -> None:
+    async with new_database(coalesce_in_flight=1) as (database, gate):
+        await database.read.one(INVERSE, 1)
+        fetch = gate._fetch
+
+        async def slow(connection: Any, statement: Any, arguments: Sequence[Any]) -> list[Any]:
+            await asyncio.sleep(0.3)
+            return await fetch(connection, statement, arguments)
+
+        gate._fetch = slow
+        change_options(database, timeout=0.5)
+        found: list[Any] = await asyncio.gather(*ask(database, INVERSE, 1, 13, *range(14, 20)), return_exceptions=True)
+        assert [int(each["inverse"]) for each in (found[0], found[2])] == [-8, 100]
+        assert [type(each) for each in found[3:]] == [PoolExhausted] * 5
+        assert gate.observer.refused == ["timed out"] * 5
+
+
+async def test_cancelled_statement_ends_the_reads_that_are_sent_again(new_database: NewDatabase) -> None:
+    async with new_database(coalesce_in_flight=1) as (database, gate):
+        await database.read.one(INVERSE, 1)
+        fetch, again = gate._fetch, asyncio.Event()
+
+        async def hang(connection: Any, statement: Any, arguments: Sequence[Any]) -> list[Any]:
+            if arguments[-1] == 14:
+                again.set()
+                await asyncio.sleep(60)
+            return await fetch(connection, statement, arguments)
+
+        gate._fetch = hang
+        reads = ask(database, INVERSE, 1, 14, 13, 15)
+        await again.wait()
+        path: Any = database.read._fast_path
+        [task] = path._key_queues[INVERSE]._tasks
+        task.cancel()
+        await asyncio.wait(reads, timeout=5)
+        assert [read.cancelled() for read in reads] == [False, True, True, True]
+
+
+async def test_reads_whose_shared_statement_times_out_are_sent_again(new_database: NewDatabase) -> None:
+    async with new_database(coalesce_in_flight=1) as (database, gate):
+        await database.read.one(BY_ID, 1)
+        fetch = gate._fetch
+
+        async def slow(connection: Any, statement: Any, arguments: Sequence[Any]) -> list[Any]:
+            if isinstance(arguments[-1], list) or arguments[-1] == 3:
+                raise StatementTimeout("too slow")
+            return await fetch(connection, statement, arguments)
+
+        gate._fetch = slow
+        found: list[Any] = await asyncio.gather(*ask(database, BY_ID, 1, 2, 3, 4), return_exceptions=True)
+        assert [each["id"] for each in (found[0], found[1], found[3])] == [1, 2, 4]
+        assert isinstance(found[2], StatementTimeout)

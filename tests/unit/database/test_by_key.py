@@ -8,9 +8,11 @@ from uuid import UUID
 import pytest
 from sqlalchemy import (
     CHAR,
+    BigInteger,
     Date,
     ForeignKey,
     Index,
+    Integer,
     Numeric,
     SmallInteger,
     String,
@@ -41,6 +43,8 @@ class Place(_Base):
     code: Mapped[str] = mapped_column(String(10), unique=True)
     token: Mapped[UUID] = mapped_column(unique=True)
     opened: Mapped[date] = mapped_column(Date, unique=True)
+    large: Mapped[int] = mapped_column(Integer().with_variant(BigInteger(), "postgresql"), unique=True)
+    variant: Mapped[str] = mapped_column(String().with_variant(CITEXT(), "postgresql"), unique=True)
     small: Mapped[int] = mapped_column(SmallInteger, unique=True)
     price: Mapped[Decimal] = mapped_column(Numeric(8, 2), unique=True)
     folded: Mapped[str] = mapped_column(CITEXT, unique=True)
@@ -111,6 +115,12 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "key of another alias": ((_PLACE, _Alias.id), "must select"),
     "number with a scale": ((select(Place.price), Place.price), "cannot be compared in Python"),
     "text without case": ((select(Place.folded), Place.folded), "cannot be compared in Python"),
+    "text without case on PostgreSQL": ((select(Place.variant), Place.variant), "cannot be compared in Python"),
+    "negated key": ((select(-Place.id), Place.id), "must select Place.id"),
+    "suffix": ((_PLACE.suffix_with("LIMIT 1"), Place.id), "literal SQL 'LIMIT 1'"),
+    "prefix": ((_PLACE.prefix_with("DISTINCT ON (code)"), Place.id), "literal SQL 'DISTINCT ON (code)'"),
+    "statement hint": ((_PLACE.with_statement_hint("FOR UPDATE"), Place.id), "literal SQL 'FOR UPDATE'"),
+    "function of another schema": ((select(Place.id, func.audit.lower(Place.code)), Place.id), "the function lower()"),
     "padded text": ((select(Place.padded), Place.padded), "cannot be compared in Python"),
     "collation": ((select(Place.collated), Place.collated), "cannot be compared in Python"),
     "entity": ((select(Place), Place.id), "names the entity Place"),
@@ -148,12 +158,13 @@ def test_named_function_is_accepted() -> None:
     [
         ((Place.id,), [0, -1, 2**31 - 1, -(2**31)], [2**31, -(2**31) - 1, True, 1.0, "1", None]),
         ((Place.small,), [32_767], [32_768]),
+        ((Place.large,), [2**31], [2**63]),
         ((Place.code,), ["", "a", "\N{GREEK SMALL LETTER ALPHA}"], ["\0", "\ud800", 1, None]),
         ((Place.token,), [UUID(int=1)], ["00000000-0000-0000-0000-000000000001"]),
         ((Place.opened,), [date(2026, 1, 1)], ["2026-01-01"]),
         ((Place.country, Place.city), [("NZ", "Nelson")], [("NZ",), "NZ", ("NZ", None), ["NZ", "Nelson"]]),
     ],
-    ids=["integer", "small integer", "text", "UUID", "date", "composite"],
+    ids=["integer", "small integer", "variant of PostgreSQL", "text", "UUID", "date", "composite"],
 )
 def test_key_that_may_be_refused_is_sent_alone(columns: tuple[Any, ...], shared: list[Any], alone: list[Any]) -> None:
     statement = KeyedSelect(select(*columns), *columns)
@@ -176,9 +187,11 @@ def test_composite_key_with_another_number_of_values_is_refused() -> None:
         (select(_VISITS.label("n")), None),
         (select(Place.id).where(Place.id.in_(select(func.nextval("s")))), "the function nextval()"),
         (select(func.now()), None),
+        (select(func.pg_catalog.now()), None),
+        (select(Place.id).suffix_with("FOR UPDATE"), "the literal SQL 'FOR UPDATE'"),
         (select(Place.id).select_from(Place.__table__.tablesample(5)), "a table sample"),
     ],
-    ids=["count", "literal limit", "union", "subquery", "nested", "now", "sample"],
+    ids=["count", "literal limit", "union", "subquery", "nested", "now", "now by schema", "suffix", "sample"],
 )
 def test_equal_reads_share_only_what_depends_on_rows(statement: Any, found: str | None) -> None:
     assert depends_on_more_than_rows(statement) == found

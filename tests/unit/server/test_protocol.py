@@ -275,6 +275,41 @@ async def test_headers_are_written_before_the_connection_is_closed() -> None:
     assert transport.done == [b"head", b"<closed>"]
 
 
+async def test_part_of_a_body_that_is_held_back_may_be_a_buffer() -> None:
+    transport: Any = Transport()
+    joining = protocol._JoiningTransport(transport, asyncio.get_running_loop())
+    joining.holds_next = True  # a pipelined request has arrived
+    part = bytearray(b"one ")
+    joining.write(memoryview(part))  # type: ignore[arg-type]
+    part[:] = b"all "
+    joining.write(b"two")
+    assert transport.done == [b"one two"]
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_response_without_body_is_sent_before_a_shutdown(loop: str) -> None:
+    async def answer_and_stop(scope: Scope, receive: Receive, send: Send) -> None:
+        await application(scope, receive, send)
+        cycle: Any = send.__self__  # type: ignore[attr-defined]
+        cycle.on_response.__self__.shutdown()
+
+    with serving(answer_and_stop, loop=loop) as server, Client(server.port) as client:
+        client.sendall(head("/", method="HEAD"))
+        assert client.recv(15) == b"HTTP/1.1 200 OK"
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_headers_are_sent_before_a_malformed_body_closes_the_connection(loop: str) -> None:
+    async def answer_and_fail(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        cycle: Any = send.__self__  # type: ignore[attr-defined]
+        cycle.on_response.__self__.data_received(b"not a chunk\r\n")
+
+    with serving(answer_and_fail, loop=loop) as server, Client(server.port) as client:
+        client.sendall(head("/", "transfer-encoding: chunked"))
+        assert client.recv(15) == b"HTTP/1.1 200 OK"
+
+
 def test_headers_of_a_stream_reach_the_client_before_its_body(server: Serving) -> None:
     with Client(server.port) as client:
         client.sendall(head("/head-only", method="GET"))

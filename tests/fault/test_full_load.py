@@ -52,9 +52,10 @@ def maximum(read: Callable[[], int]) -> Iterator[list[int]]:
 
 
 def attack(apis: list[str], clients: int = 250, tls: SSLContext | None = None) -> Answers:
+    """Let each client read the posts of another author: equal reads would share a statement and a connection."""
     return uvloop.run(
         load(
-            [f"{api}/posts?cursor=" for api in apis],
+            [f"{api}/posts?cursor=&author_id={author}" for author in range(1, clients + 1) for api in apis],
             clients=clients * len(apis),
             seconds=SECONDS,
             patient=False,

@@ -161,11 +161,11 @@ def test_gauges_under_a_table_lock_show_used_and_waiting(stack: Stack) -> None:
         ThreadPoolExecutor(200) as threads,
     ):
 
-        def send_requests() -> set[int]:
-            """Send another request after each 503, so that the queue is never empty."""
+        def send_requests(author: int) -> set[int]:
+            """Send another request after each 503, so that the queue is never empty. Equal reads would not queue."""
             statuses = set()
             while not stop.wait(0.1):
-                statuses.add(client.get("/posts/1").status_code)
+                statuses.add(client.get(f"/posts?cursor=&author_id={author}").status_code)
             return statuses
 
         def agree() -> bool:
@@ -183,7 +183,7 @@ def test_gauges_under_a_table_lock_show_used_and_waiting(stack: Stack) -> None:
         try:
             with holder.transaction():
                 holder.execute("LOCK TABLE posts")
-                requests = [threads.submit(send_requests) for _ in range(200)]
+                requests = [threads.submit(send_requests, author) for author in range(1, 201)]
                 eventually(agree, within=10, jobs=requests)
         finally:
             stop.set()

@@ -396,8 +396,8 @@ class Settings(BaseSettings):
     )
     exporter_scope: Literal["all", "node", "server"] = Field(
         default="all",
-        description="What the exporter reports: the replicas on its machine (`node`), PostgreSQL, PgBouncer, backups "
-        "and the budget (`server`), or both (`all`). On several machines: one `server`, and a `node` on each of them.",
+        description="Metrics that the exporter reports. `node`: the replicas on its machine. `server`: PostgreSQL, "
+        "PgBouncer, backups and the budget. `all`: both. With several machines: one `server`, a `node` on each.",
     )
     metrics_dir: Path = Field(
         default=Path(".data/metrics"),
@@ -420,8 +420,8 @@ class Settings(BaseSettings):
     log_every: int = Field(
         default=1,
         ge=1,
-        description="Log one of so many successful requests; its field `requests` counts those that it stands for. "
-        "Failed and slow requests are always logged.",
+        description="Log every n-th successful request. The field `requests` of the line is the number of successful "
+        "requests since the line before. Failed and slow requests are always logged.",
     )
 
     @property

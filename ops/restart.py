@@ -28,7 +28,7 @@ PAUSE_SCRIPT = PROJECT / "ops/pgbouncer/pause.sh"
 DRAIN_SECONDS = 3.0
 # After this time, clients get the API's 503 instead of waiting. Many give up after 30 s.
 HOLD_SECONDS = 30
-# What a transaction has left to end, and the longest pause.
+# Time for open transactions to end before the pause, and the longest pause.
 PAUSE_SECONDS = 5
 MAX_PAUSE_SECONDS = 120
 START_SECONDS = 90.0

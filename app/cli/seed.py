@@ -18,7 +18,8 @@ from app.errors import ConfigurationError, DatabaseUnavailable, HeadroomError
 
 APPLICATION_NAME = "headroom:seed"
 HISTORY = timedelta(days=730)
-# A load of at least so many rows, and of so many times the rows that are there, creates the indexes after the rows.
+# Indexes are created after the rows if at least LARGE_LOAD rows are added, and at least LARGE_SHARE times the number of
+# existing rows.
 LARGE_LOAD, LARGE_SHARE = 50_000, 4
 FIRST_NAMES = (
     "Ada Alan Barbara Claude Donald Edsger Frances Grace Hedy Ivan John Katherine Leslie Margaret Niklaus Radia Shafi "

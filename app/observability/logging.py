@@ -29,7 +29,7 @@ _STANDARD_FIELDS = {
 }
 
 
-# The lines of requests are written together: those of this time in seconds, and at most so many.
+# Request lines are collected and written together: after BATCH_SECONDS, or when there are BATCH_LINES.
 BATCH_SECONDS = 0.05
 BATCH_LINES = 200
 # For an error of the stream, which concerns no record in particular.

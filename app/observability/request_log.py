@@ -19,9 +19,9 @@ _LEVELS = {logging.DEBUG: "DEBUG", logging.INFO: "INFO"}
 class RequestLog:
     """Writes the lines of one worker's requests.
 
-    With `every` above 1, only one of so many successful requests is logged. Its field `requests` says how many it
-    stands for, so the sum of that field over all lines is the number of requests. Failed requests (a status below 200
-    or from 400 on) and those above SLOW_SECONDS are always logged.
+    If `every` is N > 1, every N-th successful request is logged. The field `requests` of its line is the number of
+    successful requests since the line before. The last requests of a worker, at most N - 1, are not counted. Failed
+    requests (a status below 200 or from 400 on) and those above SLOW_SECONDS are always logged.
     """
 
     def __init__(self, every: int = 1) -> None:

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Run PgBouncer, and tell it when the server `postgres` has another address: `follow pgbouncer FILE`. A new container may
-# have one, and in Swarm it always has. Docker's DNS says that an address is valid for 600 s, and PgBouncer's resolver
-# keeps it for so long (docs/decisions/0034-swarm.md). The resolver of `getent` keeps nothing.
+# have one, and in Swarm it always has. Docker's DNS gives an address a TTL of 600 s, and PgBouncer's resolver
+# caches it for that time (docs/decisions/0034-swarm.md). `getent` has no cache.
 set -eu
 
 runtime=${PGBOUNCER_RUNTIME:-/run/headroom-pgbouncer}

@@ -9,12 +9,12 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
+from ops.deploy.timeline import Timeline
 from ops.swarm import checks, releases
 from ops.swarm.deploy import Deployment, load
 from ops.swarm.docker import Docker, run
 from ops.swarm.errors import SwarmError
 from ops.swarm.stack import Model, Stack, content_tag, render
-from ops.swarm.timeline import Timeline
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE, OVERRIDE = "compose.prod.yml", "compose.swarm.yml"

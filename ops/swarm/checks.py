@@ -1,4 +1,4 @@
-"""What is checked before and after a deploy: the tag, the places, and a request through each proxy."""
+"""Checks before and after a deploy: the image tag, the placement, and a request through each proxy."""
 
 import http.client
 import re

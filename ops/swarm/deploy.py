@@ -5,15 +5,15 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
+from ops.deploy.timeline import Timeline
 from ops.swarm import checks, releases
 from ops.swarm.docker import Docker, Service
 from ops.swarm.errors import SwarmError
 from ops.swarm.releases import Release, locked
 from ops.swarm.stack import Object, Stack
-from ops.swarm.timeline import Timeline
 
 MIGRATE = "migrate"
-# What a first deploy starts later: a job and replicas that would wait for the database.
+# A first deploy starts these services later, because they would wait for the database.
 AFTER_THE_DATABASE = (MIGRATE, "api")
 # A changed service whose tasks need no update (a placement that they satisfy already) gets no status.
 NO_UPDATE_SECONDS = 10.0

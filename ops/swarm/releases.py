@@ -4,14 +4,13 @@ So every machine that deploys sees the same, and a rollback works from another o
 secrets: it refers to them by name.
 """
 
-import getpass
 import json
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 
+from ops.deploy.timeline import operator
 from ops.swarm.docker import Docker
 from ops.swarm.errors import SwarmError
 from ops.swarm.stack import Model, Object, Stack
@@ -34,11 +33,6 @@ class Release:
     def stack(self, name: str) -> Stack:
         """Return its stack. Its objects exist in the swarm."""
         return Stack(name, self.document)
-
-
-def operator() -> str:
-    """Return who runs this program, and where."""
-    return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 def now() -> str:

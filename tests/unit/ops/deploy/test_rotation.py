@@ -1,4 +1,4 @@
-"""What a rotation writes, and what it restores. tests/fault rotates secrets of a running stack."""
+"""The files and roles that a rotation changes and restores. tests/fault rotates secrets of a running stack."""
 
 import base64
 import hashlib

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
+from ops.deploy.timeline import Timeline
 from ops.swarm import checks, releases
 from ops.swarm.__main__ import compose_files
 from ops.swarm.deploy import Deployment
 from ops.swarm.docker import Docker
 from ops.swarm.errors import SwarmError
 from ops.swarm.stack import REPLACE, Object, Stack
-from ops.swarm.timeline import Timeline
 from tests.support.fake_swarm import STACK, FakeSwarm
 
 DATA = {"placement": {"constraints": ["node.labels.headroom.data == true"]}, "labels": {REPLACE: "on-request"}}
@@ -99,7 +99,8 @@ def test_deploy_migrates_before_it_updates_a_service(swarm: FakeSwarm, start: St
 def test_deploy_prints_the_budget_of_the_migration_job(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
     deploy(start, stack("1"))
 
-    assert "migrate      the schema is up to date; connection budget: 34 of 92 server" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "migrate              the schema is up to date; connection budget: 34 of 92 server" in printed
 
 
 def test_failed_migration_leaves_the_services_alone(swarm: FakeSwarm, start: Start, docker: Docker) -> None:
@@ -140,7 +141,7 @@ def test_failed_update_is_undone_in_every_service(
     assert {swarm.image("api"), swarm.image("exporter")} == {"headroom:1"}
     assert "grafana" not in swarm.services
     assert len(releases.read_all(docker)) == 1
-    assert "undo         release 1 (1) runs again" in capsys.readouterr().out
+    assert "undo                 release 1 (1) runs again" in capsys.readouterr().out
 
 
 def test_failed_request_through_the_proxy_is_undone(swarm: FakeSwarm, start: Start) -> None:

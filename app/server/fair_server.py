@@ -1,7 +1,8 @@
 """Uvicorn's server, for one of several workers of a replica. Workers come and go without a lost request.
 
 How a worker leaves (docs/decisions/0015-leaving-workers.md):
-1. While its successors start, or until a stopping replica has drained, it goes on serving.
+1. While its successors start, or until a stopping replica has drained, it goes on serving. A signal to the process group
+   may reach it before the master has announced the stop, so it waits for that a moment.
 2. It stops listening. The last workers of a replica first accept the connections in the socket's queue.
 3. It answers what is in progress, and the next request of each connection, with `Connection: close`.
 4. It closes the connections on which nothing arrives. What is not finished at the deadline is cancelled.
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 # Seconds that a worker goes on serving while other workers start, at most.
 HANDOVER_SECONDS = 5.0
+# Seconds that a worker waits for the master to announce that the replica stops.
+ANNOUNCEMENT_SECONDS = 0.5
 # Seconds without a byte after which a leaving worker closes an idle connection. A client that sends requests more often
 # never meets the close: the response to its next request announces it.
 IDLE_GRACE_SECONDS = 1.0
@@ -95,11 +98,14 @@ class FairServer(Server):
         """Leave the replica: see the module's docstring."""
         self._is_leaving = True
         loop = asyncio.get_running_loop()
+        announcement_ends = loop.time() + ANNOUNCEMENT_SECONDS
         handover_ends = loop.time() + HANDOVER_SECONDS
 
         def is_still_needed() -> bool:
             if self._replica.is_stopping:
                 return self._replica.seconds_to_stop > 0
+            if loop.time() < announcement_ends:
+                return True
             return self._replica.is_starting_workers and loop.time() < handover_ends
 
         await self._tick_while(is_still_needed)

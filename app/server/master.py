@@ -4,6 +4,7 @@ import fcntl
 import os
 import signal
 import tempfile
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -11,21 +12,31 @@ from typing import Any
 from app.replica import replica
 
 _MEMORY = Path("/dev/shm")  # noqa: S108
+# A process manager may signal the process and its group (`timeout` does): within this time in seconds, that is one stop.
+REPEATED_WITHIN_SECONDS = 1.0
 
 
 def announce_stop_at_sigterm(arbiter: Any, seconds: float) -> None:
-    """Make SIGTERM announce the stop, and stop the workers `seconds` later. A second SIGTERM stops them at once.
+    """Make SIGTERM announce the stop, and stop the workers `seconds` later. A later SIGTERM stops them at once.
 
     In between `/readyz` answers 503 and the replica serves as usual, so that load balancers can take it out. Must be
-    called in the master, after Gunicorn has set its own signal handlers.
+    called in the master, after Gunicorn has set its own signal handlers. A SIGTERM that they have queued counts too: the
+    socket listens already, and clients may have connected.
     """
+    announced_at = 0.0
 
     def announce(number: int, frame: FrameType | None) -> None:
         if os.getpid() != arbiter.pid:
             # A worker that was forked a moment ago, and has not set its own handlers yet. Not sys.exit(): it may be in
             # a hook that Python runs after a fork, where exceptions are ignored.
             os._exit(0)
-        wait = seconds if not replica.is_stopping else 0.0
+        nonlocal announced_at
+        if not replica.is_stopping:
+            announced_at, wait = time.monotonic(), seconds
+        elif time.monotonic() - announced_at > REPEATED_WITHIN_SECONDS:
+            wait = 0.0
+        else:
+            return
         replica.stop(after=wait)
         signal.setitimer(signal.ITIMER_REAL, wait)
         if not wait:
@@ -36,6 +47,12 @@ def announce_stop_at_sigterm(arbiter: Any, seconds: float) -> None:
 
     signal.signal(signal.SIGALRM, stop)
     signal.signal(signal.SIGTERM, announce)
+    queued = [arbiter.SIG_QUEUE.get_nowait() for _ in range(arbiter.SIG_QUEUE.qsize())]
+    for number in queued:
+        if number == signal.SIGTERM:
+            announce(number, None)
+        else:
+            arbiter.signal(number, None)
 
 
 class Turn:

@@ -65,11 +65,11 @@ def on_starting(server: Any) -> None:
 
 
 def when_ready(server: Any) -> None:
-    """Freeze the heap in the master, after the application's import and before the first fork. Handle SIGTERM."""
+    """Handle SIGTERM. Freeze the heap in the master, after the application's import and before the first fork."""
+    announce_stop_at_sigterm(server, settings.drain_seconds)
     # Frozen objects are not scanned by the workers' garbage collections, so the pages they share stay shared.
     gc.collect()
     gc.freeze()
-    announce_stop_at_sigterm(server, settings.drain_seconds)
 
 
 def nworkers_changed(server: Any, new_value: int, old_value: int | None) -> None:

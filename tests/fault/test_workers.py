@@ -113,12 +113,16 @@ def test_recycling_takes_one_worker_at_a_time_and_loses_no_request(
 async def test_stop_turns_readiness_off_then_serves_every_kept_client(
     serve: Callable[..., AbstractContextManager[Served]],
 ) -> None:
-    """The clients are a load balancer: it opens no connection after /readyz has answered 503."""
+    """The clients are a load balancer: it opens no connection after /readyz has answered 503.
+
+    The signal is that of `timeout`: to the process, and to its group.
+    """
     with serve(WEB_CONCURRENCY=str(WORKERS), DRAIN_SECONDS="2") as served:
         connections = [await connect(served.port) for _ in range(CLIENTS)]
         ready = await connect(served.port)
         running = [(await connect(served.port)).ask(get("/hold?ms=3000")) for _ in range(4)]
-        os.kill(served.pid, signal.SIGTERM)
+        for pid in (*workers_of(served), served.pid, served.pid):
+            os.kill(pid, signal.SIGTERM)
 
         async def unready() -> bool:
             return (await ready.ask(get("/readyz"))).status == 503

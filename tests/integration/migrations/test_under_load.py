@@ -304,15 +304,21 @@ def test_eight_jobs_apply_each_revision_once_although_holders_die(owner: URL, re
     logs = [tmp_path / f"{number}.log" for number in range(8)]
     jobs = [release.start(owner, log, MIGRATION_DDL_LOCK_TIMEOUT="600") for log in logs]
     killed: list[subprocess.Popen[str]] = []
+
+    def running_revisions() -> list[subprocess.Popen[str]]:
+        each = zip(jobs, logs, strict=True)
+        return [job for job, log in each if "Running upgrade" in log.read_text() and job not in killed]
+
+    def the_backend(condition: str) -> set[int] | None:
+        found = backends(connection, condition)
+        return found if len(found) == 1 else None
+
     slowest = 0.0
     with running(*jobs), connect(owner) as connection, open_transaction(owner) as report:
         for moment in MOMENTS:
-            [backend] = eventually(partial(backends, connection, REACHED[moment]), within=120)
-            [holder] = [
-                job
-                for job, log in zip(jobs, logs, strict=True)
-                if "Running upgrade" in log.read_text() and job not in killed
-            ]
+            # A job that only waits for its turn can look like one that has reached its moment.
+            [holder] = eventually(running_revisions, within=120)
+            [backend] = eventually(partial(the_backend, REACHED[moment]), within=120)
             locks = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted"
             [(lock,)] = connection.execute(f"{locks} AND pid IN ({JOBS})".encode()).fetchall()
             (tmp_path / moment).unlink()

@@ -222,6 +222,22 @@ async def test_worker_of_a_stopping_replica_serves_until_the_announced_time(
     await wait_until(lambda: server._has_left)
 
 
+async def test_worker_that_is_signalled_before_its_master_waits_for_the_announcement(
+    server: FairServer, replica: Replica
+) -> None:
+    """A signal to the process group reaches the workers at the same time as the master."""
+    server.should_exit = True
+    await wait_until(lambda: server._is_leaving)
+
+    replica.stop(after=60)
+    waits_until = asyncio.get_running_loop().time() + 2 * fair_server.ANNOUNCEMENT_SECONDS
+    await wait_until(lambda: server._has_left or asyncio.get_running_loop().time() > waits_until)
+
+    assert not server._has_left
+    replica.stop(after=0)
+    await wait_until(lambda: server._has_left)
+
+
 async def test_worker_at_max_requests_waits_for_its_turn(server: FairServer, replica: Replica, port: int) -> None:
     turn = Turn()
     server._turn, server._max_requests = turn, 1

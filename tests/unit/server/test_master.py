@@ -8,18 +8,21 @@ import sys
 def test_sigterm_is_handled_in_two_steps() -> None:
     """In a process of its own, because it sets signal handlers and timers."""
     program = """
-import os, signal, time
+import os, queue, signal, time
+from app.server import master
 from app.replica import replica
 from app.server.master import announce_stop_at_sigterm
 
 class Arbiter:
     pid = os.getpid()
     signals = []
+    SIG_QUEUE = queue.SimpleQueue()
     def signal(self, number, frame):
         self.signals.append((int(number), replica.is_stopping, round(replica.seconds_to_stop)))
 
+BEFORE
 announce_stop_at_sigterm(Arbiter(), SECONDS)
-os.kill(os.getpid(), signal.SIGTERM)
+FIRST
 print(Arbiter.signals, replica.is_stopping, round(replica.seconds_to_stop))
 REST
 while not Arbiter.signals:
@@ -34,11 +37,16 @@ print(os.wait()[1])
 """
     term = int(signal.SIGTERM)
     stopped = f"[({term}, True, 0)]"
-    for seconds, rest, announced in (
-        (0, "", f"{stopped} True 0"),
-        (1, "", "[] True 1"),
-        (60, "os.kill(os.getpid(), signal.SIGTERM)", "[] True 60"),
+    sigterm = "os.kill(os.getpid(), signal.SIGTERM)"
+    before_the_handlers = "Arbiter.SIG_QUEUE.put(signal.SIGTERM)"
+    for seconds, before, first, rest, announced in (
+        (0, "", sigterm, "", f"{stopped} True 0"),
+        (1, "", sigterm, "", "[] True 1"),
+        (1, before_the_handlers, "", "", "[] True 1"),
+        # `timeout` sends it to the process and to its group.
+        (60, "", f"{sigterm}; {sigterm}", f"master.REPEATED_WITHIN_SECONDS = 0; {sigterm}", "[] True 60"),
     ):
         code = program.replace("SECONDS", str(seconds)).replace("REST", rest)
+        code = code.replace("BEFORE", before).replace("FIRST", first)
         output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
         assert output.stdout.splitlines() == [announced, stopped, "0"], output.stdout

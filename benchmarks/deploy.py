@@ -402,13 +402,16 @@ def failures(stack: DeployStack, options: argparse.Namespace) -> tuple[Traffic, 
 
 def broken_releases() -> dict[str, str]:
     """Build releases that fail. Return their images by what happens."""
-    minute = ["sh", "-c", 'timeout --signal "$0" 60 headroom api']
+    # Without a shell: `docker stop` would end the shell, and with it the container, while the replica still drains.
+    minute = ["60", "headroom", "api"]
     fails = revision_files({"": ["op.execute('SELECT 1 / 0')"]})
     return {
         "the migration fails": build(THIS, "headroom-deploy:fails", revisions=fails),
         "never ready": build(THIS, "headroom-deploy:never", command=["sleep", "infinity"]),
-        "ends after a minute (SIGTERM)": build(THIS, "headroom-deploy:ends", command=[*minute, "TERM"]),
-        "crashes after a minute (SIGKILL)": build(THIS, "headroom-deploy:crashes", command=[*minute, "KILL"]),
+        "ends after a minute (SIGTERM)": build(THIS, "headroom-deploy:ends", command=["timeout", *minute]),
+        "crashes after a minute (SIGKILL)": build(
+            THIS, "headroom-deploy:crashes", command=["timeout", "--signal", "KILL", *minute]
+        ),
     }
 
 

@@ -77,7 +77,8 @@ def test_deploy_of_a_broken_release_is_undone(deployed: DeployStack, image: Call
     """One cannot migrate; one serves with its first replica and ends with it before the second one is ready."""
     serving = deployed.containers()
     cannot_migrate = image("fails", ADD_COLUMN, "op.execute('SELECT 1 / 0')")
-    ends = image("ends", command=["sh", "-c", "timeout 4 headroom api"])
+    # Without a shell: `docker stop` would end the shell, and with it the container, while the replica still drains.
+    ends = image("ends", command=["timeout", "4", "headroom", "api"])
 
     def choreography() -> None:
         finished = deployed.run("deploy", "--image", cannot_migrate, check=False)

@@ -151,3 +151,9 @@ def test_proxy_has_file_descriptors_for_its_connections() -> None:
 
     # A connection to the client, one to a replica; health checks, listeners and DNS.
     assert services["proxy"]["ulimits"]["nofile"] > 2 * int(directive("maxconn")) + 500
+
+
+def test_files_of_development_and_production_are_different_projects() -> None:
+    """Otherwise `docker compose down` of one file removes containers of the other."""
+    names = {file: yaml.safe_load((PROJECT_ROOT / file).read_text(encoding="utf-8"))["name"] for file in FILES}
+    assert len(set(names.values())) == 2, names

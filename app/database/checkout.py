@@ -63,7 +63,7 @@ async def check_out(engine: AsyncEngine) -> Checkout:
     """Check out a connection of the engine's BoundedPool. Raise PoolExhausted, DatabaseUnavailable."""
     pool: Pool = engine.pool
     assert isinstance(pool, BoundedPool)
-    record = pool.checkout_nowait()
+    record = pool.checkout_nowait() or await pool.checkout_queued()
     if record is not None:
         return Checkout(pool, record)
     proxy: Any = await engine.raw_connection()

@@ -252,6 +252,23 @@ class BoundedPool(Pool):
         self._record_acquired(record, started, self._answer_limit.seconds)
         return record
 
+    async def checkout_queued(self) -> ConnectionPoolEntry | None:
+        """Check out like `checkout_nowait()`, after a wait for a connection that another caller returns.
+
+        Return None below the maximum, where a connection must be opened. Raise PoolExhausted, DatabaseUnavailable.
+        """
+        if self._idle or self._occupied < self._options.max_size or self.has_listeners:
+            return None
+        self.refuse_second_checkout()
+        started = time.monotonic()
+        with checkout_deadline(started + self._options.timeout):
+            record = await self._queue()
+            if not self._is_ready(record, time.monotonic()):
+                record = await greenlet_spawn(self._get_usable, started, record)
+        self._record_task(record)
+        self._record_acquired(record, started, self._answer_limit.seconds)
+        return record
+
     def return_nowait(self, record: ConnectionPoolEntry) -> bool:
         """Return an entry of `checkout_nowait()`; False if that needs a wait, and `return_entry()` must do it."""
         if self._disposed or is_closed(record.driver_connection):
@@ -349,18 +366,7 @@ class BoundedPool(Pool):
 
     def _do_get(self) -> ConnectionPoolEntry:
         self.refuse_second_checkout()
-        started = time.monotonic()
-        is_replacement = False
-        while True:
-            record = self._take()
-            try:
-                if (is_replacement and record.info.get(_OPENED_AT, 0) >= started) or self._is_usable(record):
-                    break
-            except BaseException as error:
-                self._discard(record, error)
-                raise
-            self._discard(record)
-            is_replacement = True
+        record = self._get_usable(time.monotonic())
         self._record_task(record)
         try:
             if record.dbapi_connection is not None and getattr(record.driver_connection, "autocommit", False):
@@ -370,6 +376,22 @@ class BoundedPool(Pool):
             self._discard(record, error)
             raise
         return record
+
+    def _get_usable(self, started: float, record: ConnectionPoolEntry | None = None) -> ConnectionPoolEntry:
+        """Return `record`, or else another entry, after a probe and a ping where they are due."""
+        is_replacement = False
+        while True:
+            if record is None:
+                record = self._take()
+            try:
+                if (is_replacement and record.info.get(_OPENED_AT, 0) >= started) or self._is_usable(record):
+                    return record
+            except BaseException as error:
+                self._discard(record, error)
+                raise
+            self._discard(record)
+            record = None
+            is_replacement = True
 
     def _discard(self, record: ConnectionPoolEntry, error: BaseException | None = None) -> None:
         """Close a connection that was taken and is not handed to the caller, and free its slot."""
@@ -453,23 +475,27 @@ class BoundedPool(Pool):
             return self._idle.pop()
         if self._occupied < self._options.max_size:
             try:
-                return self._wait(open_one=True)
+                return await_only(self._wait(open_one=True))
             except TimeoutError:
                 raise DatabaseUnavailable("cannot connect: the server did not answer in time") from None
+        return await_only(self._queue())
+
+    async def _queue(self) -> ConnectionPoolEntry:
+        """Wait for the first connection that is returned or opened, if the queue is not full."""
         if self._waiting >= self._options.max_waiters:
             self._observer.rejected()
             raise PoolExhausted(f"no connection, and the queue is full ({self.state})")
         self._observer.queued()
         since = time.monotonic()
         try:
-            return self._wait()
+            return await self._wait()
         except TimeoutError:
             self._observer.timed_out()
             raise PoolExhausted(f"no connection after {self._options.timeout:.1f} s ({self.state})") from None
         finally:
             self._observer.dequeued(time.monotonic() - since)
 
-    def _wait(self, *, open_one: bool = False) -> ConnectionPoolEntry:
+    async def _wait(self, *, open_one: bool = False) -> ConnectionPoolEntry:
         """Wait in the queue. Raise TimeoutError at the deadline, or the error of a failed connect."""
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[ConnectionPoolEntry] = loop.create_future()
@@ -478,11 +504,11 @@ class BoundedPool(Pool):
             self._open(waiter)
         expiry = loop.call_later(seconds_left(), _expire, waiter)
         try:
-            return await_only(waiter)
+            return await waiter
         except asyncio.CancelledError:
             # Served and cancelled in the same event-loop iteration: pass the connection on to the next waiter.
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                self._do_return_conn(waiter.result())
+                await greenlet_spawn(self._do_return_conn, waiter.result())
             raise
         finally:
             expiry.cancel()

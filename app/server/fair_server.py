@@ -1,8 +1,8 @@
 """Uvicorn's server, for one of several workers of a replica. Workers come and go without a lost request.
 
 How a worker leaves (docs/decisions/0015-leaving-workers.md):
-1. While its successors start, or until a stopping replica has drained, it goes on serving. A signal to the process group
-   may reach it before the master has announced the stop, so it waits for that a moment.
+1. While its successors start, or until a stopping replica has drained, it goes on serving. A signal to the process
+   group may reach it before the master has announced the stop, so it waits for that a moment.
 2. It stops listening. The last workers of a replica first accept the connections in the socket's queue.
 3. It answers what is in progress, and the next request of each connection, with `Connection: close`.
 4. It closes the connections on which nothing arrives. What is not finished at the deadline is cancelled.

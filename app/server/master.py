@@ -12,7 +12,7 @@ from typing import Any
 from app.replica import replica
 
 _MEMORY = Path("/dev/shm")  # noqa: S108
-# A process manager may signal the process and its group (`timeout` does): within this time in seconds, that is one stop.
+# Seconds within which two signals are one stop: a process manager may signal the process and its group, as `timeout`.
 REPEATED_WITHIN_SECONDS = 1.0
 
 
@@ -20,8 +20,8 @@ def announce_stop_at_sigterm(arbiter: Any, seconds: float) -> None:
     """Make SIGTERM announce the stop, and stop the workers `seconds` later. A later SIGTERM stops them at once.
 
     In between `/readyz` answers 503 and the replica serves as usual, so that load balancers can take it out. Must be
-    called in the master, after Gunicorn has set its own signal handlers. A SIGTERM that they have queued counts too: the
-    socket listens already, and clients may have connected.
+    called in the master, after Gunicorn has set its own signal handlers. A SIGTERM that they have queued counts too:
+    the socket listens already, and clients may have connected.
     """
     announced_at = 0.0
 

@@ -15,6 +15,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import greenlet_spawn
 
 from app.database import Database, PoolOptions, make_engine, pool
+from app.database._sqlalchemy import entry_of
 from app.database.conninfo import parameters
 from app.database.pool import BoundedPool
 from app.database.pool_events import PoolState
@@ -149,6 +150,22 @@ async def test_waiter_cancelled_while_served_passes_the_connection_on(new_databa
         with pytest.raises(asyncio.CancelledError):
             await first
         assert (state(database).used, state(database).waiting) == (0, 0)
+
+
+async def test_connection_distrusted_while_a_statement_waits_is_replaced(new_database: NewDatabase) -> None:
+    """The server has failed over meanwhile: what a waiter gets is checked as if it had been idle."""
+    async with new_database() as database:
+        connection = await database.engine.raw_connection()
+        first = connection.driver_connection
+        read = asyncio.create_task(database.read.first(PID))
+        await wait_until(lambda: state(database).waiting == 1, read)
+        pool_of(database).distrust(entry_of(connection))
+        await greenlet_spawn(connection.close)
+
+        assert await read is not None
+        assert (state(database).used, state(database).idle) == (0, 1)
+        async with checked_out(database) as second:
+            assert second is not first
 
 
 async def test_connection_returned_before_one_is_opened_is_taken(new_database: NewDatabase, proxy: Proxy) -> None:

@@ -110,7 +110,7 @@ async def test_stopped_worker_is_ignored_by_other_workers(
     connection.close()
 
 
-@pytest.mark.parametrize(("own", "other", "skipped"), [(1, 1, 0), (0, 1, 0), (1, 0, 1), (9, 8, 1)])
+@pytest.mark.parametrize(("own", "other", "skipped"), [(1, 1, 0), (0, 1, 0), (1, 0, 0), (9, 8, 0), (18, 16, 1)])
 async def test_worker_with_more_connections_skips_one_iteration(
     server: FairServer,
     replica: Replica,

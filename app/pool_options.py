@@ -29,7 +29,7 @@ class PoolOptions:
     """Age at which a connection is replaced, at the latest. Up to a tenth of it is taken off at random."""
     ping_after: float | None = PING_AFTER
     """Idle time after which a connection is pinged before it is checked out. None: never."""
-    shrink_after: float = 10.0
+    shrink_after: float = 20.0
     """Idle time after which a connection beyond `size` is closed."""
     coalesce_max: int = 64
     """Reads by key that one statement answers, at most. 1: reads never share a statement."""

@@ -185,7 +185,7 @@ def show_baseline(results: Results) -> None:
 
 
 def write_results(results: Results, traffic: Traffic, output: Path) -> None:
-    """Write bench.json with every measurement, and bench.svg."""
+    """Write bench.json with every measurement, and a chart: ratios to `bare` by the number of clients."""
     output.mkdir(parents=True, exist_ok=True)
     document = {
         "measurements": {
@@ -197,13 +197,21 @@ def write_results(results: Results, traffic: Traffic, output: Path) -> None:
         },
     }
     (output / "bench.json").write_text(json.dumps(document, indent=2) + "\n")
-    names = list(next(iter(results.values())))
-    charts.bars(
-        output / "bench.svg",
-        "Requests per second",
-        list(results),
-        {name: [median(results[endpoint][name], "per_second") for endpoint in results] for name in names},
-    )
+    by_clients: dict[str, dict[str, float]] = {}
+    for run, by_name in results.items():
+        endpoint, _, clients = run.rpartition(", ")
+        first = next(iter(by_name))
+        if "bare" in by_name:
+            each = ratios(by_name[first], by_name["bare"], "per_second")
+            by_clients.setdefault(clients, {})[endpoint] = statistics.median(each)
+    draw(by_clients, output / "bench.svg")
+
+
+def draw(by_clients: dict[str, dict[str, float]], file: Path) -> None:
+    """Draw ratios by number of clients and endpoint. A pair that was not measured has no bar."""
+    endpoints = list(dict.fromkeys(endpoint for each in by_clients.values() for endpoint in each))
+    series = {clients: [each.get(endpoint) for endpoint in endpoints] for clients, each in by_clients.items()}
+    charts.bars(file, "Requests per second, as a ratio to bare", endpoints, series, decimals=1)
 
 
 def parse_options() -> argparse.Namespace:

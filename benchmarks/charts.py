@@ -20,10 +20,20 @@ _STYLE = Style(
 _SIZE = {"width": 880, "height": 420}
 
 
-def bars(file: Path, title: str, groups: Sequence[str], series: Mapping[str, Sequence[float]]) -> None:
-    """Write groups of bars, with one bar of each series per group."""
+def bars(
+    file: Path, title: str, groups: Sequence[str], series: Mapping[str, Sequence[float | None]], decimals: int = 0
+) -> None:
+    """Write groups of bars, with one bar of each series per group; None leaves a bar out."""
     chart = pygal.Bar(
-        title=title, style=_STYLE, js=[], print_values=True, value_formatter=lambda value: f"{value:.0f}", **_SIZE
+        title=title,
+        style=_STYLE,
+        js=[],
+        print_values=True,
+        value_formatter=lambda value: f"{value:.{decimals}f}",
+        truncate_label=-1,
+        truncate_legend=-1,
+        legend_at_bottom=True,
+        **_SIZE,
     )
     chart.x_labels = groups
     for name, values in series.items():

@@ -195,5 +195,5 @@ def test_gauges_under_a_table_lock_show_used_and_waiting(stack: Stack) -> None:
 
 
 def test_overflow_gauge_without_load_returns_to_zero(stack: Stack) -> None:
-    """The test before this one has opened overflow connections. DB_POOL_SHRINK_AFTER is 10 s."""
+    """The test before this one has opened overflow connections. DB_POOL_SHRINK_AFTER is 20 s."""
     eventually(lambda: total(stack, "db_pool_connections_overflow") == 0, within=30)

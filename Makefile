@@ -17,7 +17,7 @@ export IMAGE_CREATED ?= $(shell git log -1 --format=%cI 2>/dev/null)
         migration downgrade check-migrations current history \
         images-swarm deploy-swarm rollback-swarm history-swarm bench-swarm \
         test test-unit test-integration test-stack test-fastapi test-fast-routes-off coverage bench bench-capacity \
-        bench-pages bench-overload bench-metrics bench-pool-stress bench-coalescing bench-listener bench-deploy \
+        bench-pages bench-overload bench-metrics bench-pool-stress bench-coalescing bench-servers bench-listener bench-deploy \
         bench-ddl bench-restarts \
         fault pictures dashboard docs lint format \
         types contracts check audit sbom lock clean
@@ -178,6 +178,9 @@ bench-pool-stress: $(READY) ## stress the pool with random faults: make bench-po
 
 bench-coalescing: $(READY) ## stress the coalesced reads: make bench-coalescing args="--reads 500000"
 	@$(BIN)/python -m benchmarks.coalescing_stress $(args)
+
+bench-servers: $(READY) ## benchmark servers and parsers of ASGI under Gunicorn, without a database
+	@$(BIN)/python -m benchmarks.servers $(args)
 
 bench-overload: $(READY) ## benchmark overload: goodput and rejections with 300 and 1,000 clients
 	@$(BIN)/python -m benchmarks.overload $(args)

@@ -14,7 +14,7 @@ export IMAGE_CREATED ?= $(shell git log -1 --format=%cI 2>/dev/null)
 .PHONY: help run up down docker secrets deploy rollback rotate external-roles certificate test-alert \
         backup restore restore-drill \
         restart-postgres restart-pgbouncer upgrade-postgres budget seed migrate \
-        migration downgrade check-migrations current history \
+        migration domain downgrade check-migrations current history \
         images-swarm deploy-swarm rollback-swarm history-swarm bench-swarm \
         test test-unit test-integration test-stack test-fastapi test-fast-routes-off coverage bench bench-capacity \
         bench-pages bench-overload bench-metrics bench-pool-stress bench-coalescing bench-servers bench-listener bench-deploy \
@@ -119,6 +119,10 @@ migrate: $(READY) ## upgrade the database to the newest revision
 migration: $(READY) ## generate a revision from the models: make migration m="add tags"
 	@test -n "$$m" || { echo 'm is missing: describe the revision, for example make migration m="add tags"' >&2; exit 2; }
 	@$(BIN)/alembic revision --autogenerate -m "$$m"
+
+domain: $(READY) ## write a complete small domain with its migration and tests: make domain name=comments
+	@test -n "$(name)" || { echo 'name is missing: give the plural, for example make domain name=comments' >&2; exit 2; }
+	@$(BIN)/python -m ops.domain "$(name)" $(if $(singular),--singular "$(singular)")
 
 downgrade: $(READY) ## revert the newest revision, including the data stored in its tables
 	@$(BIN)/alembic downgrade -1

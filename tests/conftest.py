@@ -25,6 +25,8 @@ from tests.support.workers import (
     turn,
 )
 
+pytest_plugins = ["tests.support.fixtures"]
+
 # No test depends on the speed of the machine: a busy one is slow to generate data.
 hypothesis.settings.register_profile("project", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("project")

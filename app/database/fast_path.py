@@ -193,6 +193,10 @@ class FastPath:
         texts.on_renewal(self._compiled.clear)
         self._key_queues: WeakKeyDictionary[KeyedSelect, KeyQueue] = WeakKeyDictionary()
 
+    def wrap_fetch(self, wrap: Callable[[Fetch], Fetch]) -> None:
+        """Put a function around every statement from now on. Development and tests watch statements with it."""
+        self._fetch = wrap(self._fetch)
+
     def compiled(self, statement: Statement) -> CompiledStatement | None:
         """Return the compiled statement, from the cache if possible; None if it must take the ordinary path.
 

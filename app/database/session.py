@@ -25,7 +25,7 @@ from app.database.answers import rolled_back
 from app.database.by_key import KeyedSelect
 from app.database.coalescing import several_rows
 from app.database.error_mapping import translate
-from app.database.fast_path import fast_path
+from app.database.fast_path import Fetch, fast_path
 from app.database.stale_statements import READ_ONLY, statement_texts
 from app.database.statement_checks import Statement, require_entity, require_returning, require_select
 from app.database.write_session import WriteSession, open_write_session, watch_failed_statements
@@ -61,6 +61,11 @@ class _Statements:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._fast_path = fast_path(engine, statement_texts(engine), self._check, reads_only=self._reads_only)
+
+    def wrap_fetch(self, wrap: Callable[[Fetch], Fetch]) -> None:
+        """Put a function around every statement of the fast path, if there is one."""
+        if self._fast_path is not None:
+            self._fast_path.wrap_fetch(wrap)
 
     async def _run(self, statement: Statement, parameters: dict[str, Any]) -> Sequence[Row]:
         if self._fast_path is None:

@@ -31,3 +31,12 @@ def test_worker_module_does_not_load_prometheus_client() -> None:
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
 
     assert loaded.strip() == "False"
+
+
+def test_programs_of_production_load_no_development_helpers() -> None:
+    modules = "app.main, app.cli.main, app.exporter.app, app.server.startup, app.server.worker"
+    program = f"import sys, {modules}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+
+    assert "app.main" in loaded
+    assert [name for name in loaded if name.startswith("app.development")] == []

@@ -1,0 +1,1 @@
+"""`make domain`: write a complete small domain (docs/adding-a-domain.md)."""

@@ -1,0 +1,83 @@
+"""The fixtures for users' tests: each is used as docs/testing.md shows it, and fails when it should."""
+
+import asyncio
+
+import pytest
+from httpx import AsyncClient
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.database import Database
+from app.models import Post, User
+from tests.support.factories import Factory
+from tests.support.fixtures import AssertStatements, FailStatement, SignUp, Statements, idle_holders_refused
+
+
+async def test_list_sends_the_same_statements_for_many_rows(
+    client: AsyncClient, make: Factory, assert_statements: AssertStatements
+) -> None:
+    author = await make(User)
+    for _ in range(3):
+        await make(Post, author_id=author.id)
+
+    with assert_statements(2):
+        page = (await client.get("/posts")).json()
+
+    assert page["total"] == 3
+
+
+async def test_other_number_of_statements_fails_and_lists_them(
+    client: AsyncClient, assert_statements: AssertStatements
+) -> None:
+    with (
+        pytest.raises(pytest.fail.Exception, match=r"^2 statements instead of 1:\n +1\. SELECT .*\n +2\. SELECT .*$"),
+        assert_statements(1),
+    ):
+        await client.get("/posts")
+
+
+async def test_user_who_signs_up_sends_requests(sign_up: SignUp) -> None:
+    ann, admin = await sign_up("Ann"), await sign_up("Admin", is_admin=True)
+
+    assert (await ann("GET", "/users/me")).json()["name"] == "Ann"
+    assert [(await user("GET", "/users")).status_code for user in (ann, admin)] == [403, 200]
+
+
+async def test_row_of_the_factory_is_stored_with_its_parents(make: Factory, database: Database) -> None:
+    first, second = await make(Post, title="First"), await make(Post)
+
+    assert (first.title, second.title) == ("First", "title 3")
+    assert first.author_id != second.author_id
+    async with database.write() as session:
+        assert (await session.get_one(User, first.author_id)).email == "email2@example.com"
+
+
+async def test_write_whose_statement_fails_is_a_problem(sign_up: SignUp, fail_statement: FailStatement) -> None:
+    ann = await sign_up("Ann")
+    fail_statement("INSERT INTO posts", sqlstate="40001")
+
+    refused = await ann("POST", "/posts", json={"title": "Title", "content": "Content"})
+    repeated = await ann("POST", "/posts", json={"title": "Title", "content": "Content"})
+
+    assert (refused.status_code, repeated.status_code) == (503, 201)
+
+
+async def test_failure_of_a_statement_that_is_never_sent_fails(client: AsyncClient, statements: Statements) -> None:
+    statements.fail("DELETE", sqlstate="40001")
+    await client.get("/posts")
+
+    with pytest.raises(pytest.fail.Exception, match=r"never sent: \['DELETE'\]; sent were:\nSELECT"):
+        statements.require_failures()
+
+
+@pytest.mark.usefixtures("no_idle_holder")
+async def test_sign_up_holds_no_connection_while_it_hashes(sign_up: SignUp) -> None:
+    await sign_up("Ann")
+
+
+async def test_wait_with_a_connection_fails_with_its_line(engine: AsyncEngine, database: Database) -> None:
+    line = r"held during a wait:\ntests/integration/test_fixtures\.py:\d+ in "
+    with pytest.raises(pytest.fail.Exception, match=line), idle_holders_refused(engine):
+        async with database.write() as session:
+            await session.execute(text("SELECT 1"))
+            await asyncio.sleep(0.001)

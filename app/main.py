@@ -16,6 +16,7 @@ from app.database.pool import pool_state
 from app.domains.auth.service import Authenticator, SignIn, SignInLimits
 from app.domains.auth.tokens import Tokens
 from app.errors import InvalidInput
+from app.list_limits import ListLimits
 from app.observability import multiprocess
 from app.observability.http_metrics import HttpMetrics
 from app.observability.pool_metrics import PoolMetrics
@@ -26,6 +27,7 @@ from app.settings import Settings, load_settings
 from app.web import fast_routes, health, leak_detection
 from app.web.middleware import BodyLimitMiddleware, ErrorMiddleware, RequestMiddleware
 from app.web.mounted import install_in_mounted
+from app.web.pagination import document_limits
 from app.web.problems import DATABASE_ERRORS, document_problems, install_problem_handlers, problem_responses
 from app.web.route_checks import check_routes
 
@@ -51,6 +53,11 @@ def provide_state(app: FastAPI, database: Database, settings: Settings) -> None:
     app.state.sign_in = SignIn(database, tokens, limits)
     app.state.authenticator = Authenticator(database, tokens)
     app.state.cursors = Cursors(key, fallbacks)
+    app.state.list_limits = _list_limits(settings)
+
+
+def _list_limits(settings: Settings) -> ListLimits:
+    return ListLimits(settings.list_max_offset, settings.list_max_count)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -122,5 +129,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for router in registry.routers:
         app.include_router(router, responses=every_route)
     document_problems(app)
+    document_limits(app, _list_limits(settings))
     fast_routes.install(app, settings.fast_routes)
     return app

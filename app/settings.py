@@ -27,6 +27,7 @@ from sqlalchemy import URL, make_url
 
 from app.database_url import parse_database_url
 from app.errors import ConfigurationError
+from app.list_limits import ListLimits
 from app.pool_options import PING_AFTER, PoolOptions
 
 
@@ -189,6 +190,17 @@ class Settings(BaseSettings):
     api_docs: Literal["on", "off"] = Field(
         default="on",
         description="Serve `/docs` and `/openapi.json` (`on`), or answer 404 there (`off`).",
+    )
+    list_max_offset: int = Field(
+        default=ListLimits().max_offset,
+        ge=0,
+        description="Largest `offset` of a list. Beyond it, a request gets 422 and is told to page by `cursor`.",
+    )
+    list_max_count: int = Field(
+        default=ListLimits().max_count,
+        ge=0,
+        description="Items that a list counts, at most. A longer list has `total_at_least` instead of `total`, and "
+        "refuses a search for text without three letters or digits in a row.",
     )
     max_body_bytes: int = Field(default=1_048_576, ge=1, description="Maximum size of a request body, in bytes.")
     max_header_bytes: int = Field(

@@ -11,6 +11,7 @@ from time import perf_counter
 
 import httpx
 
+from app.settings import Settings
 from benchmarks.tables import print_header, print_row
 from tests.support.postgres import connect
 from tests.support.stacks import ComposeStack, LocalStack, Stack
@@ -29,12 +30,15 @@ def measure_pages(stack: Stack, depth: int, rounds: int) -> None:
     _add_rare_word(stack)
     first = "/posts?limit=20&cursor="
     with httpx.Client(base_url=stack.api, timeout=120) as client:
+        deepest = Settings().list_max_offset
         cases = {
             "first page, by cursor": first,
             f"page at depth {depth:,}, by cursor": f"{first}{cursor_at(client, depth)}",
             "first page, by offset": "/posts?limit=20",
-            f"page at depth {depth:,}, by offset": f"/posts?limit=20&offset={depth}",
+            "first page, not counted": "/posts?limit=20&total=none",
+            f"page at depth {deepest:,}, by offset": f"/posts?limit=20&offset={deepest}",
             "search, no hit": f"{first}&q=zzzyyyxxx",
+            "search, no hit, by offset": "/posts?limit=20&q=zzzyyyxxx",
             f"search, {RARE_POSTS} hits": f"{first}&q={RARE_WORD.lower()}",
             "search, many hits": f"{first}&q=cache",
         }

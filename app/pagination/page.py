@@ -2,19 +2,30 @@
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Annotated, Any, Generic, Self, TypeVar
+from typing import Annotated, Any, Generic, Literal, NotRequired, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from typing_extensions import TypedDict
 
 from app.database.session import ReadSession, Row
+from app.errors import InvalidInput
 from app.fields import BIGINT_MAX, NoNul
+from app.list_limits import ListLimits
 from app.pagination.cursor import Cursors
-from app.pagination.statements import ListStatements, Part, like_pattern
+from app.pagination.statements import ListStatements, Part, has_trigram, like_pattern
 
 Item = TypeVar("Item")
 
 DEFAULT_LIMIT, MAX_LIMIT = 20, 100
+
+
+class SearchTooShort(InvalidInput):
+    """No index can find the text, and the list is too long to be read for it."""
+
+    def __init__(self, max_count: int) -> None:
+        super().__init__(
+            f"q: a list of more than {max_count} items is searched only for text with three letters or digits in a row"
+        )
 
 
 class ListParams(BaseModel):
@@ -30,7 +41,12 @@ class ListParams(BaseModel):
         default=None, max_length=100, description="Text to search for, case-insensitive."
     )
     sort: str
-    offset: int | None = Field(default=None, ge=0, le=BIGINT_MAX, description="Items to skip. Default: 0.")
+    offset: int | None = Field(
+        default=None,
+        ge=0,
+        le=BIGINT_MAX,
+        description="Items to skip. Default: 0. Beyond the maximum, page with `cursor`.",
+    )
     limit: int = Field(default=DEFAULT_LIMIT, ge=1, le=MAX_LIMIT, description="Maximum number of items to return.")
     cursor: str | None = Field(
         default=None,
@@ -39,11 +55,31 @@ class ListParams(BaseModel):
         "other parameters unchanged. Pages are not counted and cost the same at any depth.",
     )
 
+    # A list whose callers may have all of its rows counted adds "exact" in its own class.
+    total: Literal["bounded", "none"] = Field(
+        default="bounded",
+        description="How a page by offset is counted: `bounded` up to a limit of the server, beyond which the page has "
+        "`total_at_least` instead of `total`; `none` not at all; `exact`, where a list allows it, to the end.",
+    )
+    _limits: ListLimits = PrivateAttr(default=ListLimits())
+
     @model_validator(mode="after")
     def _one_way_to_page(self) -> Self:
-        if self.offset is not None and self.cursor is not None:
-            raise ValueError("offset and cursor exclude each other")
+        if self.cursor is not None:
+            if self.offset is not None:
+                raise ValueError("offset and cursor exclude each other")
+            if "total" in self.model_fields_set:
+                raise ValueError("total and cursor exclude each other")
         return self
+
+    @property
+    def limits(self) -> ListLimits:
+        """Return the limits of the server."""
+        return self._limits
+
+    def set_limits(self, limits: ListLimits) -> None:
+        """Replace the default limits. `ListQuery` does this."""
+        self._limits = limits
 
     def filters(self) -> dict[str, Any]:
         """Return the filters that were sent, by name, as the list's statements expect them."""
@@ -66,7 +102,12 @@ class Page(TypedDict, Generic[Item]):
     """One page of a list."""
 
     items: list[Item]
-    total: Annotated[int | None, Field(description="Number of items in the list; null in a page by cursor.")]
+    total: Annotated[
+        int | None, Field(description="Number of items in the list; null in a page by cursor, and if it is not known.")
+    ]
+    total_at_least: NotRequired[
+        Annotated[int, Field(description="Only if counting ended at a limit of the server: the list has more items.")]
+    ]
     offset: Annotated[int | None, Field(description="Number of items before this page; null in a page by cursor.")]
     limit: int
     has_more: bool
@@ -86,23 +127,17 @@ async def read_page(
 ) -> Page[Item]:
     """Return the page that `params` describes, with `make(row)` as its items.
 
-    `also` holds filters that do not come from the query string. Raise InvalidCursor.
+    `also` holds filters that do not come from the query string. Raise InvalidCursor, SearchTooShort.
     """
     filters = params.filters() | dict(also or {})
     names = frozenset(filters)
+    if params.q and not has_trigram(params.q):
+        max_count = params.limits.max_count
+        others = {name: value for name, value in filters.items() if name != "q"}
+        if await _count(session, statements, others, max_count + 1) > max_count:
+            raise SearchTooShort(max_count)
     if params.cursor is None:
-        offset = params.offset or 0
-        counted = await session.first(statements.count(names), **filters)
-        total = counted["total"] if counted else 0
-        rows = await session.all(statements.by_offset(params.sort, names), offset=offset, limit=params.limit, **filters)
-        return Page(
-            items=[make(row) for row in rows],
-            total=total,
-            offset=offset,
-            limit=params.limit,
-            has_more=offset + len(rows) < total,
-            next_cursor=None,
-        )
+        return await _page_by_offset(session, statements, params, filters, make)
 
     order = statements.order(params.sort)
     context = [order.context, filters]
@@ -127,3 +162,47 @@ async def read_page(
         has_more=has_more,
         next_cursor=cursors.write(context, order.position(page[-1])) if has_more else None,
     )
+
+
+async def _page_by_offset(
+    session: ReadSession,
+    statements: ListStatements,
+    params: ListParams,
+    filters: Mapping[str, Any],
+    make: Callable[[Row], Item],
+) -> Page[Item]:
+    offset = params.offset or 0
+    select = statements.by_offset(params.sort, frozenset(filters))
+    rows = await session.all(select, offset=offset, limit=params.limit + 1, **filters)
+    items, has_more = rows[: params.limit], len(rows) > params.limit
+    seen = offset + len(items)
+    page = Page(
+        items=[make(row) for row in items],
+        total=None,
+        offset=offset,
+        limit=params.limit,
+        has_more=has_more,
+        next_cursor=None,
+    )
+    if params.total == "none":
+        return page
+    if not has_more and (rows or not offset):  # the page shows the end of the list
+        page["total"] = seen
+        return page
+    max_count = None if params.total == "exact" else params.limits.max_count  # type: ignore[comparison-overlap]
+    if max_count is None:
+        page["total"] = await _count(session, statements, filters)
+    elif has_more and seen >= max_count:
+        page["total_at_least"] = seen
+    elif (counted := await _count(session, statements, filters, max_count + 1)) <= max_count:
+        page["total"] = counted
+    else:
+        page["total_at_least"] = max_count
+    return page
+
+
+async def _count(
+    session: ReadSession, statements: ListStatements, filters: Mapping[str, Any], most: int | None = None
+) -> int:
+    counted = await session.first(statements.count(frozenset(filters), most), **filters)
+    return int(counted["total"]) if counted else 0

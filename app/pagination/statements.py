@@ -4,6 +4,7 @@ Each combination of sort order and filters is built once, so it is compiled once
 `(sort column, key)` as a row value, which an index on them answers: deep pages cost what the first page costs.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from app.pagination.order import SUPPORTED, Order, SortColumn, codec_of
 
 Statement = Select[*tuple[Any, ...]]
 Key = InstrumentedAttribute[Any] | tuple[InstrumentedAttribute[Any], ...]
+_THREE_IN_A_ROW = re.compile(r"[^\W_]{3}")
 # Which rows of a list: those with a value in the sort column, or those without.
 Part = Literal["values", "nulls"]
 
@@ -25,6 +27,11 @@ def contains(parameter: str, *columns: InstrumentedAttribute[str]) -> ColumnElem
     Its parameter is the text's `like_pattern()`.
     """
     return or_(*(column.ilike(bindparam(parameter), escape="\\") for column in columns))
+
+
+def has_trigram(text: str) -> bool:
+    """Return True if an index of pg_trgm can find `text`: it has three letters or digits in a row."""
+    return _THREE_IN_A_ROW.search(text) is not None
 
 
 def like_pattern(text: str) -> str:
@@ -134,12 +141,14 @@ class ListStatements:
             self._statements[key] = self._page(sort, filters, limit, part).where(after)
         return self._statements[key]
 
-    def count(self, filters: frozenset[str]) -> Statement:
-        """Return a SELECT of one row with one column, `total`. Parameters: the filters'."""
-        key = ("count", filters)
+    def count(self, filters: frozenset[str], most: int | None = None) -> Statement:
+        """Return a SELECT of one row with one column, `total`: at most `most`. Parameters: the filters'."""
+        key = ("count", filters, most)
         if key not in self._statements:
-            counted = self._filtered(self._counted, filters).subquery()
-            self._statements[key] = select(func.count().label("total")).select_from(counted)
+            counted = self._filtered(self._counted, filters)
+            if most is not None:
+                counted = counted.limit(_limit(most))
+            self._statements[key] = select(func.count().label("total")).select_from(counted.subquery())
         return self._statements[key]
 
     def _page(self, sort: str, filters: frozenset[str], limit: int | None, part: Part) -> Statement:

@@ -5,9 +5,11 @@ from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from fastapi import Depends, Query, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 
+from app.fields import BIGINT_MAX
+from app.list_limits import ListLimits
 from app.pagination.cursor import Cursors
 from app.pagination.page import ListParams
 from app.web.deps import provided
@@ -31,17 +33,43 @@ async def _refuse_repeated(request: Request) -> None:
         )
 
 
+def _apply_limits(params: ListParams, limits: ListLimits) -> None:
+    params.set_limits(limits)
+    if params.offset is not None and params.offset > limits.max_offset:
+        message = f"Must be at most {limits.max_offset}: read the pages beyond it with `cursor`"
+        raise RequestValidationError([{"loc": ("query", "offset"), "msg": message, "type": "offset_too_large"}])
+
+
 @cache
 def _list_params(model: type[Any]) -> Callable[..., Awaitable[ListParams]]:
     async def list_params(
+        request: Request,
         # A dependency runs before FastAPI validates the parameters, so repeated parameters are reported first.
         refused: Annotated[None, Depends(_refuse_repeated)],
         params: Annotated[model, Query()],  # type: ignore[valid-type]
     ) -> ListParams:
+        _apply_limits(params, provided(request, "list_limits"))
         return params
 
     list_params.refuses_repeated = True  # type: ignore[attr-defined]
     return list_params
+
+
+def document_limits(app: FastAPI, limits: ListLimits) -> None:
+    """Put the largest offset into the OpenAPI document."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        for operation in (each for methods in document["paths"].values() for each in methods.values()):
+            for parameter in operation.get("parameters", ()):
+                if (parameter["in"], parameter["name"]) == ("query", "offset"):
+                    for schema in parameter["schema"].get("anyOf", ()):
+                        if schema.get("maximum") == BIGINT_MAX:
+                            schema["maximum"] = limits.max_offset
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def refuses_repeated(call: object) -> bool:

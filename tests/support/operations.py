@@ -25,10 +25,12 @@ class Cost(NamedTuple):
     those of background tasks, and for a write those of the driver at the first use of an enum.
     `calls` is the number of calls of Python functions, in the application and its libraries: 10 % above the last
     measurement. It is None for a request that cannot be repeated, or that has no JSON body, or that hashes a password.
+    `counts` is how many of the statements count a list: they are left out if the page shows the end of the list.
     """
 
     statements: int
     calls: int | None = None
+    counts: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,7 @@ OPERATIONS: dict[str, Operation] = {
         costs={"": Cost(3)},
     ),
     "GET /users": Operation(
-        statuses=(401, 403, 403, 200), costs={"?limit=100": Cost(3, 675), "?limit=100&cursor=": Cost(2, 540)}
+        statuses=(401, 403, 403, 200), costs={"?limit=100": Cost(3, 675, counts=1), "?limit=100&cursor=": Cost(2, 540)}
     ),
     "GET /users/me": Operation(statuses=(401, 200, 200, 200), costs={"": Cost(1, 240)}),
     "GET /users/{user_id}": Operation(statuses=ANYONE, costs={"": Cost(1, 225)}),
@@ -84,13 +86,13 @@ OPERATIONS: dict[str, Operation] = {
         statuses=(401, 403, 200, 200), request={"json": {"name": "Changed"}}, costs={"": Cost(5)}
     ),
     "DELETE /users/{user_id}": Operation(statuses=(401, 403, 204, 204), costs={"": Cost(5)}),
-    "GET /users/{user_id}/posts": Operation(statuses=ANYONE, costs={"?limit=100": Cost(3, 540)}),
+    "GET /users/{user_id}/posts": Operation(statuses=ANYONE, costs={"?limit=100": Cost(3, 700, counts=1)}),
     "GET /posts": Operation(
         statuses=ANYONE,
         costs={
-            "?limit=100": Cost(2, 505),
+            "?limit=100": Cost(2, 505, counts=1),
             "?limit=100&cursor=": Cost(1, 365),
-            "?limit=100&q=post&sort=title": Cost(2, 515),
+            "?limit=100&q=post&sort=title": Cost(2, 515, counts=1),
         },
     ),
     "POST /posts": Operation(
@@ -116,7 +118,7 @@ PARAMETERS: dict[str, Parameter] = {
         table="posts",
         insert="INSERT INTO posts (author_id, title, content)"
         " SELECT CASE WHEN mod(n, 2) = 0 THEN (SELECT max(id) FROM users) ELSE id END, 'Post', ''"
-        " FROM users, generate_series(1, %(rows)s) n LIMIT %(rows)s",
+        " FROM users, generate_series(1, %(rows)s) n ORDER BY users.id LIMIT %(rows)s",
         created_by="POST /posts",
     ),
 }

@@ -58,6 +58,8 @@ class UserListParams(ListParams):
     sort: Literal[
         "created_at", "-created_at", "name", "-name", "email", "-email", "id", "-id"
     ] = "-created_at"  # fmt: skip
+    # Only administrators read this list.
+    total: Literal["bounded", "none", "exact"] = ListParams.model_fields["total"].default  # type: ignore[assignment]
     is_active: bool | None = Field(default=None, description="Only active, or only inactive, users.")
 
 

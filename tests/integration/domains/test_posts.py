@@ -1,6 +1,7 @@
 """Posts, through the API, on a real PostgreSQL."""
 
 import base64
+from urllib.parse import quote
 
 import pytest
 from fastapi import FastAPI
@@ -10,6 +11,7 @@ from sqlalchemy.dialects import postgresql
 
 from app.domains.posts import repository as posts_repository
 from app.domains.users import repository as users_repository
+from app.list_limits import ListLimits
 from tests.support.people import person
 from tests.support.postgres import connect
 
@@ -73,7 +75,7 @@ async def test_pages_by_offset_contain_every_post_once(client: AsyncClient) -> N
 
 @pytest.mark.usefixtures("posts")
 async def test_page_beyond_the_end_is_empty(client: AsyncClient) -> None:
-    page = (await client.get("/posts", params={"offset": 2**63 - 1})).json()
+    page = (await client.get("/posts", params={"offset": 10_000})).json()
 
     assert (page["items"], page["total"], page["has_more"]) == ([], 25, False)
 
@@ -299,3 +301,75 @@ async def test_forged_or_foreign_cursor_is_422(client: AsyncClient) -> None:
 )
 async def test_invalid_list_parameter_is_422(client: AsyncClient, query: str) -> None:
     assert (await client.get(f"/posts?{query}")).status_code == 422
+
+
+@pytest.fixture
+def short_lists(app: FastAPI) -> None:
+    """Count ten rows at most, and skip twenty."""
+    app.state.list_limits = ListLimits(max_offset=20, max_count=10)
+
+
+@pytest.mark.usefixtures("posts", "short_lists")
+@pytest.mark.parametrize(
+    ("query", "total", "at_least"),
+    [
+        ("limit=2", None, 10),
+        ("limit=2&offset=20", None, 22),  # more is known than was counted
+        ("limit=5&offset=20", 25, None),  # the page shows the end
+        ("limit=2&offset=20&author_id=99", 0, None),
+        ("limit=2&q=post 1", None, 10),
+        ("limit=2&q=post 2", 7, None),
+        ("limit=2&total=bounded", None, 10),
+        ("limit=2&total=none", None, None),
+        ("limit=100&total=none", None, None),
+    ],
+)
+async def test_total_is_counted_up_to_the_limit(
+    client: AsyncClient, query: str, total: int | None, at_least: int | None
+) -> None:
+    page = (await client.get(f"/posts?{query}")).json()
+
+    assert (page["total"], page.get("total_at_least")) == (total, at_least)
+
+
+@pytest.mark.usefixtures("short_lists")
+async def test_list_of_administrators_is_counted_to_the_end_on_demand(client: AsyncClient, database_url: URL) -> None:
+    admin = await person(client, "Admin", database_url, is_admin=True)
+    with connect(database_url) as connection:
+        connection.execute(
+            "INSERT INTO users (email, name, password_hash) SELECT 'u' || n, 'User', '' FROM generate_series(1, 24) n"
+        )
+
+    bounded = (await admin("GET", "/users?limit=2")).json()
+    exact = (await admin("GET", "/users?limit=2&total=exact")).json()
+
+    assert (bounded["total"], bounded["total_at_least"]) == (None, 10)
+    assert exact["total"] == 25
+    assert "total_at_least" not in exact
+    assert (await client.get("/posts?total=exact")).status_code == 422, "anyone can read this list"
+
+
+@pytest.mark.usefixtures("posts", "short_lists")
+async def test_offset_beyond_the_limit_is_422_and_points_to_cursor(client: AsyncClient) -> None:
+    assert (await client.get("/posts?offset=20")).status_code == 200
+
+    refused = await client.get("/posts?offset=21")
+
+    assert refused.status_code == 422
+    assert refused.json()["detail"] == "query.offset: Must be at most 20: read the pages beyond it with `cursor`"
+    assert refused.json()["errors"][0]["loc"] == ["query", "offset"]
+
+
+@pytest.mark.usefixtures("posts", "short_lists")
+@pytest.mark.parametrize("page", ["", "&cursor="])
+@pytest.mark.parametrize("q", ["s", "os", "%", "t 2", "t_1", "日本"])
+async def test_short_search_is_refused_in_a_long_list_only(client: AsyncClient, q: str, page: str) -> None:
+    refused = await client.get(f"/posts?q={quote(q)}{page}")
+    of_an_author = await client.get(f"/posts?author_id=99&q={quote(q)}{page}")
+
+    assert refused.status_code == 422
+    assert refused.json()["detail"] == (
+        "q: a list of more than 10 items is searched only for text with three letters or digits in a row"
+    )
+    assert of_an_author.status_code == 200
+    assert of_an_author.json()["items"] == []

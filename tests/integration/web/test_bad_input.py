@@ -69,6 +69,7 @@ CASES: dict[str, tuple[dict[str, Any], int, str]] = {
     "an id of 5,000 digits": (get("/users/" + "9" * 5_000), 422, "validation-error"),
     "the largest id": (get(f"/users/{2**63 - 1}"), 404, "not-found"),
     "a negative offset": (get("/posts?offset=-1"), 422, "validation-error"),
+    "an offset beyond LIST_MAX_OFFSET": (get("/posts?offset=10001"), 422, "validation-error"),
     "an offset beyond bigint": (get(f"/posts?offset={2**63}"), 422, "validation-error"),
     "a limit of zero": (get("/posts?limit=0"), 422, "validation-error"),
     "a limit beyond 100": (get("/posts?limit=101"), 422, "validation-error"),

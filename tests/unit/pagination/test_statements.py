@@ -22,7 +22,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, aliased, mapped_column
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from app.database import Database
-from app.pagination.statements import ListStatements
+from app.pagination.statements import ListStatements, has_trigram
 
 
 class _Base(DeclarativeBase):
@@ -224,3 +224,21 @@ async def test_total_counts_the_rows_of_the_list(database: Database) -> None:
 
     assert (await database.read.all(listed.count(NONE)))[0]["total"] == 3
     assert (await database.read.all(listed.count(frozenset({"name"})), name="Ann"))[0]["total"] == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("abc", True),
+        ("ab1", True),
+        ("x über", True),
+        ("東京駅", True),
+        ("", False),
+        ("ab", False),
+        ("ab cd", False),
+        ("a_b_c", False),
+        ("%%%", False),
+    ],
+)
+def test_trigram_takes_three_letters_or_digits_in_a_row(text: str, found: bool) -> None:
+    assert has_trigram(text) is found

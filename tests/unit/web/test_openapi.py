@@ -75,6 +75,12 @@ async def test_list_parameter_sent_twice_is_refused(document: dict[str, Any], cl
         assert ["query", parameter] in [error["loc"] for error in response.json()["errors"]], name
 
 
+async def test_list_documents_its_largest_offset(document: dict[str, Any]) -> None:
+    for path in ("/posts", "/users", "/users/{user_id}/posts"):
+        [offset] = [each for each in document["paths"][path]["get"]["parameters"] if each["name"] == "offset"]
+        assert offset["schema"]["anyOf"][0]["maximum"] == Settings().list_max_offset, path
+
+
 async def test_response_schema_has_no_password(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
     in_responses = {ref for _, operation in operations(document) for ref in references(operation["responses"])}

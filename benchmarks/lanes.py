@@ -6,7 +6,7 @@ Each measurement starts the API twice: with lanes and CoDel, and without them. N
 
 import argparse
 import os
-from asyncio import Event, create_task, gather, sleep
+from asyncio import Event, create_task, sleep
 from time import monotonic
 from typing import NamedTuple
 from urllib.parse import urlencode
@@ -22,7 +22,7 @@ from tests.support.load import Answers, connect, load, percentile, post
 from tests.support.postgres import as_role
 from tests.support.serving import Served, gunicorn
 
-PASSWORD = "correct horse"  # noqa: S105 - of a user of the benchmark
+PASSWORD = "correct horse"
 READERS = 20
 NOISY_CLIENTS = (40, 200)
 # Enough to learn the costs, and to answer what was begun before.

@@ -60,10 +60,11 @@ class _Moved:
 class CostWatch:
     """Moves statements between the lanes normal and expensive. All times are seconds on one monotonic clock.
 
-    A statement is moved if, in two periods in a row, its slow runs (`after` seconds or longer) took MULTIPLE times the
-    mean of all others in the same period, and all such statements together used more connections than `share`. So
-    nothing is moved because the whole server is slow. A statement comes back when its mean was below half of `after`,
-    or it did not run, for RETURN_AFTER_PERIODS.
+    A statement becomes a suspect by its slow runs (`after` seconds or longer), if they took MULTIPLE times the mean of
+    all others in the same period, and all such statements together used more connections than `share`. Then all of its
+    runs count. It is moved if the same is true of their mean in the next period: a quick statement with a few slow runs
+    stays. So nothing is moved because the whole server is slow. A statement comes back when its mean was below half of
+    `after`, or it did not run, for RETURN_AFTER_PERIODS.
     """
 
     def __init__(self, after: float, share: float, moved: Callable[[Direction], None]) -> None:
@@ -73,18 +74,19 @@ class CostWatch:
         self._tell = moved
         self.moved: dict[str, _Moved] = {}
         self.others_are_busy = False
-        self._slow: dict[str, _Runs] = {}
-        self._expensive_periods: dict[str, int] = {}
+        self.suspects: dict[str, int] = {}
+        """Periods in which a statement was expensive, in a row. The pool adds all runs of a suspect."""
+        self._added: dict[str, _Runs] = {}
         self._stays: dict[str, float] = {}
         self._quick_rate = 0.0
         self._since = -math.inf
         self._runs = 0
         self._seconds = 0.0
 
-    def add_slow(self, work: str, seconds: float) -> None:
-        """Add a run in the normal lane that took `after` or longer."""
+    def add(self, work: str, seconds: float) -> None:
+        """Add a run in the normal lane: of a suspect, or one that took `after` or longer."""
         if work:
-            self._slow.setdefault(work, _Runs()).add(seconds)
+            self._added.setdefault(work, _Runs()).add(seconds)
 
     def add_moved(self, work: str, seconds: float) -> None:
         """Add a run in the expensive lane."""
@@ -102,10 +104,10 @@ class CostWatch:
         if elapsed < PERIOD_SECONDS:
             return
         new_runs, new_seconds = runs - self._runs, seconds - self._seconds
-        slow = self._slow
-        self._since, self._runs, self._seconds, self._slow = now, runs, seconds, {}
+        added = self._added
+        self._since, self._runs, self._seconds, self._added = now, runs, seconds, {}
         if elapsed > MAX_PERIOD_SECONDS:
-            self._expensive_periods.clear()
+            self.suspects.clear()
             self._quick_rate = 0.0
             self.others_are_busy = False
             return
@@ -113,28 +115,33 @@ class CostWatch:
         for work, age in running:
             new_runs += 1
             new_seconds += age
-            if work and age >= self.after:
-                slow.setdefault(work, _Runs()).add(age)
-        quick = new_runs - sum(each.count for each in slow.values())
+            if work and (age >= self.after or work in self.suspects):
+                added.setdefault(work, _Runs()).add(age)
+        quick = new_runs - sum(each.count for each in added.values())
         self._quick_rate = max(quick / elapsed, self._quick_rate * QUICK_RATE_DECAY)
-        candidates = {}
+        candidates: dict[str, float] = {}
         if self._quick_rate >= MIN_QUICK_PER_SECOND:
-            ratios = {work: _ratio(each, new_runs, new_seconds) for work, each in slow.items()}
+            # A statement that was moved may still have runs in the normal lane, which began before.
+            ratios = {
+                work: _ratio(each, new_runs, new_seconds)
+                for work, each in added.items()
+                if work not in self.moved and each.seconds >= each.count * self.after
+            }
             candidates = {work: ratio for work, ratio in ratios.items() if ratio >= MULTIPLE}
         # Without the expensive statements, which are in this lane until they are moved.
-        others = new_seconds - sum(slow[work].seconds for work in candidates)
-        self.others_are_busy = others / elapsed >= QUIET_SHARE
-        if slow and not quick and len(slow) == 1:
+        expensive = sum(each.seconds for work, each in added.items() if work in candidates or work in self.moved)
+        self.others_are_busy = (new_seconds - expensive) / elapsed >= QUIET_SHARE
+        if added and not quick and len(added) == 1:
             return  # nothing to compare with: the server may be too busy to answer anything else
-        if sum(slow[work].use for work in candidates) / elapsed <= self._share:
+        if sum(added[work].use for work in candidates) / elapsed <= self._share:
             candidates = {}
-        self._expensive_periods = {work: self._expensive_periods.get(work, 0) + 1 for work in candidates}
-        for work, periods in tuple(self._expensive_periods.items()):
+        self.suspects = {work: self.suspects.get(work, 0) + 1 for work in candidates}
+        for work, periods in tuple(self.suspects.items()):
             if periods >= MOVE_AFTER_PERIODS and len(self.moved) < MAX_MOVED:
-                self._move(work, now, slow[work], candidates[work])
+                self._move(work, now, added[work], candidates[work])
 
     def _move(self, work: str, now: float, runs: _Runs, ratio: float) -> None:
-        del self._expensive_periods[work]
+        del self.suspects[work]
         stay = self._stays.pop(work, FIRST_STAY_SECONDS)
         self.moved[work] = _Moved(now, stay)
         self._stays[work] = min(2 * stay, MAX_STAY_SECONDS)

@@ -420,8 +420,8 @@ class BoundedPool(Pool):
             if holder.lane is None:
                 self._runs += 1
                 self._run_seconds += seconds
-                if seconds >= self._costs.after:
-                    self._costs.add_slow(holder.work, seconds)
+                if seconds >= self._costs.after or holder.work in self._costs.suspects:
+                    self._costs.add(holder.work, seconds)
             else:
                 self._costs.add_moved(holder.work, seconds)
                 holder.lane.leave(seconds)

@@ -38,8 +38,8 @@ class Watched:
                     continue
                 self.runs += 1
                 self.seconds += seconds
-                if seconds >= self.watch.after:
-                    self.watch.add_slow(work, seconds)
+                if seconds >= self.watch.after or work in self.watch.suspects:
+                    self.watch.add(work, seconds)
         self.now += elapsed
         self.watch.review(self.now, self.runs, self.seconds, running)
 
@@ -102,13 +102,27 @@ def test_statement_still_running_counts_with_its_age() -> None:
     assert watched.moved == [SEARCH]
 
 
-def test_slow_tail_of_a_quick_statement_is_moved() -> None:
+def test_run_that_began_before_the_move_moves_nothing_again() -> None:
     watched = Watched()
-    for _ in range(2):
-        watched.period({SEARCH: (4, SLOW)}, quick=150)
-        watched.period({SEARCH: (40, 0.002)} | {SEARCH: (4, SLOW)})
+    for age in range(1, 8):
+        watched.period({}, running=((SEARCH, float(age)),))
 
-    assert watched.moved == [SEARCH]
+    assert watched.moves == ["expensive"]
+
+
+@pytest.mark.parametrize(("slow_runs", "is_moved"), [(2, False), (40, True)])
+def test_mean_of_all_runs_decides_about_a_suspect(slow_runs: int, is_moved: bool) -> None:
+    """A busy server delays a few of many runs. They make a suspect of a statement that is quick on average."""
+    watched = Watched()
+    for _ in range(3):
+        watched.period({SEARCH: (slow_runs, SLOW)})
+        for _ in range(50):
+            if SEARCH in watched.watch.suspects:
+                watched.watch.add(SEARCH, 0.001)
+            watched.runs += 1
+            watched.seconds += 0.001
+
+    assert watched.moved == ([SEARCH] if is_moved else [])
 
 
 @pytest.mark.parametrize(

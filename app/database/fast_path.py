@@ -297,9 +297,9 @@ class FastPath:
 
         Raise TransientDatabaseError and InvalidInput of the error tree; other driver errors are raised unchanged.
         """
-        return await self._run_on(
-            await check_out(self._engine, statement.sql), statement, parameters, is_second_run=is_second_run
-        )
+        # A write that is slow may wait for a lock or the disk: its cost is not watched.
+        checkout = await check_out(self._engine, statement.sql if self._reads_only else "")
+        return await self._run_on(checkout, statement, parameters, is_second_run=is_second_run)
 
     async def _run_on(
         self,

@@ -6,10 +6,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import pytest
-from sqlalchemy import URL, Text, cast, literal, select
+from sqlalchemy import URL, Text, cast, literal, select, update
 
 from app.database import Database, PoolOptions, make_engine
 from app.database.lanes import CRITICAL, EXPENSIVE, LaneState, in_lane
+from app.domains.users.models import User
 from app.errors import PoolExhausted
 from tests.integration.database.helpers import PID, SLEEP, change_options, checked_out, pool_of, state, wait_until
 
@@ -134,6 +135,25 @@ async def test_critical_checkout_overtakes_a_full_queue(new_database: NewDatabas
 
         assert served == ["critical", "first", "second"]
         assert lane(database, CRITICAL)[1:3] == (0, 0)
+
+
+async def test_cost_of_a_write_is_not_watched(new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched: list[str] = []
+    async with new_database() as database:
+        pool = pool_of(database)
+        checkout = pool.checkout_nowait
+
+        def watch(work: str = "") -> Any:
+            watched.append(work)
+            return checkout(work)
+
+        monkeypatch.setattr(pool, "checkout_nowait", watch)
+        await database.read.first(QUICK)
+        await database.statement.returned(update(User).where(User.id == -1).values(name="Ann").returning(User.id))
+
+    [read, write] = watched
+    assert read.startswith("SELECT")
+    assert write == ""
 
 
 async def test_expensive_read_is_found_and_moved(new_database: NewDatabase) -> None:

@@ -7,6 +7,7 @@ Each measurement starts the API twice: with lanes and CoDel, and without them. N
 import argparse
 import os
 from asyncio import Event, create_task, sleep
+from collections.abc import Callable
 from time import monotonic
 from typing import NamedTuple
 from urllib.parse import urlencode
@@ -49,7 +50,7 @@ COLUMNS = (
     "longest ms",
 )
 # Kinds of expensive requests. The number of the client makes each differ: equal reads would share a statement.
-KINDS = {
+KINDS: dict[str, Callable[[int], str]] = {
     "same search": lambda number: "/posts?q=zzzzqqq",
     "search": lambda number: f"/posts?q=zzzz{number}",
     "one letter": lambda number: f"/posts?q={'etaoinshrdlu'[number % 12]}&limit={20 + number // 12}",

@@ -17,8 +17,8 @@ export IMAGE_CREATED ?= $(shell git log -1 --format=%cI 2>/dev/null)
         migration domain downgrade check-migrations current history \
         images-swarm deploy-swarm rollback-swarm history-swarm bench-swarm \
         test test-unit test-integration test-stack test-fastapi test-fast-routes-off coverage bench bench-capacity \
-        bench-pages bench-overload bench-metrics bench-pool-stress bench-coalescing bench-servers bench-listener bench-deploy \
-        bench-ddl bench-restarts \
+        bench-pages bench-overload bench-metrics bench-pool-stress bench-coalescing bench-servers bench-listener \
+        bench-deploy bench-ddl bench-restarts bench-lanes \
         fault pictures dashboard docs lint format \
         types contracts check audit sbom lock clean
 
@@ -188,6 +188,9 @@ bench-servers: $(READY) ## benchmark servers and parsers of ASGI under Gunicorn,
 
 bench-overload: $(READY) ## benchmark overload: goodput and rejections with 300 and 1,000 clients
 	@$(BIN)/python -m benchmarks.overload $(args)
+
+bench-lanes: $(READY) ## benchmark ordinary readers next to expensive requests; with args="--overload", 5 times overload
+	@$(BIN)/python -m benchmarks.lanes $(args)
 
 bench-listener: $(READY) ## benchmark the listener against plain Uvicorn workers, and the balance of kept clients over time
 	@$(BIN)/python -m benchmarks.listener $(args)

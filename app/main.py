@@ -11,8 +11,9 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.telemetry import TelemetryConfig
 
 from app import registry
+from app.budget.sources import from_settings
 from app.database import Database, PoolOptions, make_engine, warm_up
-from app.database.pool import pool_state
+from app.database.pool import lane_states, pool_state
 from app.domains.auth.service import Authenticator, SignIn, SignInLimits
 from app.domains.auth.tokens import Tokens
 from app.errors import InvalidInput
@@ -68,6 +69,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or load_settings()
     database_url = settings.require_database_url()
     settings.require_secret_key()
+    lanes = from_settings(settings).budget.lanes
     http_metrics = HttpMetrics()
 
     @asynccontextmanager
@@ -79,13 +81,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         engine = make_engine(
             url=database_url,
             application_name=f"headroom:api:{settings.api_replica}:{multiprocess.current_slot()}",
-            pool=PoolOptions(one_per_task=True, **settings.pool_options()),
+            pool=PoolOptions(one_per_task=True, expensive_share=lanes.expensive, **settings.pool_options()),
             observer=pool_metrics,
         )
 
         def publish() -> None:
             if state := pool_state(engine):
                 pool_metrics.publish(state)
+                pool_metrics.publish_lanes(*lane_states(engine))
             http_metrics.publish()
             process_metrics.publish()
             leak_detection.report(engine, settings.db_pool_leak_after)

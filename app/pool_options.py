@@ -25,6 +25,20 @@ class PoolOptions:
     `statement_timeout`, and no limit if the server has none."""
     max_waiters: int = 100
     """Callers that may wait in the queue; further ones are refused at once."""
+    queue_target: float = 0.05
+    """Time in the queue which not even one waiter of a whole `queue_interval` may stay below: then waiters are refused
+    that have waited for twice as long (CoDel)."""
+    queue_interval: float = 1.0
+    """Time after which a queue that stays above `queue_target` counts as overloaded."""
+    expensive_share: float = 1.0
+    """Connections that the expensive lane may use at a time. Less than 1: that share of the time, one connection."""
+    expensive_max_waiters: int = 20
+    """Statements that may wait for the expensive lane; further ones are refused at once."""
+    expensive_timeout: float = 3.0
+    """Deadline of a checkout in the expensive lane: the lane's queue and the pool's included."""
+    expensive_after: float = 0.05
+    """Time a statement holds a connection from which on it may be moved to the expensive lane, if it takes a multiple
+    of all others. 0: none is moved."""
     recycle: int = 3600
     """Age at which a connection is replaced, at the latest. Up to a tenth of it is taken off at random."""
     ping_after: float | None = PING_AFTER

@@ -317,6 +317,44 @@ class Settings(BaseSettings):
         description="Requests per worker that may wait for a connection. Further requests get 503 at once.",
         json_schema_extra=_sets_option("max_waiters"),
     )
+    db_queue_target: float = Field(
+        default=PoolOptions.queue_target,
+        gt=0,
+        description="Seconds that requests may wait for a connection all the time. If every request of "
+        "`DB_QUEUE_INTERVAL` waits longer, requests get 503 that have waited for twice as long (CoDel).",
+        json_schema_extra=_sets_option("queue_target"),
+    )
+    db_queue_interval: float = Field(
+        default=PoolOptions.queue_interval,
+        gt=0,
+        description="Seconds after which a queue whose requests all wait longer than `DB_QUEUE_TARGET` is overloaded.",
+        json_schema_extra=_sets_option("queue_interval"),
+    )
+    db_expensive_share: float | None = Field(
+        default=None,
+        gt=0,
+        description="Connections that a worker uses at a time for expensive statements; less than 1 is a share of the "
+        "time. Default: all cores of the server but one, divided by the workers; 1 if `POSTGRES_CORES` is not set.",
+    )
+    db_expensive_max_waiters: int = Field(
+        default=PoolOptions.expensive_max_waiters,
+        ge=0,
+        description="Expensive statements per worker that may wait. Further ones get 503 at once.",
+        json_schema_extra=_sets_option("expensive_max_waiters"),
+    )
+    db_expensive_timeout: float = Field(
+        default=PoolOptions.expensive_timeout,
+        gt=0,
+        description="Seconds in which an expensive statement must get a connection, or it gets 503.",
+        json_schema_extra=_sets_option("expensive_timeout"),
+    )
+    db_expensive_after: float = Field(
+        default=PoolOptions.expensive_after,
+        ge=0,
+        description="Seconds that a read takes before it may be moved to the expensive lane, if it takes a multiple of "
+        "all other statements and the server is busy. 0: none is moved.",
+        json_schema_extra=_sets_option("expensive_after"),
+    )
     db_pool_recycle: int = Field(
         default=PoolOptions.recycle,
         ge=1,

@@ -17,6 +17,7 @@ Behind PgBouncer there are two:
 A CONNECTION LIMIT of the database or of the API's role adds an inequality of its own.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -91,13 +92,17 @@ class Inequality(NamedTuple):
 
 @dataclass(frozen=True)
 class ApiPools:
-    """The connection pools of all API workers, at the moment of a deploy when old and new replicas run together."""
+    """The connection pools of all API workers, at the moment of a deploy when old and new replicas run together.
+
+    `expensive_share` is the share of the expensive lane if it is set, in connections of a worker.
+    """
 
     replicas: int
     surge: int
     workers: int
     pool_size: int
     max_overflow: int
+    expensive_share: float | None = None
 
     def __post_init__(self) -> None:
         _require_minimum(1, API_REPLICAS=self.replicas, WEB_CONCURRENCY=self.workers, DB_POOL_SIZE=self.pool_size)
@@ -193,6 +198,23 @@ class Pooler:
         )
 
 
+class Lanes(NamedTuple):
+    """The lanes of a worker's pool: the connections that each may use at a time (docs/decisions/0037-lanes.md).
+
+    An `expensive` share less than 1 is a share of the time, of one connection.
+    """
+
+    critical: float
+    normal: float
+    expensive: float
+    formula: str
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """Return the connections by the name of the lane."""
+        return {"critical": self.critical, "normal": self.normal, "expensive": self.expensive}
+
+
 class Suggestion(NamedTuple):
     """The largest pool of a worker that fits. `max_db_connections` is for PgBouncer; None without one."""
 
@@ -214,6 +236,24 @@ class Budget:
     api: ApiPools
     server: Server = Server()
     pooler: Pooler | None = None
+
+    @property
+    def lanes(self) -> Lanes:
+        """Return the lanes of a worker.
+
+        All workers together run as many expensive statements as the server has cores, except one core for the others.
+        """
+        pool = self.api.pool_size + self.api.max_overflow
+        share = self.api.expensive_share
+        if share is not None:
+            formula = f"expensive = DB_EXPENSIVE_SHARE {share:g}"
+        elif self.server.cores is None:
+            share, formula = 1.0, "expensive = 1, because POSTGRES_CORES is not set"
+        else:
+            spare = max(1, self.server.cores - 1)
+            share = spare / self.api.processes
+            formula = f"expensive = {spare} of POSTGRES_CORES {self.server.cores} / {self.api.processes} workers"
+        return Lanes(pool, pool, min(share if share < 1 else math.floor(share), pool), formula)
 
     @property
     def programs(self) -> Sequence[Program]:
@@ -314,10 +354,14 @@ class Budget:
             rows += [(f"  {term.name}", str(term.connections)) for term in each.supplied]
             rows += [("  = supply", str(each.supply))]
             rows += [("  headroom", f"{each.headroom:>6}{'   OVER BUDGET' if each.headroom < 0 else ''}")]
+        rows += [("lanes of a worker", "")]
+        rows += [(f"  {name}", f"{limit:.4g}") for name, limit in self.lanes.limits.items()]
         width = max(len(name) for name, _ in rows)
         # Each formula once: its term can be part of two inequalities.
         formulas = dict.fromkeys(term.formula for each in self.inequalities for term in each.demanded if term.formula)
-        return "\n".join([*(f"{name:<{width}}  {value:>6}".rstrip() for name, value in rows), "", *formulas])
+        return "\n".join(
+            [*(f"{name:<{width}}  {value:>6}".rstrip() for name, value in rows), "", *formulas, self.lanes.formula]
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return the budget for JSON. `demand`, `supply` and `headroom` at the top level are those of the server."""
@@ -339,5 +383,6 @@ class Budget:
                 }
                 for each in self.inequalities
             ],
+            "lanes": self.lanes.limits,
             "warnings": list(self.warnings),
         }

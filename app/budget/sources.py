@@ -68,6 +68,7 @@ def from_settings(settings: Settings) -> BudgetReport:
         workers=settings.web_concurrency,
         pool_size=settings.db_pool_size,
         max_overflow=settings.db_max_overflow,
+        expensive_share=settings.db_expensive_share,
     )
     server = replace(Server(cores=settings.postgres_cores), **_given(settings, "postgres_", _SERVER_LIMITS))
     pooler = None

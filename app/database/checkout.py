@@ -7,6 +7,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 from sqlalchemy.util import greenlet_spawn
 
 from app.database._sqlalchemy import entry_of, pool_of
+from app.database.lanes import current_work
 from app.database.liveness import shut_down
 from app.database.pool import BoundedPool
 
@@ -59,14 +60,21 @@ class Checkout(NamedTuple):
             self.pool.return_from_anywhere(self.record)
 
 
-async def check_out(engine: AsyncEngine) -> Checkout:
-    """Check out a connection of the engine's BoundedPool. Raise PoolExhausted, DatabaseUnavailable."""
+async def check_out(engine: AsyncEngine, work: str = "") -> Checkout:
+    """Check out a connection of the engine's BoundedPool. Raise PoolExhausted, DatabaseUnavailable.
+
+    `work` is the text of the statement that will run, or of one that costs the same: the pool watches its cost.
+    """
     pool: Pool = engine.pool
     assert isinstance(pool, BoundedPool)
-    record = pool.checkout_nowait() or await pool.checkout_queued()
+    record = pool.checkout_nowait(work) or await pool.checkout_queued(work)
     if record is not None:
         return Checkout(pool, record)
-    proxy: Any = await engine.raw_connection()
+    outer = current_work.set(work)
+    try:
+        proxy: Any = await engine.raw_connection()
+    finally:
+        current_work.reset(outer)
     pool_of(proxy).expect_answer(entry_of(proxy))
     # The proxy's own pool: while this caller waited, `dispose()` may have given the engine another one.
     return Checkout(pool_of(proxy), entry_of(proxy), proxy)

@@ -36,13 +36,16 @@ class _Read(NamedTuple):
 class Queue(ABC):
     """The reads of one kind that wait in a worker, and the statements that answer them."""
 
-    def __init__(self, engine: AsyncEngine, most: int | None, forget: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self, engine: AsyncEngine, work: str, most: int | None, forget: Callable[[], object] | None = None
+    ) -> None:
         """Begin an empty queue.
 
-        `most` is how many reads a statement answers; None: all that wait. `forget` is called when nothing is under way
-        and nothing waits.
+        `work` is the text of the statement. `most` is how many reads a statement answers; None: all that wait. `forget`
+        is called when nothing is under way and nothing waits.
         """
         self._engine = engine
+        self._work = work
         self._most = most
         self._forget = forget
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -136,7 +139,7 @@ class Queue(ABC):
         try:
             try:
                 try:
-                    checkout = await check_out(self._engine)
+                    checkout = await check_out(self._engine, self._work)
                 except Exception:
                     # Reads that came later have a deadline of their own.
                     reads = self._take(until=began)
@@ -224,6 +227,7 @@ class KeyQueue(Queue):
     def __init__(
         self,
         engine: AsyncEngine,
+        work: str,
         key_of: Callable[[Any], Any],
         run: Callable[[Checkout, list[Any]], Awaitable[Sequence[Any]]],
         run_alone: Callable[[Any], Awaitable[Any]],
@@ -232,7 +236,7 @@ class KeyQueue(Queue):
         """`run` reads several keys on a connection, and returns it; `run_alone` reads one key."""
         pool = engine.pool
         assert isinstance(pool, BoundedPool)
-        super().__init__(engine, pool.coalesce_max)
+        super().__init__(engine, work, pool.coalesce_max)
         self._key_of = key_of
         self._run_several = run
         self._run_one = run_alone
@@ -313,11 +317,12 @@ class SameReads(Queue):
     def __init__(
         self,
         engine: AsyncEngine,
+        work: str,
         run: Callable[[Checkout], Awaitable[Sequence[Any]]],
         copy_row: Callable[[Any], Any],
         forget: Callable[[], object],
     ) -> None:
-        super().__init__(engine, None, forget)
+        super().__init__(engine, work, None, forget)
         self._run_same = run
         self._copy_row = copy_row
 

@@ -27,6 +27,7 @@ from app.database.by_key import KeyedSelect
 from app.database.checkout import Checkout, check_out
 from app.database.coalescing import KeyQueue, SameReads, several_rows
 from app.database.error_mapping import server_is_leaving, staleness, translate
+from app.database.lanes import EXPENSIVE, current_lane
 from app.database.liveness import is_closed
 from app.database.pool import BoundedPool
 from app.database.result_types import Convert, TypeNotSupported, is_immutable, result_converter
@@ -230,8 +231,9 @@ class FastPath:
 
     def _may_share(self) -> bool:
         # Listeners run in the context of a request, and may set up its connection.
+        # The statement of a declared lane must wait for that lane, with its caller.
         pool = self._pool
-        return pool.coalesce_max > 1 and not pool.has_listeners
+        return pool.coalesce_max > 1 and not pool.has_listeners and current_lane.get() != EXPENSIVE
 
     @property
     def _pool(self) -> BoundedPool:
@@ -266,7 +268,7 @@ class FastPath:
             assert keyed is not None
             return await self._fetch_one(keyed, self.compiled(keyed.one) or compiled, key)
 
-        return KeyQueue(self._engine, statement.key_of, run, run_alone, compiled.copy_row)
+        return KeyQueue(self._engine, compiled.sql, statement.key_of, run, run_alone, compiled.copy_row)
 
     def all(self, statement: CompiledStatement, parameters: Mapping[str, Any]) -> Awaitable[list[Any]]:
         """Return the rows of a read, to be awaited. Equal reads that wait share a statement.
@@ -285,6 +287,7 @@ class FastPath:
         if queue is None:
             queue = same_reads[key] = SameReads(
                 self._engine,
+                statement.sql,
                 partial(self._run_on, statement=statement, parameters=parameters),
                 statement.copy_row,
                 partial(same_reads.pop, key, None),
@@ -298,7 +301,9 @@ class FastPath:
 
         Raise TransientDatabaseError and InvalidInput of the error tree; other driver errors are raised unchanged.
         """
-        return await self._run_on(await check_out(self._engine), statement, parameters, is_second_run=is_second_run)
+        # A write that is slow may wait for a lock or the disk: its cost is not watched.
+        checkout = await check_out(self._engine, statement.sql if self._reads_only else "")
+        return await self._run_on(checkout, statement, parameters, is_second_run=is_second_run)
 
     async def _run_on(
         self,

@@ -20,7 +20,20 @@ from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from app.database._sqlalchemy import close_proxy, entry_of, is_invalidated
+from app.database.costs import CostWatch
 from app.database.deadline import AnswerLimit, checkout_deadline, current_deadline, seconds_left
+from app.database.lanes import (
+    CRITICAL,
+    EXPENSIVE,
+    NORMAL,
+    Lane,
+    LaneName,
+    LaneState,
+    ShedReason,
+    current_lane,
+    current_work,
+    expire,
+)
 from app.database.liveness import SocketProbe, is_closed, ping, shut_down
 from app.database.pool_events import (
     CLOSE_REASON,
@@ -34,6 +47,7 @@ from app.database.pool_events import (
     PoolState,
     slot_info,
 )
+from app.database.wait_queue import ControlledDelay, Shed, WaitQueue
 from app.errors import DatabaseUnavailable, PoolExhausted
 from app.pool_options import PoolOptions
 
@@ -54,6 +68,8 @@ MAX_RETRY_SECONDS = 1.0
 LISTENER_SECONDS = 0.1
 # Share of `recycle` that is taken off at random. Connections that were opened together are not replaced together.
 RECYCLE_JITTER = 0.1
+# Target of a lane's queue, as a share of the lane's time-out.
+TARGETS_PER_TIMEOUT = 6
 # Time between two looks for overdue answers, at most, and as a share of their limit.
 MAX_WATCH_SECONDS = 0.5
 WATCHES_PER_LIMIT = 8
@@ -73,6 +89,9 @@ class BoundedPool(Pool):
     - If no connection is idle and the pool is below its maximum, open one in the background. The caller gets whichever
       is ready first: the new connection or a returned one. A connection that nothing waits for any more is kept.
     - At the maximum, up to `max_waiters` callers queue, first in, first out. Further callers get PoolExhausted at once.
+      In a queue that is overloaded (CoDel), those that have waited too long get it too. Callers of the critical lane
+      come first.
+    - Checkouts in the expensive lane wait for that lane first (docs/decisions/0037-lanes.md).
     - A checkout takes at most `timeout` seconds, ping and connect included. It raises PoolExhausted if no connection
       was returned in time, DatabaseUnavailable if the server did not answer in time. Two exceptions: a ping at the very
       end may take MIN_PING_SECONDS more, and a paused process notices the deadline late.
@@ -109,7 +128,9 @@ class BoundedPool(Pool):
         self._idle: list[ConnectionPoolEntry] = []
         self._shrinking: asyncio.TimerHandle | asyncio.Task[None] | None = None
         # Waiters and their deadlines, in order of arrival. A connection that is being opened is for the first of them.
-        self._waiters: dict[asyncio.Future[ConnectionPoolEntry], float] = {}
+        self._waiters: WaitQueue[ConnectionPoolEntry] = WaitQueue(
+            ControlledDelay(options.queue_target, options.queue_interval)
+        )
         self._opening: set[asyncio.Task[None]] = set()
         self._returning: set[asyncio.Task[None]] = set()
         self._may_open = asyncio.Semaphore(MAX_OPENING)
@@ -122,6 +143,16 @@ class BoundedPool(Pool):
         self._holding_tasks: set[asyncio.Task[Any]] = set()
         self._holders: dict[ConnectionPoolEntry, Holder] = {}
         self._disposed = False
+        # Runs of the normal lane and their seconds.
+        self._runs = 0
+        self._run_seconds = 0.0
+        self._costs = CostWatch(options.expensive_after, options.expensive_share, self._observer.lane_moved)
+        self._lanes = {
+            CRITICAL: self._new_lane(CRITICAL, math.inf, options.max_waiters, options.timeout),
+            EXPENSIVE: self._new_lane(
+                EXPENSIVE, options.expensive_share, options.expensive_max_waiters, options.expensive_timeout
+            ),
+        }
 
     @property
     def state(self) -> PoolState:
@@ -129,6 +160,28 @@ class BoundedPool(Pool):
         idle = len(self._idle)
         options = self._options
         return PoolState(options.size, options.max_overflow, idle, self._occupied - idle, self._waiting)
+
+    @property
+    def lane_states(self) -> list[LaneState]:
+        """Return a snapshot of each lane."""
+        critical, expensive = self._lanes[CRITICAL], self._lanes[EXPENSIVE]
+        waiting = self._waiters.critical
+        maximum = self._options.max_size
+        return [
+            LaneState(CRITICAL, max(0, critical.running - waiting), waiting, maximum),
+            LaneState(
+                NORMAL,
+                max(0, len(self._holders) - critical.running - expensive.running),
+                max(0, self._waiting - waiting),
+                maximum,
+            ),
+            LaneState(EXPENSIVE, expensive.running, expensive.waiting, min(expensive.share, maximum)),
+        ]
+
+    @property
+    def moved_statements(self) -> int:
+        """Return the number of statements that were moved to the expensive lane because of their cost."""
+        return len(self._costs.moved)
 
     @property
     def observer(self) -> PoolObserver:
@@ -232,13 +285,26 @@ class BoundedPool(Pool):
     def connect(self) -> PoolProxiedConnection:
         """Check out a connection. Raise PoolExhausted, DatabaseUnavailable."""
         started = time.monotonic()
-        with checkout_deadline(started + self._options.timeout):
-            connection = super().connect()
-        self._record_acquired(entry_of(connection), started)
+        work = current_work.get()
+        lane = self._lane_of(current_lane.get(), work)
+        timeout = self._options.timeout if lane is None else lane.timeout
+        with checkout_deadline(started + timeout):
+            if lane is not None:
+                self.refuse_second_checkout()
+                lane.enter(current_deadline())
+            try:
+                connection = super().connect()
+            except BaseException:
+                if lane is not None:
+                    lane.leave(0.0)
+                raise
+        self._record_acquired(entry_of(connection), started, math.inf, work, lane)
         return connection
 
-    def checkout_nowait(self) -> ConnectionPoolEntry | None:
+    def checkout_nowait(self, work: str = "") -> ConnectionPoolEntry | None:
         """Check out an idle connection for one statement outside a transaction; None if that needs any wait.
+
+        `work` is the text of the statement, or of one that costs the same.
 
         The entry comes without SQLAlchemy's proxy and greenlet, which saves 28 of 34 us of CPU. The caller must return
         it in every case: no proxy returns it when it is garbage-collected.
@@ -247,17 +313,23 @@ class BoundedPool(Pool):
         if not self._idle or not self._is_ready(self._idle[-1], started):
             return None
         self.refuse_second_checkout()
+        lane = self._lane_of(current_lane.get(), work)
+        if lane is not None and not lane.enter_nowait(started):
+            return None
         record = self._idle.pop()
         self._record_task(record)
-        self._record_acquired(record, started, self._answer_limit.seconds)
+        self._record_acquired(record, started, self._answer_limit.seconds, work, lane)
         return record
 
-    async def checkout_queued(self) -> ConnectionPoolEntry | None:
+    async def checkout_queued(self, work: str = "") -> ConnectionPoolEntry | None:
         """Check out like `checkout_nowait()`, after a wait for a connection that another caller returns.
 
-        Return None below the maximum, where a connection must be opened. Raise PoolExhausted, DatabaseUnavailable.
+        Return None below the maximum, where a connection must be opened, and in another lane than the normal one. Raise
+        PoolExhausted, DatabaseUnavailable.
         """
         if self._idle or self._occupied < self._options.max_size or self.has_listeners:
+            return None
+        if self._lane_of(current_lane.get(), work) is not None:
             return None
         self.refuse_second_checkout()
         started = time.monotonic()
@@ -266,7 +338,7 @@ class BoundedPool(Pool):
             if not self._is_ready(record, time.monotonic()):
                 record = await greenlet_spawn(self._get_usable, started, record)
         self._record_task(record)
-        self._record_acquired(record, started, self._answer_limit.seconds)
+        self._record_acquired(record, started, self._answer_limit.seconds, work, None)
         return record
 
     def return_nowait(self, record: ConnectionPoolEntry) -> bool:
@@ -284,6 +356,20 @@ class BoundedPool(Pool):
         # Marked as reset: a rollback would do nothing with asyncpg, and cost a round trip with psycopg.
         close_proxy(connection, transaction_reset=True)
         return True
+
+    def _new_lane(self, name: LaneName, share: float, max_waiters: int, timeout: float) -> Lane:
+        # A statement of a lane may take much longer than the target of the pool's queue.
+        delay = ControlledDelay(timeout / TARGETS_PER_TIMEOUT, self._options.queue_interval)
+        return Lane(name, share, max_waiters, timeout, delay, self._observer.lane_shed, self._others_are_busy)
+
+    def _others_are_busy(self) -> bool:
+        return self._costs.others_are_busy
+
+    def _lane_of(self, name: LaneName, work: str) -> Lane | None:
+        """Return the lane of a checkout; None for the normal one, which has no limit of its own."""
+        if name == NORMAL:
+            return self._lanes[EXPENSIVE] if work in self._costs.moved else None
+        return self._lanes[name]
 
     def _is_ready(self, record: ConnectionPoolEntry, now: float) -> bool:
         """Return True if the connection needs no event hook, no ping and no recycling."""
@@ -318,16 +404,27 @@ class BoundedPool(Pool):
             self._holding_tasks.add(task)
             slot_info(record)[_TASK] = task
 
-    def _record_acquired(self, record: ConnectionPoolEntry, started: float, answer_within: float = math.inf) -> None:
+    def _record_acquired(
+        self, record: ConnectionPoolEntry, started: float, answer_within: float, work: str, lane: Lane | None
+    ) -> None:
         now = time.monotonic()
-        self._holders[record] = Holder(now, copy_context(), now + answer_within)
+        self._holders[record] = Holder(now, copy_context(), now + answer_within, work, lane)
         if self._watch is None:
             self._schedule_watch()
         self._observer.acquired(now - started)
 
     def _record_released(self, record: ConnectionPoolEntry) -> None:
         if (holder := self._holders.pop(record, None)) is not None:
-            self._observer.released(time.monotonic() - holder.since)
+            seconds = time.monotonic() - holder.since
+            self._observer.released(seconds)
+            if holder.lane is None:
+                self._runs += 1
+                self._run_seconds += seconds
+                if seconds >= self._costs.after or holder.work in self._costs.suspects:
+                    self._costs.add(holder.work, seconds)
+            else:
+                self._costs.add_moved(holder.work, seconds)
+                holder.lane.leave(seconds)
         if self._options.one_per_task:
             self._holding_tasks.discard(slot_info(record).pop(_TASK, None))
 
@@ -349,6 +446,8 @@ class BoundedPool(Pool):
     def _end_overdue_waits(self) -> None:
         """Shut down the connections whose answer is overdue. One timer for all: setting it costs a request nothing."""
         now = time.monotonic()
+        running = [(each.work, now - each.since) for each in self._holders.values() if each.lane is None]
+        self._costs.review(now, self._runs, self._run_seconds, running)
         # After a pause of the process, the answer may have arrived, and the driver has yet to read it.
         if now - self._watch_at < MAX_WATCH_SECONDS:
             for record, holder in tuple(self._holders.items()):
@@ -478,12 +577,17 @@ class BoundedPool(Pool):
                 return await_only(self._wait(open_one=True))
             except TimeoutError:
                 raise DatabaseUnavailable("cannot connect: the server did not answer in time") from None
+            except Shed:
+                raise self._overloaded() from None
         return await_only(self._queue())
 
     async def _queue(self) -> ConnectionPoolEntry:
         """Wait for the first connection that is returned or opened, if the queue is not full."""
-        if self._waiting >= self._options.max_waiters:
+        # The critical lane has a queue of its own length.
+        waiting = self._waiters.critical if current_lane.get() == CRITICAL else self._waiting - self._waiters.critical
+        if waiting >= self._options.max_waiters:
             self._observer.rejected()
+            self._shed("full")
             raise PoolExhausted(f"no connection, and the queue is full ({self.state})")
         self._observer.queued()
         since = time.monotonic()
@@ -491,18 +595,32 @@ class BoundedPool(Pool):
             return await self._wait()
         except TimeoutError:
             self._observer.timed_out()
-            raise PoolExhausted(f"no connection after {self._options.timeout:.1f} s ({self.state})") from None
+            self._shed("timeout")
+            raise PoolExhausted(f"no connection after {time.monotonic() - since:.1f} s ({self.state})") from None
+        except Shed:
+            raise self._overloaded() from None
         finally:
             self._observer.dequeued(time.monotonic() - since)
+
+    def _overloaded(self) -> PoolExhausted:
+        self._shed("overload")
+        return PoolExhausted(
+            f"no connection: for {self._options.queue_interval:g} s, every request has waited longer than"
+            f" {self._options.queue_target:g} s ({self.state})"
+        )
+
+    def _shed(self, reason: ShedReason) -> None:
+        self._observer.lane_shed(current_lane.get(), reason)
 
     async def _wait(self, *, open_one: bool = False) -> ConnectionPoolEntry:
         """Wait in the queue. Raise TimeoutError at the deadline, or the error of a failed connect."""
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[ConnectionPoolEntry] = loop.create_future()
-        self._waiters[waiter] = current_deadline()
+        is_critical = current_lane.get() == CRITICAL
+        self._waiters.add(waiter, time.monotonic(), current_deadline(), is_critical=is_critical)
         if open_one:
             self._open(waiter)
-        expiry = loop.call_later(seconds_left(), _expire, waiter)
+        expiry = loop.call_later(seconds_left(), expire, waiter)
         try:
             return await waiter
         except asyncio.CancelledError:
@@ -512,16 +630,12 @@ class BoundedPool(Pool):
             raise
         finally:
             expiry.cancel()
-            self._waiters.pop(waiter, None)
+            self._waiters.discard(waiter)
 
     def _pop_waiter(self) -> "asyncio.Future[ConnectionPoolEntry] | None":
         """Remove the first waiter from the queue and return it."""
-        while self._waiters:
-            waiter = next(iter(self._waiters))
-            del self._waiters[waiter]
-            if not waiter.done():
-                return waiter
-        return None
+        # Time that a connection takes to open is no sign of overload.
+        return self._waiters.pop(time.monotonic(), may_shed=not self._opening) if self._waiters else None
 
     def _open(self, waiter: asyncio.Future[ConnectionPoolEntry]) -> None:
         """Start opening a connection in a free slot."""
@@ -553,7 +667,7 @@ class BoundedPool(Pool):
 
     async def _open_now(self) -> ConnectionPoolEntry | None:
         """Open a connection. If that fails, tell those that wait for it now, and return None."""
-        waiting = dict(self._waiters)
+        waiting = self._waiters.deadlines()
         deadline = max(waiting.values())
 
         def create() -> ConnectionPoolEntry:
@@ -662,6 +776,12 @@ def pool_state(engine: AsyncEngine) -> PoolState | None:
     return pool.state if isinstance(pool, BoundedPool) else None
 
 
+def lane_states(engine: AsyncEngine) -> tuple[list[LaneState], int]:
+    """Return a snapshot of the lanes, and the number of statements that were moved because of their cost."""
+    pool: Pool = engine.pool
+    return (pool.lane_states, pool.moved_statements) if isinstance(pool, BoundedPool) else ([], 0)
+
+
 def leak_suspects(engine: AsyncEngine, after: float) -> list[tuple[float, Holder]]:
     """Return `BoundedPool.leak_suspects()` of the engine's current pool."""
     pool: Pool = engine.pool
@@ -673,8 +793,3 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
-
-
-def _expire(waiter: asyncio.Future[ConnectionPoolEntry]) -> None:
-    if not waiter.done():
-        waiter.set_exception(TimeoutError())

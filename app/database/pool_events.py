@@ -14,6 +14,8 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from app.database.costs import Direction
+from app.database.lanes import Lane, LaneName, ShedReason
 from app.database.liveness import SocketProbe
 
 CloseReason = Literal[
@@ -93,6 +95,12 @@ class PoolObserver(Protocol):
     def rejected(self) -> None:
         """Record a caller that was refused because the queue was full."""
 
+    def lane_shed(self, lane: LaneName, reason: ShedReason) -> None:
+        """Record a caller that was refused because its lane had no room, or the pool no connection."""
+
+    def lane_moved(self, direction: Direction) -> None:
+        """Record a statement that was moved to the expensive lane because of its cost, or back."""
+
     def coalesced(self, reads: int, seconds: float) -> None:
         """Record a statement that answers this many reads, and the longest time that one of them has waited."""
 
@@ -120,6 +128,7 @@ class NullObserver:
 
     def _ignore(self, *_: object) -> None: ...
 
+    lane_shed = lane_moved = _ignore
     acquired = released = queued = dequeued = timed_out = rejected = coalesced = _ignore
     opened = open_failed = pinged = closed = invalidated = leaked = _ignore
 
@@ -135,6 +144,10 @@ class Holder:
     context: Context
     answer_due: float = math.inf
     """Deadline of the answer that the holder waits for."""
+    work: str = ""
+    """The text of the statement, if it is known."""
+    lane: Lane | None = None
+    """The lane, if that is not the normal one."""
     reported: bool = False
 
 

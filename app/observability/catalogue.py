@@ -7,6 +7,8 @@ a worker's gauges.
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
+from app.database.costs import DIRECTIONS
+from app.database.lanes import LANES, SHED_REASONS
 from app.database.pool_events import CLOSE_REASONS, IDLE, INVALIDATION_CAUSES, USED
 
 # Why the server ends the connection of a client (app/server/protocol.py).
@@ -77,6 +79,33 @@ POOL_TIMEOUTS = MetricSpec(
 )
 POOL_REJECTIONS = MetricSpec(
     "db_pool_rejections_total", "counter", "Requests that were rejected because the queue was full.", ("pool",)
+)
+LANE_RUNNING = MetricSpec(
+    "db_lane_running", "gauge", f"Connections in use by lane: {', '.join(LANES)}.", ("pool", "lane")
+)
+LANE_WAITING = MetricSpec(
+    "db_lane_waiting", "gauge", "Requests that wait for the lane or, in the lane, for a connection.", ("pool", "lane")
+)
+LANE_LIMIT = MetricSpec(
+    "db_lane_limit",
+    "gauge",
+    "Connections of a worker that the lane may use at a time; less than 1 is a share of the time.",
+    ("pool", "lane"),
+)
+LANE_SHED = MetricSpec(
+    "db_lane_shed_total",
+    "counter",
+    f"Checkouts that were refused, by lane and by reason: {', '.join(SHED_REASONS)}.",
+    ("pool", "lane", "reason"),
+)
+LANE_MOVES = MetricSpec(
+    "db_lane_moves_total",
+    "counter",
+    f"Statements moved to another lane because of their cost, by the lane that they went to: {', '.join(DIRECTIONS)}.",
+    ("pool", "to"),
+)
+LANE_MOVED = MetricSpec(
+    "db_lane_moved_statements", "gauge", "Statements in the expensive lane because of their cost.", ("pool",)
 )
 POOL_COALESCED_READS = MetricSpec(
     "db_pool_coalesced_reads_total", "counter", "Reads that were answered by a statement for waiting reads.", ("pool",)

@@ -1,7 +1,10 @@
 """Pool metrics of this process: the pool notifies them of events, and a heartbeat publishes its gauges."""
 
+from collections.abc import Iterable
 from itertools import product
 
+from app.database.costs import DIRECTIONS, Direction
+from app.database.lanes import LANES, SHED_REASONS, LaneName, LaneState, ShedReason
 from app.database.pool_events import (
     CLOSE_REASONS,
     IDLE,
@@ -40,6 +43,11 @@ class PoolMetrics:
         self._count_coalesced = incrementer(counter(catalogue.POOL_COALESCED_STATEMENTS).labels(pool))
         self._count_reads = counter(catalogue.POOL_COALESCED_READS).labels(pool).inc
         self._observe_coalesced = observer(histogram(catalogue.POOL_COALESCE_WAIT).labels(pool))
+        self._shed = {
+            (lane, reason): counter(catalogue.LANE_SHED).labels(pool, lane, reason)
+            for lane, reason in product(LANES, SHED_REASONS)
+        }
+        self._moves = {direction: counter(catalogue.LANE_MOVES).labels(pool, direction) for direction in DIRECTIONS}
         self._closed = {reason: counter(catalogue.POOL_CLOSED).labels(pool, reason) for reason in CLOSE_REASONS}
         self._invalidated = {
             (kind, cause): counter(catalogue.POOL_INVALIDATIONS).labels(pool, kind, cause)
@@ -56,6 +64,22 @@ class PoolMetrics:
         gauge(catalogue.POOL_CONNECTIONS_IDLE_MIN).labels(pool).set(0)
         gauge(catalogue.POOL_CONNECTIONS_OVERFLOW).labels(pool).set(state.overflow)
         gauge(catalogue.POOL_PENDING_REQUESTS).labels(pool).set(state.waiting)
+
+    def publish_lanes(self, lanes: Iterable[LaneState], moved: int) -> None:
+        """Set the gauges of the lanes to a snapshot. `moved` is the number of statements that were moved."""
+        for name, running, waiting, limit in lanes:
+            gauge(catalogue.LANE_RUNNING).labels(self._pool, name).set(running)
+            gauge(catalogue.LANE_WAITING).labels(self._pool, name).set(waiting)
+            gauge(catalogue.LANE_LIMIT).labels(self._pool, name).set(limit)
+        gauge(catalogue.LANE_MOVED).labels(self._pool).set(moved)
+
+    def lane_shed(self, lane: LaneName, reason: ShedReason) -> None:
+        """Record a refused checkout."""
+        self._shed[lane, reason].inc()
+
+    def lane_moved(self, direction: Direction) -> None:
+        """Record a statement that was moved because of its cost."""
+        self._moves[direction].inc()
 
     def acquired(self, seconds: float) -> None:
         """Record a checkout."""

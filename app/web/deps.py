@@ -14,13 +14,14 @@ With FastAPI's default scope the application refuses to start (`route_checks.py`
 its first request: `RequestMiddleware` does not send a response while its transaction is open.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from app.database import Database, ReadSession, StatementSession, WriteSession
+from app.database.lanes import LANES, LaneName, in_lane
 from app.web.operation import outer_application
 
 
@@ -66,3 +67,23 @@ WriteDb = Annotated[WriteSession, Depends(get_db, scope="function")]
 ReadDb = Annotated[ReadSession, Depends(get_read_db)]
 StatementDb = Annotated[StatementSession, Depends(get_statement_db)]
 DatabaseDep = Annotated[Database, Depends(get_database)]
+
+
+def lane(name: LaneName) -> Any:
+    """Return a dependency that puts a route into a lane: `@router.get("/report", dependencies=[lane("expensive")])`.
+
+    Every connection that the route checks out belongs to the lane, those of its other dependencies included.
+    """
+    return Depends(_LANES[name])
+
+
+def _lane_dependency(name: LaneName) -> Callable[[], AsyncIterator[None]]:
+    async def enter() -> AsyncIterator[None]:
+        with in_lane(name):
+            yield
+
+    return enter
+
+
+# One function for each lane, so that FastAPI runs it once in a request.
+_LANES = {name: _lane_dependency(name) for name in LANES}

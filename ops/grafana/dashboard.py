@@ -186,6 +186,18 @@ def pools() -> Iterator[timeseries.Panel]:
         unit="reqps",
     )
     yield timeseries_panel(
+        "Lanes",
+        "Checkouts that run and wait, by lane. Statements of the lane expensive wait for their own kind.",
+        (f"sum by (lane) (db_lane_running{{{SELECTED}}})", "running: {{lane}}"),
+        (f"sum by (lane) (db_lane_waiting{{{SELECTED}}})", "waiting: {{lane}}"),
+    )
+    yield timeseries_panel(
+        "Lanes: refused",
+        "Refused checkouts per second, by lane and reason. The clients got 503.",
+        (rate("db_lane_shed_total", "lane, reason"), "{{lane}}: {{reason}}"),
+        unit="reqps",
+    )
+    yield timeseries_panel(
         "Closed",
         "Connections closed or invalidated per second, by reason.",
         (rate("db_pool_closed_total", "reason"), "{{reason}}"),

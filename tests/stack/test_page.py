@@ -106,6 +106,12 @@ def document(state: str) -> dict[str, Any]:
             {"key": "create", "p50": None, "p99": None, "per_second": None},
             {"key": "ping", "p50": 0.0004, "p99": 0.002, "per_second": 0.4},
         ],
+        "lanes": [
+            {"name": "critical", "running": 0, "waiting": 0, "limit": 60, "shed_per_second": 0.0},
+            {"name": "normal", "running": used, "waiting": pending, "limit": 60, "shed_per_second": 0.0},
+            {"name": "expensive", "running": 1, "waiting": 3, "limit": 1.0, "shed_per_second": 0.4},
+        ],
+        "moved_statements": 4,
         "coalescing": {"reads_per_second": 1204.0, "statements_per_second": 96.0},
         "history": {
             "time": [now - 600 + 2 * point for point in points],

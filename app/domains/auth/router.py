@@ -11,6 +11,7 @@ from app.domains.auth.errors import InvalidCredentials
 from app.domains.auth.schemas import Token
 from app.domains.auth.service import SignIn
 from app.errors import InvalidInput, ServerBusy, TooManyAttempts
+from app.web.deps import lane
 from app.web.problems import DATABASE_ERRORS, problem_responses
 
 logger = logging.getLogger(__name__)
@@ -20,7 +21,11 @@ router = APIRouter(prefix="/auth", tags=["auth"])
 UNKNOWN_ADDRESS = "unknown"
 
 
-@router.post("/token", responses=problem_responses(InvalidCredentials, TooManyAttempts, ServerBusy, *DATABASE_ERRORS))
+@router.post(
+    "/token",
+    responses=problem_responses(InvalidCredentials, TooManyAttempts, ServerBusy, *DATABASE_ERRORS),
+    dependencies=[lane("critical")],
+)
 async def create_token(
     form: Annotated[OAuth2PasswordRequestForm, Depends()], request: Request, response: Response
 ) -> Token:

@@ -203,6 +203,16 @@ function renderConditions(conditions) {
   );
 }
 
+/** Describe the lanes: what runs, what waits, and what was refused. */
+function renderLanes(lanes, moved) {
+  const texts = lanes.map((lane) => {
+    const refused = lane.shed_per_second ? `, ${formatRate(lane.shed_per_second)} refused per second` : "";
+    return `${lane.name} ${lane.running} running of ${lane.limit}, ${lane.waiting} waiting${refused}`;
+  });
+  const because = moved ? ` In all workers, ${plural(moved, "statement is", "statements are")} expensive by their cost.` : "";
+  setText($("lanes"), `Lanes: ${texts.join("; ")}.${because}`);
+}
+
 function renderDurations(durations, coalescing) {
   setText(
     $("coalescing"),
@@ -364,6 +374,7 @@ function render(data) {
   renderLimits(data.limits);
   renderConditions(data.conditions);
   renderDurations(data.durations, data.coalescing);
+  renderLanes(data.lanes, data.moved_statements);
   renderWorkers(data.workers, data.pools, data.server, data.time);
   renderCharts(data.history, data.pools);
   const failing = data.collectors.filter((collector) => !collector.success).map((collector) => collector.name);

@@ -17,6 +17,7 @@ SLOW_WAIT_SECONDS = 0.5
 DISAGREEMENT_SECONDS = 120.0
 RECENT_SECONDS = 300.0
 LEAKS_SECONDS = 900.0
+SHEDDING_SECONDS = 120.0
 FLAPPING_SECONDS = 600.0
 FLAPPING_STARTS = 2
 MISSED_BACKUPS = 2
@@ -135,6 +136,14 @@ def _any_within(seconds: float, spec: catalogue.MetricSpec) -> Evaluate:
         return _firing_if(number > 0, f"{number:.0f} in {seconds / 60:.0f} minutes")
 
     return evaluate
+
+
+def _lane_sheds(snapshots: Sequence[Snapshot]) -> Evaluation:
+    recent = since(snapshots, SHEDDING_SECONDS)
+    lanes = {labels["lane"] for labels, _ in snapshots[-1].select(catalogue.LANE_SHED)}
+    numbers = {lane: increase(recent, catalogue.LANE_SHED, lane=lane) for lane in sorted(lanes)}
+    shedding = [f"{lane} {number:.0f}" for lane, number in numbers.items() if number > 0]
+    return _firing_if(bool(shedding), f"{', '.join(shedding) or 0} in {SHEDDING_SECONDS / 60:.0f} minutes")
 
 
 def _worker_flapping(snapshots: Sequence[Snapshot]) -> Evaluation:
@@ -275,6 +284,13 @@ CONDITIONS = (
         "critical",
         "Clients get 503 at once. Shed load, or find the requests that hold the connections.",
         _any_within(RECENT_SECONDS, catalogue.POOL_REJECTIONS),
+    ),
+    Condition(
+        "LaneSheds",
+        "A lane of the pools refuses checkouts",
+        "warning",
+        "Clients get 503. The API's log names the statements that were moved to the lane expensive.",
+        _lane_sheds,
     ),
     Condition(
         "PoolConnectErrors",

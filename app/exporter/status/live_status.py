@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from app.budget.model import Inequality
+from app.database.lanes import LANES
 from app.database.pool_events import IDLE, USED
 from app.exporter.collectors.budget import BudgetCollector
 from app.exporter.scraper import CollectorResult, Scraper
@@ -40,6 +41,11 @@ _KEPT = frozenset(
         catalogue.POOL_CONNECTIONS_OVERFLOW,
         catalogue.POOL_PENDING_REQUESTS,
         catalogue.POOL_CHECKOUTS,
+        catalogue.LANE_RUNNING,
+        catalogue.LANE_WAITING,
+        catalogue.LANE_LIMIT,
+        catalogue.LANE_SHED,
+        catalogue.LANE_MOVED,
         catalogue.POOL_COALESCED_READS,
         catalogue.POOL_COALESCED_STATEMENTS,
         catalogue.POOL_TIMEOUTS,
@@ -132,6 +138,8 @@ class LiveStatus:
             "server": _server(now),
             "workers": _workers(now),
             "durations": [_duration(recent, key, spec) for key, spec in _DURATIONS.items()],
+            "lanes": [_lane(recent, name) for name in LANES],
+            "moved_statements": _total(now, catalogue.LANE_MOVED),
             "coalescing": {
                 "reads_per_second": _rate(recent, catalogue.POOL_COALESCED_READS),
                 "statements_per_second": _rate(recent, catalogue.POOL_COALESCED_STATEMENTS),
@@ -223,6 +231,19 @@ def _pools(now: Snapshot) -> dict[str, int]:
         "pending": _total(now, catalogue.POOL_PENDING_REQUESTS),
         "max": _total(now, catalogue.POOL_CONNECTIONS_MAX),
         "size": _total(now, catalogue.POOL_CONNECTIONS_IDLE_MAX),
+    }
+
+
+def _lane(snapshots: Sequence[Snapshot], name: str) -> dict[str, Any]:
+    now = snapshots[-1]
+    seconds = now.time - snapshots[0].time
+    shed = increase(snapshots, catalogue.LANE_SHED, lane=name)
+    return {
+        "name": name,
+        "running": _total(now, catalogue.LANE_RUNNING, lane=name),
+        "waiting": _total(now, catalogue.LANE_WAITING, lane=name),
+        "limit": round(now.total(catalogue.LANE_LIMIT, lane=name), 2),
+        "shed_per_second": shed / seconds if seconds else 0.0,
     }
 
 

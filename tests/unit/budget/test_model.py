@@ -171,6 +171,34 @@ def test_inequality_sums_are_those_of_its_named_terms(budget: Budget) -> None:
     assert bool(budget.exceeded) == bool(budget.complaints) == (not budget.as_dict()["ok"])
 
 
+@pytest.mark.parametrize(
+    ("cores", "workers", "set_share", "expected"),
+    [
+        pytest.param(None, 4, None, 1, id="unknown cores"),
+        pytest.param(2, 4, None, 0.25, id="one core to spare for four workers"),
+        pytest.param(1, 4, None, 0.25, id="no core to spare"),
+        pytest.param(9, 4, None, 2, id="two cores for each worker"),
+        pytest.param(12, 4, None, 2, id="whole connections"),
+        pytest.param(128, 4, None, 15, id="never more than the pool"),
+        pytest.param(2, 4, 3.0, 3, id="set"),
+    ],
+)
+def test_expensive_lane_has_the_cores_to_spare(
+    cores: int | None, workers: int, set_share: float | None, expected: float
+) -> None:
+    budget = Budget(replace(API, workers=workers, expensive_share=set_share), Server(cores=cores))
+
+    assert budget.lanes.limits == {"critical": 15, "normal": 15, "expensive": expected}
+    assert budget.as_dict()["lanes"] == budget.lanes.limits
+    assert budget.table().splitlines()[-1] == budget.lanes.formula
+    [line] = [line.split() for line in budget.table().splitlines() if line.startswith("  expensive")]
+    assert line == ["expensive", f"{expected:g}"]
+
+
+def test_surge_of_a_deploy_shares_the_cores_too() -> None:
+    assert Budget(replace(API, surge=1), Server(cores=5)).lanes.expensive == 0.5
+
+
 def test_more_connections_than_cores_can_use_are_a_warning() -> None:
     budget = Budget(API, Server(cores=4))
 

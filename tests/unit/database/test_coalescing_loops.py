@@ -16,7 +16,7 @@ class _Reads(SameReads):
 
 def test_read_of_an_ended_loop_is_not_counted_in_the_next_one() -> None:
     async def new() -> _Reads:
-        return _Reads(Any, Any, Any, lambda: None)  # type: ignore[arg-type]
+        return _Reads(Any, "SELECT 1", Any, Any, lambda: None)  # type: ignore[arg-type]
 
     async def wait() -> Any:
         await asyncio.get_running_loop().create_future()

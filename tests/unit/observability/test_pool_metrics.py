@@ -1,6 +1,9 @@
+from itertools import product
+
 import pytest
 from prometheus_client import REGISTRY
 
+from app.database.lanes import LANES, SHED_REASONS, LaneState
 from app.database.pool_events import CLOSE_REASONS, INVALIDATION_CAUSES, INVALIDATION_KINDS, PoolObserver, PoolState
 from app.observability.pool_metrics import PoolMetrics
 
@@ -52,6 +55,24 @@ def test_pool_event_updates_its_metrics(event: str, arguments: tuple[float, ...]
     getattr(observer, event)(*arguments)
 
     assert {name: sample(name, pool=pool) for name in expected} == expected
+
+
+def test_lanes_are_published_and_counted() -> None:
+    observer = PoolMetrics("lanes")
+    for lane, reason in product(LANES, SHED_REASONS):
+        assert sample("db_lane_shed_total", pool="lanes", lane=lane, reason=reason) == 0
+
+    observer.lane_shed("expensive", "overload")
+    observer.lane_moved("expensive")
+    observer.publish_lanes([LaneState("expensive", 1, 7, 0.25)], moved=2)
+
+    expensive = {"pool": "lanes", "lane": "expensive"}
+    assert sample("db_lane_shed_total", **expensive, reason="overload") == 1
+    assert sample("db_lane_moves_total", pool="lanes", to="expensive") == 1
+    assert sample("db_lane_moves_total", pool="lanes", to="normal") == 0
+    gauges = [sample(f"db_lane_{name}", **expensive) for name in ("running", "waiting", "limit")]
+    assert gauges == [1, 7, 0.25]
+    assert sample("db_lane_moved_statements", pool="lanes") == 2
 
 
 def test_pool_event_with_a_cause_updates_the_series_of_that_cause() -> None:

@@ -73,6 +73,13 @@ def connections(on_server: Value, in_pools: Value) -> Samples:
     }
 
 
+def sheds(before: float, after: float) -> Samples:
+    return {
+        series(catalogue.LANE_SHED, replica="a", lane="expensive", reason="full"): (before, after),
+        series(catalogue.LANE_SHED, replica="a", lane="normal", reason="full"): (7, 7),
+    }
+
+
 def backup_ages(full: float, any_type: float) -> Samples:
     return {
         series(catalogue.BACKUP_AGE, type="full"): full,
@@ -99,6 +106,7 @@ CASES: dict[str, tuple[Samples, Samples]] = {
     "PoolWaitSlow": (waits(98), waits(99)),
     "PoolTimeouts": (counter(catalogue.POOL_TIMEOUTS, 7, 8), counter(catalogue.POOL_TIMEOUTS, 7, 7)),
     "PoolRejections": (counter(catalogue.POOL_REJECTIONS, 7, 8), counter(catalogue.POOL_REJECTIONS, 7, 7)),
+    "LaneSheds": (sheds(3, 4), sheds(3, 3)),
     "PoolConnectErrors": (counter(catalogue.POOL_CONNECT_ERRORS, 0, 1), counter(catalogue.POOL_CONNECT_ERRORS, 1, 1)),
     "PoolLeakSuspects": (counter(catalogue.POOL_LEAKS, 0, 1), counter(catalogue.POOL_LEAKS, 1, 1)),
     "WorkerFlapping": (starts(9), starts(8)),

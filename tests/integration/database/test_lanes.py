@@ -1,0 +1,183 @@
+"""Lanes on a real PostgreSQL server: an expensive lane cannot take all connections."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy import URL, Text, cast, literal, select, update
+
+from app.database import Database, PoolOptions, make_engine
+from app.database.lanes import CRITICAL, EXPENSIVE, LaneState, in_lane
+from app.domains.users.models import User
+from app.errors import PoolExhausted
+from tests.integration.database.helpers import PID, SLEEP, change_options, checked_out, pool_of, state, wait_until
+
+NewDatabase = Callable[..., AbstractAsyncContextManager[Database]]
+QUICK = select(literal(1).label("one"), cast(literal("quick"), Text()).label("name"))
+MINUTE = 60.0
+
+
+@pytest.fixture
+def new_database(database_url: URL) -> NewDatabase:
+    """Create databases with pools of their own, of two connections and timeouts that never matter."""
+
+    @asynccontextmanager
+    async def new(**options: Any) -> AsyncIterator[Database]:
+        options = {"size": 2, "max_overflow": 0, "timeout": MINUTE, "expensive_timeout": MINUTE} | options
+        engine = make_engine(url=database_url, application_name="headroom:lanes", pool=PoolOptions(**options))
+        try:
+            yield Database(engine)
+        finally:
+            await engine.dispose()
+
+    return new
+
+
+def lane(database: Database, name: str) -> LaneState:
+    [found] = [each for each in pool_of(database).lane_states if each.name == name]
+    return found
+
+
+async def expensive(database: Database, seconds: float = MINUTE) -> None:
+    with in_lane(EXPENSIVE):
+        await database.read.first(SLEEP, seconds=seconds)
+
+
+async def end(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_expensive_lane_leaves_a_connection_to_the_others(new_database: NewDatabase) -> None:
+    async with new_database() as database:
+        noisy = [asyncio.create_task(expensive(database)) for _ in range(10)]
+        await wait_until(lambda: lane(database, EXPENSIVE).running == 1, *noisy)
+        await wait_until(lambda: lane(database, EXPENSIVE).waiting == 9, *noisy)
+
+        for _ in range(20):
+            assert await database.read.first(PID)
+            assert lane(database, EXPENSIVE)[1:3] == (1, 9)
+        async with database.write() as session:
+            assert await session.scalar(PID)
+
+        await end(noisy)
+        assert lane(database, EXPENSIVE)[1:3] == (0, 0)
+        await wait_until(lambda: state(database).used == 0)
+
+
+async def test_each_kind_of_session_waits_for_the_lane(new_database: NewDatabase) -> None:
+    async def write(database: Database) -> None:
+        with in_lane(EXPENSIVE):
+            async with database.write() as session:
+                await session.execute(QUICK)
+
+    async def read(database: Database) -> None:
+        with in_lane(EXPENSIVE):
+            await database.read.all(QUICK)
+
+    async with new_database() as database:
+        await asyncio.gather(read(database), database.read.first(PID))  # opens both connections
+        noisy = [asyncio.create_task(expensive(database))]
+        await wait_until(lambda: lane(database, EXPENSIVE).running == 1, *noisy)
+        waiting = [asyncio.create_task(each(database)) for each in (write, read)]
+        await wait_until(lambda: lane(database, EXPENSIVE).waiting == 2, *noisy, *waiting)
+
+        await end(noisy)
+        await asyncio.gather(*waiting)
+
+        assert lane(database, EXPENSIVE)[1:3] == (0, 0)
+
+
+async def test_lane_beyond_its_queue_refuses_and_names_itself(new_database: NewDatabase) -> None:
+    async with new_database(expensive_max_waiters=1) as database:
+        noisy = [asyncio.create_task(expensive(database)) for _ in range(2)]
+        await wait_until(lambda: lane(database, EXPENSIVE).waiting == 1, *noisy)
+
+        with pytest.raises(PoolExhausted, match="lane expensive"):
+            await expensive(database)
+
+        await end(noisy)
+
+
+async def test_failed_statement_leaves_its_lane(new_database: NewDatabase) -> None:
+    async with new_database() as database:
+        for _ in range(3):
+            with pytest.raises(Exception, match="division by zero"):
+                await failing(database)
+
+        assert lane(database, EXPENSIVE).running == 0
+        await expensive(database, 0)
+
+
+async def failing(database: Database) -> None:
+    with in_lane(EXPENSIVE):
+        await database.read.first(select((literal(1) / literal(0)).label("broken")))
+
+
+async def test_critical_checkout_overtakes_a_full_queue(new_database: NewDatabase) -> None:
+    served: list[str] = []
+
+    async def check_out(name: str) -> None:
+        async with checked_out(database):
+            served.append(name)
+
+    async with new_database(size=1, max_waiters=2) as database:
+        async with checked_out(database):
+            normal = [asyncio.create_task(check_out(name)) for name in ("first", "second")]
+            await wait_until(lambda: state(database).waiting == 2, *normal)
+            with in_lane(CRITICAL):
+                critical = asyncio.create_task(check_out("critical"))
+            await wait_until(lambda: lane(database, CRITICAL).waiting == 1, critical)
+        await asyncio.gather(*normal, critical)
+
+        assert served == ["critical", "first", "second"]
+        assert lane(database, CRITICAL)[1:3] == (0, 0)
+
+
+async def test_cost_of_a_write_is_not_watched(new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched: list[str] = []
+    async with new_database() as database:
+        pool = pool_of(database)
+        checkout = pool.checkout_nowait
+
+        def watch(work: str = "") -> Any:
+            watched.append(work)
+            return checkout(work)
+
+        monkeypatch.setattr(pool, "checkout_nowait", watch)
+        await database.read.first(QUICK)
+        await database.statement.returned(update(User).where(User.id == -1).values(name="Ann").returning(User.id))
+
+    [read, write] = watched
+    assert read.startswith("SELECT")
+    assert write == ""
+
+
+async def test_expensive_read_is_found_and_moved(new_database: NewDatabase) -> None:
+    """20 noisy callers run a slow statement, others a quick one: soon only one slow statement runs at a time."""
+    async with new_database(size=10, expensive_max_waiters=100) as database:
+        stop = asyncio.Event()
+
+        async def noisy() -> None:
+            while not stop.is_set():
+                await database.read.first(SLEEP, seconds=0.1)
+
+        async def quick() -> None:
+            while not stop.is_set():
+                await database.read.first(QUICK)
+                await asyncio.sleep(0.01)
+
+        tasks = [asyncio.create_task(each()) for each in (noisy,) * 20 + (quick,) * 2]
+        await wait_until(lambda: pool_of(database).moved_statements == 1, *tasks)
+        # What ran in the normal lane ends, and the rest waits in front of the expensive lane.
+        await wait_until(lambda: lane(database, EXPENSIVE)[1:3] == (1, 19), *tasks)
+        assert state(database).waiting == 0
+        assert lane(database, EXPENSIVE).limit == 1
+
+        stop.set()
+        change_options(database, timeout=MINUTE)
+        await asyncio.gather(*tasks)
+        assert lane(database, EXPENSIVE)[1:3] == (0, 0)

@@ -1,0 +1,53 @@
+"""Routes that declare a lane."""
+
+from typing import Annotated
+
+import pytest
+from fastapi import Depends, FastAPI
+from httpx import AsyncClient
+
+from app.database.lanes import current_lane
+from app.web import fast_routes
+from app.web.deps import lane
+
+
+async def lane_of_dependency() -> str:
+    return current_lane.get()
+
+
+@pytest.mark.parametrize("mode", ["auto", "off"])
+async def test_route_and_its_dependencies_are_in_the_declared_lane(
+    client: AsyncClient, app: FastAPI, mode: str
+) -> None:
+    if mode == "off":
+        fast_routes.install(app, "off")
+
+    @app.get("/report", dependencies=[lane("expensive")])
+    async def report(inner: Annotated[str, Depends(lane_of_dependency)]) -> list[str]:
+        return [inner, current_lane.get()]
+
+    @app.get("/other")
+    async def other() -> list[str]:
+        return [current_lane.get()]
+
+    assert (await client.get("/report")).json() == ["expensive", "expensive"]
+    assert (await client.get("/other")).json() == ["normal"]
+
+
+async def test_sign_in_is_in_the_critical_lane(
+    client: AsyncClient, monkeypatch: pytest.MonkeyPatch, app: FastAPI
+) -> None:
+    lanes = []
+
+    class SignIn:
+        token_seconds = 1
+
+        async def __call__(self, **_: str) -> str:
+            lanes.append(current_lane.get())
+            return "token"
+
+    monkeypatch.setattr(app.state, "sign_in", SignIn())
+    form = {"username": "ann@example.com", "password": "correct horse"}
+
+    assert (await client.post("/auth/token", data=form)).status_code == 200
+    assert lanes == ["critical"]

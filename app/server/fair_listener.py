@@ -123,8 +123,8 @@ class FairListener:
     """Accepts connections from a socket, a few in each event-loop iteration.
 
     A worker that has at least two connections more than another one skips an iteration: an idle worker accepts the
-    connection meanwhile. A worker that is clearly ahead then defers for DEFER_SECONDS. Both are short, because the other worker
-    may be busy or stuck.
+    connection meanwhile. A worker that is clearly ahead then defers for DEFER_SECONDS. Both are short, because the
+    other worker may be busy or stuck.
     """
 
     def __init__(

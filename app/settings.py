@@ -80,6 +80,12 @@ def _origin(value: str) -> str:
     return f"{parts.scheme}://{shown}" + ("" if is_default else f":{port}")
 
 
+def _path_prefix(value: str) -> str:
+    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*/?", value):
+        raise ValueError("must be a path such as /api")
+    return value.rstrip("/")
+
+
 def _listening_address(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._-]+", value):
         raise ValueError("must be an IPv4 address or a host name, without a scheme and a port, such as 0.0.0.0")
@@ -95,6 +101,7 @@ def _keys(values: tuple[str, ...]) -> tuple[str, ...]:
 Proxies = Annotated[CommaSeparated, AfterValidator(_proxies)]
 Keys = Annotated[CommaSeparated, AfterValidator(_keys)]
 Origins = Annotated[CommaSeparated, AfterValidator(_origins)]
+PathPrefix = Annotated[str, AfterValidator(_path_prefix)]
 ListeningAddress = Annotated[str, AfterValidator(_listening_address)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 MIN_KEY_LENGTH = 32
@@ -226,6 +233,11 @@ class Settings(BaseSettings):
     # HTTP.
     api_host: ListeningAddress = Field(default="127.0.0.1", description="IPv4 address on which the API listens.")
     api_port: Port = Field(default=8000, description="Port on which the API listens.")
+    root_path: PathPrefix = Field(
+        default="",
+        description="Path under which a proxy publishes the API, such as `/api`. The proxy removes it or passes it on. "
+        "`/docs`, the address of sign-in and `Location` headers contain it. Default: none.",
+    )
     cors_allow_origins: Origins = Field(
         default=(),
         description="Origins whose web pages may call the API, separated by commas. Default: none.",

@@ -65,6 +65,8 @@ WRONG = {
     "CORS_ALLOW_ORIGINS=https://a.example/app": "CORS_ALLOW_ORIGINS: 'https://a.example/app' is no origin; an origin",
     "CORS_ALLOW_ORIGINS=https://*.a.example": "CORS_ALLOW_ORIGINS: 'https://*.a.example' has a wildcard; list each",
     "CORS_ALLOW_ORIGINS=https://a.example:x": "CORS_ALLOW_ORIGINS: 'https://a.example:x' is no origin: Port could not",
+    "ROOT_PATH=api": "ROOT_PATH: must be a path such as /api, got api",
+    "ROOT_PATH=https://a.example/api": "ROOT_PATH: must be a path such as /api, got https",
     "CORS_ALLOW_ORIGINS=null": "CORS_ALLOW_ORIGINS: 'null' is no origin; an origin is a scheme",
     # Choices
     "LOG_FORMAT=xml": "LOG_FORMAT: must be 'json' or 'console', got xml",

@@ -342,7 +342,9 @@ class ClientProtocol(HttpToolsProtocol):
 
     def check(self, now: float) -> None:
         """End the connection if its client has taken too long. `now` is in seconds of the sweep's clock."""
-        if self._half_closed:
+        if self._half_closed and self.transport.get_write_buffer_size():
+            self._half_closed_since = None  # it reads: the limit of a slow reader applies
+        elif self._half_closed:
             self._half_closed_since = self._half_closed_since or now
             if now - self._half_closed_since >= HALF_CLOSED_SECONDS:
                 self.transport.close()

@@ -11,8 +11,13 @@ BIGINT_MAX = 2**63 - 1
 # PostgreSQL stores every Unicode character except NUL. A pattern also appears in the OpenAPI document.
 NO_NUL = r"^[^\x00]*$"
 NoNul = StringConstraints(pattern=NO_NUL)
-# No NUL, and at least one visible character. str.strip() removes four control characters that `\s` does not match.
-NOT_BLANK = r"^[^\x00]*[^\s\x00\x1c-\x1f][^\x00]*$"
+# No NUL, and at least one visible character: no space, no control character, and none that Unicode shows as nothing or
+# as a space. Written as escapes: the pattern is a part of the OpenAPI document, which clients read.
+_INVISIBLE = (
+    r"\s\x00-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    r"\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
+)
+NOT_BLANK = rf"^[^\x00]*[^{_INVISIBLE}][^\x00]*$"
 # Strips after validation. pydantic's strip_whitespace strips first, and then accepts text over the documented length.
 Trimmed = AfterValidator(str.strip)
 

@@ -26,7 +26,7 @@ from app.observability.request_log import RequestLog
 from app.pagination.cursor import Cursors
 from app.settings import Settings, load_settings
 from app.web import fast_routes, health, leak_detection
-from app.web.middleware import BodyLimitMiddleware, ErrorMiddleware, RequestMiddleware
+from app.web.middleware import BodyLimitMiddleware, ErrorMiddleware, HeadMiddleware, RequestMiddleware
 from app.web.mounted import install_in_mounted
 from app.web.pagination import document_limits
 from app.web.problems import DATABASE_ERRORS, document_problems, install_problem_handlers, problem_responses
@@ -114,6 +114,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,  # the redirect would go to the host that the client sent
     )
     # Each middleware wraps the ones added before it: a request passes through them from last to first.
+    app.add_middleware(HeadMiddleware)
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
     app.add_middleware(ErrorMiddleware)
     if settings.cors_allow_origins:
@@ -124,14 +125,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
             expose_headers=["Location", "Retry-After", "X-Request-ID"],
         )
-    app.add_middleware(RequestMiddleware, metrics=http_metrics, log=RequestLog(settings.log_every))
+    app.add_middleware(
+        RequestMiddleware,
+        metrics=http_metrics,
+        log=RequestLog(settings.log_every),
+        root_path=settings.root_path,
+    )
     install_problem_handlers(app)
     install_in_mounted(app)
     app.include_router(health.router)
     every_route = problem_responses(InvalidInput, *DATABASE_ERRORS)
     for router in registry.routers:
         app.include_router(router, responses=every_route)
-    document_problems(app)
+    document_problems(app, settings.root_path)
     document_limits(app, _list_limits(settings))
     fast_routes.install(app, settings.fast_routes)
     return app

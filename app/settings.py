@@ -9,11 +9,15 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from io import StringIO
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
+from dotenv.parser import parse_stream
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, ValidationError
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
@@ -54,6 +58,41 @@ def _proxies(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+def _origins(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Return origins as browsers send them: in lower case, without a slash at the end and without a default port."""
+    return tuple(_origin(value) for value in values)
+
+
+def _origin(value: str) -> str:
+    if value == "*":
+        return value
+    hint = "an origin is a scheme, a host and perhaps a port, such as https://app.example.com"
+    try:
+        parts = urlsplit(value)
+        host, port = (parts.hostname or "").encode("idna").decode(), parts.port
+    except ValueError as error:
+        raise ValueError(f"{value!r} is no origin: {error}; {hint}") from None
+    if "*" in host:
+        raise ValueError(f"{value!r} has a wildcard; list each origin, or use * alone for all")
+    if not parts.scheme or not host or parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc:
+        raise ValueError(f"{value!r} is no origin; {hint}")
+    shown = f"[{host}]" if ":" in host else host
+    is_default = port in (None, {"http": 80, "https": 443}.get(parts.scheme))
+    return f"{parts.scheme}://{shown}" + ("" if is_default else f":{port}")
+
+
+def _path_prefix(value: str) -> str:
+    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*/?", value):
+        raise ValueError("must be a path such as /api")
+    return value.rstrip("/")
+
+
+def _listening_address(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", value):
+        raise ValueError("must be an IPv4 address or a host name, without a scheme and a port, such as 0.0.0.0")
+    return value
+
+
 def _keys(values: tuple[str, ...]) -> tuple[str, ...]:
     if any(len(value) < MIN_KEY_LENGTH for value in values):
         raise ValueError(f"each key must have at least {MIN_KEY_LENGTH} characters")
@@ -62,9 +101,20 @@ def _keys(values: tuple[str, ...]) -> tuple[str, ...]:
 
 Proxies = Annotated[CommaSeparated, AfterValidator(_proxies)]
 Keys = Annotated[CommaSeparated, AfterValidator(_keys)]
+Origins = Annotated[CommaSeparated, AfterValidator(_origins)]
+PathPrefix = Annotated[str, AfterValidator(_path_prefix)]
+ListeningAddress = Annotated[str, AfterValidator(_listening_address)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 MIN_KEY_LENGTH = 32
-
+YEAR = 31_536_000
+# PostgreSQL's limit for its time limits, in seconds.
+MAX_SERVER_TIMEOUT = 2_147_483
+# A variable this similar to a setting is a misspelled one. At 0.9, DATABASE_USER is not one of DATABASE_URL.
+MISSPELLED = 0.9
+# What Kubernetes puts into a pod's API_PORT if there is a Service `api`.
+_SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
+# The other names of such links: too many to compare each, in a large cluster.
+_NAME_OF_SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_\d+_(TCP|UDP|SCTP)")
 
 # Marks a field that NAME_FILE can set too. Its value is never shown.
 SECRET: JsonDict = {"secret": True}
@@ -91,6 +141,8 @@ class Settings(BaseSettings):
         extra="ignore",
         env_ignore_empty=True,
         env_file=".env",
+        env_file_encoding="utf-8-sig",  # editors on Windows put a mark before the first name
+        allow_inf_nan=False,
         arbitrary_types_allowed=True,
         hide_input_in_errors=True,
     )
@@ -125,6 +177,7 @@ class Settings(BaseSettings):
     migration_ddl_lock_timeout: float = Field(
         default=1.0,
         gt=0,
+        le=MAX_SERVER_TIMEOUT,
         description="Seconds that a statement of a migration waits for a lock. Other statements on the table queue "
         "behind it meanwhile. Then the revision is rolled back and tried again.",
     )
@@ -136,6 +189,7 @@ class Settings(BaseSettings):
     migration_revision_timeout: float = Field(
         default=600.0,
         ge=0,
+        le=MAX_SERVER_TIMEOUT,
         description="Seconds after which the server cancels a statement of a migration, and since PostgreSQL 17 the "
         "transaction of a revision; 0 means never. Concurrent index builds have no limit.",
     )
@@ -160,7 +214,9 @@ class Settings(BaseSettings):
         json_schema_extra=SECRET,
         repr=False,
     )
-    access_token_seconds: int = Field(default=1800, ge=1, description="Lifetime of an access token, in seconds.")
+    access_token_seconds: int = Field(
+        default=1800, ge=1, le=YEAR, description="Lifetime of an access token, in seconds."
+    )
     sign_in_account_limit: int = Field(
         default=10,
         ge=1,
@@ -172,13 +228,18 @@ class Settings(BaseSettings):
         description="Failed sign-ins per client address within `SIGN_IN_WINDOW`. Further sign-ins get 429.",
     )
     sign_in_window: int = Field(
-        default=900, ge=1, description="Seconds after which the count of failed sign-ins is reset."
+        default=900, ge=1, le=YEAR, description="Seconds after which the count of failed sign-ins is reset."
     )
 
     # HTTP.
-    api_host: str = Field(default="127.0.0.1", description="IPv4 address on which the API listens.")
+    api_host: ListeningAddress = Field(default="127.0.0.1", description="IPv4 address on which the API listens.")
     api_port: Port = Field(default=8000, description="Port on which the API listens.")
-    cors_allow_origins: CommaSeparated = Field(
+    root_path: PathPrefix = Field(
+        default="",
+        description="Path under which a proxy publishes the API, such as `/api`. The proxy removes it or passes it on. "
+        "`/docs`, the address of sign-in and `Location` headers contain it. Default: none.",
+    )
+    cors_allow_origins: Origins = Field(
         default=(),
         description="Origins whose web pages may call the API, separated by commas. Default: none.",
     )
@@ -420,7 +481,9 @@ class Settings(BaseSettings):
     )
 
     # Exporter.
-    exporter_host: str = Field(default="127.0.0.1", description="IPv4 address on which the exporter listens.")
+    exporter_host: ListeningAddress = Field(
+        default="127.0.0.1", description="IPv4 address on which the exporter listens."
+    )
     exporter_port: Port = Field(default=9464, description="Port on which the exporter listens.")
     exporter_database_url: DatabaseURL | None = Field(
         default=None,
@@ -437,7 +500,7 @@ class Settings(BaseSettings):
     )
     exporter_url: str | None = Field(
         default=None,
-        pattern=r"^https?://",
+        pattern=r"^https?://[^/\s]+",
         description="Address of the exporter, for back-fills: they slow down while requests wait for a connection. "
         "Default: they do not know.",
     )
@@ -575,20 +638,68 @@ def _read_secret_file(variable: str) -> str | None:
     if os.environ.get(variable):
         raise ConfigurationError(f"{variable}_FILE: {variable} is set too; set only one of them")
     try:
-        return Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
+        return _text_of(Path(path)).strip()
+    except (OSError, ValueError) as error:
         raise ConfigurationError(f"{variable}_FILE: cannot be read: {error}") from error
+
+
+def _text_of(path: Path) -> str:
+    """Return the text of a file, without a byte order mark. Raise OSError, or ValueError if it is not UTF-8."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8 (on Windows, many programs write UTF-16)")
+    return text
 
 
 def load_settings(**overrides: Any) -> Settings:
     """Read the settings. `overrides` take precedence over the environment.
 
-    Raise ConfigurationError with one line for each invalid variable.
+    Raise ConfigurationError with one line for each invalid variable, and for each misspelled name.
     """
+    problems = list(_misspelled([*os.environ, *_names_in_env_file()]))
     try:
-        return Settings(**overrides)
+        settings = Settings(**overrides)
     except ValidationError as error:
-        raise ConfigurationError("\n".join(_problems(error))) from None
+        raise ConfigurationError("\n".join([*problems, *_problems(error)])) from None
+    if problems:
+        raise ConfigurationError("\n".join(problems))
+    return settings
+
+
+def _names_in_env_file() -> list[str]:
+    """Return the names in `.env`. Raise ConfigurationError if a part of the file would be ignored."""
+    file = Settings.model_config.get("env_file")
+    if not isinstance(file, str) or not Path(file).is_file():
+        return []
+    try:
+        bindings = list(parse_stream(StringIO(_text_of(Path(file)))))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{file}: cannot be read: {error}") from None
+    if wrong := next((binding for binding in bindings if binding.error), None):
+        raise ConfigurationError(f"{file}: line {wrong.original.line} cannot be read; write NAME=value")
+    return [binding.key for binding in bindings if binding.key is not None]
+
+
+def _misspelled(names: Iterable[str]) -> Iterator[str]:
+    """Yield a line for each name that is nearly a setting's. Other unknown names belong to other programs."""
+    given = {name.upper() for name in names}
+    settings = {name.upper() for name in Settings.model_fields}
+    files = {f"{name.upper()}_FILE" for name, field in Settings.model_fields.items() if is_secret(field)}
+    known = settings | files
+    without_underscores = {name.replace("_", ""): name for name in known}
+    for name in sorted(given - known):
+        if _NAME_OF_SERVICE_LINK.search(name):
+            continue
+        if (meant := without_underscores.get(name.replace("_", ""))) is not None:
+            yield f"{name}: is no setting; did you mean {meant}?"
+        elif name.removesuffix("_FILE") in settings and name.endswith("_FILE"):
+            yield f"{name}: only secrets can be in a file; set {name.removesuffix('_FILE')} itself"
+        # A platform may set DATABASE_URI next to DATABASE_URL.
+        elif (close := get_close_matches(name, known, n=1, cutoff=MISSPELLED)) and close[0] not in given:
+            yield f"{name}: is no setting; did you mean {close[0]}?"
 
 
 def _problems(error: ValidationError) -> Iterator[str]:
@@ -597,8 +708,15 @@ def _problems(error: ValidationError) -> Iterator[str]:
         field = Settings.model_fields.get(name)
         reason = re.sub(r"^(Input|String) should", "must", problem["msg"].removeprefix("Value error, "))
         reason = reason.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
-        value = "" if field is None or is_secret(field) else f", got {problem['input']}"
-        yield f"{name.upper()}: {reason}{value}"
+        given = str(problem["input"])
+        if _SERVICE_LINK.match(given) and name.endswith("_port"):
+            reason = (
+                f"is the address of a Kubernetes Service named {name.removesuffix('_port')!r}; set enableServiceLinks:"
+                " false in the pod, or give the Service another name"
+            )
+        value = "" if field is None or is_secret(field) else f", got {given}"
+        hint = "; remove the quotation marks" if value and given[:1] in ("'", '"') else ""
+        yield f"{name.upper()}: {reason}{value}{hint}"
 
 
 def is_secret(field: FieldInfo) -> bool:

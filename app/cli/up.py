@@ -3,6 +3,7 @@
 PostgreSQL is embedded unless DATABASE_URL is set. Then come the migrations, the exporter and the API.
 """
 
+import errno
 import os
 import secrets
 import signal
@@ -23,6 +24,7 @@ from alembic.util import CommandError
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.cli.embedded_postgres import embedded_postgres, log
+from app.cli.leftovers import PROCESSES_FILE, end_leftovers, note_processes
 from app.errors import BudgetExceeded, ConfigurationError, LocalStackFailed
 from app.paths import PYPROJECT
 from app.settings import Settings, load_settings
@@ -48,6 +50,7 @@ def up() -> None:
         os.environ["LOG_FORMAT"] = "console"
     if settings.api_port == settings.exporter_port:
         raise ConfigurationError(f"EXPORTER_PORT: must differ from API_PORT, got {settings.exporter_port} for both")
+    end_leftovers(settings.data_dir / PROCESSES_FILE)
     for variable, host, port in (
         ("API_PORT", settings.api_host, settings.api_port),
         ("EXPORTER_PORT", settings.exporter_host, settings.exporter_port),
@@ -76,7 +79,9 @@ def _require_free(variable: str, host: str, port: int) -> None:
     except OSError as error:
         # A negative number is an error of the name resolution, which `os.strerror()` does not know.
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-        raise ConfigurationError(f"{variable}: cannot listen on {host}:{port}: {reason}") from error
+        step = f"; stop the program that listens there, or set {variable} to another port"
+        step = step if error.errno == errno.EADDRINUSE else ""
+        raise ConfigurationError(f"{variable}: cannot listen on {host}:{port}: {reason}{step}") from error
 
 
 def _local_secret_key(data_dir: Path) -> str:
@@ -140,6 +145,7 @@ def _run_programs(settings: Settings) -> None:
     try:
         for name, arguments in PROGRAMS.items():
             programs[name] = _start(name, arguments)
+            note_processes(settings.data_dir / PROCESSES_FILE, [program.pid for program in programs.values()])
         while not stopping.wait(timeout=0.1):
             for name, program in programs.items():
                 if program.poll() is not None:
@@ -152,6 +158,7 @@ def _run_programs(settings: Settings) -> None:
     finally:
         within = settings.drain_seconds + settings.graceful_timeout + STOP_MARGIN_SECONDS
         _stop(list(programs.values()), within)
+        (settings.data_dir / PROCESSES_FILE).unlink(missing_ok=True)
 
 
 def _start(name: str, arguments: list[str]) -> Program:

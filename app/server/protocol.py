@@ -34,6 +34,9 @@ LINGER_SECONDS = 30.0
 LINGER_BYTES = 64 * 1024 * 1024
 # A client that has read its response closes the connection. One that does neither that nor send is not waited for.
 LINGER_IDLE_SECONDS = 5.0
+# A client that closed its direction gets its response within this time. It is also how long a stream whose client has
+# left may go on without a write.
+HALF_CLOSED_SECONDS = 10.0
 # After an early response, the rest of a body up to this size is discarded and the connection is kept.
 KEPT_BODY_BYTES = 65_536
 # Bytes of chunk sizes, extensions and trailers for each byte of a chunked body. A body in chunks of one byte has 5.
@@ -114,6 +117,9 @@ class ClientProtocol(HttpToolsProtocol):
         self._discards = False
         self._discarded_bytes = 0
         self._lingers = False
+        # The client has closed its direction, and waits for the response; since when, by the clock of the sweep.
+        self._half_closed = False
+        self._half_closed_since: float | None = None
         # Result of the last sweep: the event that the connection waits for, since when, and the bytes received by then.
         self._wait: _Wait | None = None
         self._wait_subject: object = None
@@ -157,6 +163,26 @@ class ClientProtocol(HttpToolsProtocol):
         self._header_bytes = 0
         if cycle.more_body and not cycle.response_complete:
             self._body_continues(cycle, len(data))
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]  # asyncio's protocols may keep it open
+        """Keep the connection for the response if the client has closed its own direction after its last request.
+
+        Uvicorn closes it, and the response is lost. A client that has left looks the same: the first write tells, or
+        the sweep after HALF_CLOSED_SECONDS. So this holds only for HTTP/1.0 and after `Connection: close`. A client
+        that wanted to keep its connection has left, and its read is cancelled.
+        """
+        cycle = self.cycle
+        if (
+            self._discards
+            or cycle is None
+            or cycle.response_complete
+            or cycle.more_body
+            or cycle.keep_alive
+            or cycle.scope is not self.scope
+        ):
+            return None
+        self._half_closed = True
+        return True
 
     # Called by the parser.
 
@@ -317,6 +343,13 @@ class ClientProtocol(HttpToolsProtocol):
 
     def check(self, now: float) -> None:
         """End the connection if its client has taken too long. `now` is in seconds of the sweep's clock."""
+        if self._half_closed and self.transport.get_write_buffer_size():
+            self._half_closed_since = None  # it reads: the limit of a slow reader applies
+        elif self._half_closed:
+            self._half_closed_since = self._half_closed_since or now
+            if now - self._half_closed_since >= HALF_CLOSED_SECONDS:
+                self.transport.close()
+                return
         found = self._awaited()
         if found is None:
             self._wait = self._wait_subject = None

@@ -41,6 +41,25 @@ _SECURITY_HEADERS: Sequence[tuple[bytes, bytes]] = (
 _ADDED_NAMES = frozenset({b"x-request-id", *(name for name, _ in _SECURITY_HEADERS)})
 
 
+def _publish_behind(prefix: str, scope: Scope) -> None:
+    """Give the scope the path that clients use, as ASGI defines it. The proxy may have removed the prefix from it."""
+    scope["root_path"] = prefix
+    if not f"{scope['path']}/".startswith(f"{prefix}/"):
+        scope["path"] = prefix + scope["path"]
+
+
+def _behind_prefix(header: tuple[bytes, bytes], prefix: str) -> tuple[bytes, bytes]:
+    """Return the header; a `Location` within the application with the prefix under which a proxy publishes it.
+
+    Only of a 201, which names the created resource. Redirects of FastAPI have the prefix already.
+    """
+    name, value = header
+    start = prefix.encode() + b"/"
+    if name.lower() != b"location" or not value.startswith(b"/") or value.startswith((b"//", start)):
+        return header
+    return name, prefix.encode() + value
+
+
 def _request_id(scope: Scope) -> str:
     """Return the id that the client sent, or a new one."""
     for name, value in scope["headers"]:
@@ -89,19 +108,23 @@ class RequestMiddleware:
 
     records_exchange = True  # for `app.web.fast_routes.shortcuts`
 
-    def __init__(self, app: ASGIApp, metrics: HttpMetrics, log: RequestLog | None = None) -> None:
+    def __init__(self, app: ASGIApp, metrics: HttpMetrics, log: RequestLog | None = None, root_path: str = "") -> None:
         self.app = app
+        self._root_path = root_path
         self.metrics = metrics
         self.log = log or RequestLog()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI event stream."""
+        if self._root_path and scope["type"] != "lifespan":
+            _publish_behind(self._root_path, scope)
         if scope["type"] != "http":
             await self._pass_on(scope, receive, send)
             return
 
         started = perf_counter()
         exchange = Exchange(scope, _request_id(scope))
+        path: str = scope["path"].removeprefix(exchange.root_path)
         id_token, scope_token = request_id.set(exchange.request_id), request_scope.set(scope)
         callers_session = open_write_session.get()  # of a test that calls the application inside a transaction
         self.metrics.started()
@@ -117,11 +140,14 @@ class RequestMiddleware:
                 if session is not None and session is not callers_session and session.is_open:
                     _refuse_response(session, message["status"])
                 headers = [*message.get("headers", ())]
-                added = _DOCS_SECURITY_HEADERS if scope["path"].startswith("/docs") else _SECURITY_HEADERS
+                is_docs = path.startswith("/docs")
+                added = _DOCS_SECURITY_HEADERS if is_docs else _SECURITY_HEADERS
                 if not _ADDED_NAMES.isdisjoint([name for name, _ in headers]):  # the route's own headers win
                     headers = [header for header in headers if header[0] != b"x-request-id"]
                     present = {name for name, _ in headers}
                     added = [header for header in added if header[0] not in present]
+                if exchange.root_path and message["status"] == 201:
+                    headers = [_behind_prefix(header, exchange.root_path) for header in headers]
                 message["headers"] = [*headers, *added, (b"x-request-id", exchange.request_id.encode())]
                 exchange.status = message["status"]
             await send(message)
@@ -135,7 +161,7 @@ class RequestMiddleware:
             seconds = (exchange.ended or perf_counter()) - started  # without background tasks
             route = route_template(scope)
             self.metrics.finished(scope["method"], route, exchange.status, seconds)
-            level = logging.DEBUG if scope["path"] in _PROBES else logging.INFO
+            level = logging.DEBUG if path in _PROBES else logging.INFO
             self.log.write(level, scope["method"], scope["raw_path"], route, exchange.status, seconds)
             request_scope.reset(scope_token)
             request_id.reset(id_token)
@@ -151,6 +177,48 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
         finally:
             request_id.reset(id_token)
+
+
+class HeadMiddleware:
+    """Answers HEAD wherever GET is: with the headers of GET's answer. A route of the application for HEAD wins.
+
+    FastAPI's routes refuse HEAD. Only then is the request repeated as GET, so other requests cost nothing.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI event stream."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+        as_get = {**scope, "method": "GET"}  # before a router changes the scope
+        is_refused = False
+
+        async def send_unless_refused(message: Message) -> None:
+            nonlocal is_refused
+            if message["type"] == "http.response.start":
+                is_refused = message["status"] == 405 and _allows_get(message)
+            if not is_refused:
+                await send(message)
+
+        async def send_without_body(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        await self.app(scope, receive, send_unless_refused)
+        if is_refused:
+            try:
+                await self.app(as_get, receive, send_without_body)
+            finally:
+                scope.update(as_get, method="HEAD")  # the route, for metrics and logs
+
+
+def _allows_get(message: Message) -> bool:
+    allowed = b", ".join(value for name, value in message.get("headers", ()) if name == b"allow")
+    return b"GET" in allowed.replace(b" ", b"").split(b",")
 
 
 class ErrorMiddleware:

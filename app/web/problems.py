@@ -215,8 +215,11 @@ def install_problem_handlers(app: FastAPI) -> None:
         app.add_exception_handler(error, handler)
 
 
-def document_problems(app: FastAPI) -> None:
-    """Add the problem schemas, and the errors that any operation can return, to the OpenAPI document."""
+def document_problems(app: FastAPI, root_path: str = "") -> None:
+    """Add the problem schemas, and the errors that any operation can return, to the OpenAPI document.
+
+    `root_path` is the prefix under which a proxy publishes the application.
+    """
     # `responses={404: {"model": Problem}}` would document the media type application/json.
     generate = app.openapi
 
@@ -227,7 +230,12 @@ def document_problems(app: FastAPI) -> None:
             for status in statuses:
                 operation["responses"].setdefault(str(status), _documented(_title(status)))
         schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-        document.setdefault("components", {}).setdefault("schemas", {}).update(schema.pop("$defs"), Problem=schema)
+        components = document.setdefault("components", {})
+        components.setdefault("schemas", {}).update(schema.pop("$defs"), Problem=schema)
+        for scheme in components.get("securitySchemes", {}).values():
+            for flow in scheme.get("flows", {}).values():
+                # The page at /docs would ask for it on the host, outside of the prefix that a proxy adds.
+                flow["tokenUrl"] = root_path + flow["tokenUrl"].removeprefix(root_path)  # FastAPI caches it
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -10,6 +10,7 @@ from fastapi.security import OAuth2PasswordRequestForm
 from app.domains.auth.errors import InvalidCredentials
 from app.domains.auth.schemas import Token
 from app.domains.auth.service import SignIn
+from app.domains.users.schemas import normalised_email
 from app.errors import InvalidInput, ServerBusy, TooManyAttempts
 from app.web.deps import lane
 from app.web.problems import DATABASE_ERRORS, problem_responses
@@ -39,7 +40,8 @@ async def create_token(
     if request.client is None:
         warn_of_unknown_addresses()
     address = request.client.host if request.client else UNKNOWN_ADDRESS
-    token = await sign_in(email=form.username, password=form.password, address=address)
+    email = normalised_email(form.username)
+    token = await sign_in(email=email, password=form.password, address=address)
     response.headers["Cache-Control"] = "no-store"
     return Token(access_token=token, expires_in=sign_in.token_seconds)
 

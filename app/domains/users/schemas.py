@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, EmailStr, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, EmailStr, Field, StringConstraints, TypeAdapter
 from typing_extensions import TypedDict
 
 from app.database.session import Row
@@ -20,6 +20,17 @@ def _reject_display_name(value: object) -> object:
 
 
 Email = Annotated[EmailStr, BeforeValidator(_reject_display_name)]
+_EMAIL = TypeAdapter(Email)
+
+
+def normalised_email(text: str) -> str:
+    """Return an e-mail address as sign-up stores it; the text itself if sign-up would refuse it."""
+    try:
+        return _EMAIL.validate_python(text)
+    except ValueError:
+        return text
+
+
 Name = Annotated[str, StringConstraints(max_length=100, pattern=NOT_BLANK), Trimmed]
 # The upper bound limits the time that one hash takes.
 Password = Annotated[

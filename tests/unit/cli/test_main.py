@@ -1,4 +1,6 @@
+import shutil
 import socket
+import subprocess
 
 import pytest
 
@@ -29,8 +31,9 @@ def test_up_on_port_in_use_prints_one_line_and_fails(
         monkeypatch.setenv("API_PORT", str(port))
         assert cli.main(["up"]) == 1
 
-    assert (
-        capsys.readouterr().err == f"headroom up: API_PORT: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+    assert capsys.readouterr().err == (
+        f"headroom up: API_PORT: cannot listen on 127.0.0.1:{port}: Address already in use; stop the program"
+        " that listens there, or set API_PORT to another port\n"
     )
 
 
@@ -48,3 +51,50 @@ def test_seed_with_invalid_count_is_refused(capsys: pytest.CaptureFixture[str], 
 
     assert stopped.value.code == 2
     assert "--users" in capsys.readouterr().err
+
+
+def test_help_shows_what_to_try(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each example is a command that the parser accepts."""
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+
+    examples = [line.split("  ")[1].split() for line in capsys.readouterr().out.splitlines() if "  headroom " in line]
+    assert len(examples) >= 4
+    for program, *arguments in examples:
+        assert program == "headroom"
+        cli._parser().parse_args(arguments)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["headroom", "b"], {"budget", "backfill"}),
+        (["headroom", "seed", "--"], {"--help", "--users", "--posts"}),
+        (["headroom", "create-admin", "--e"], {"--email"}),
+        (["headroom", "nothing", ""], set()),
+    ],
+)
+def test_bash_completes_commands_and_options(
+    capsys: pytest.CaptureFixture[str], words: list[str], expected: set[str]
+) -> None:
+    assert cli.main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    line = " ".join(f"'{word}'" for word in words)
+    script += f'COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _headroom; printf "%s\\n" "${{COMPREPLY[@]}}"'
+
+    bash = shutil.which("bash")
+    assert bash
+    assert set(subprocess.check_output([bash, "-c", script], text=True).split()) == expected
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_completion_of_other_shells_has_every_command_and_option(
+    capsys: pytest.CaptureFixture[str], shell: str
+) -> None:
+    assert cli.main(["completion", shell]) == 0
+
+    script = capsys.readouterr().out
+    for name, parser in cli._parser().get_default("commands").items():
+        assert name in script
+        for option in parser._option_string_actions:
+            assert option.startswith("--") <= (option.lstrip("-") in script)

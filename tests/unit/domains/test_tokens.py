@@ -1,5 +1,7 @@
 """Access tokens and their expiry."""
 
+from time import time
+
 import jwt
 import pytest
 
@@ -56,3 +58,16 @@ def test_token_of_another_accepted_key_is_valid() -> None:
 def test_expired_token_of_another_accepted_key_is_refused() -> None:
     with pytest.raises(NotAuthenticated):
         Tokens(KEY[::-1], 60, [KEY]).user_id(Tokens(KEY, seconds=-1).issue(7))
+
+
+def test_token_of_a_machine_with_a_faster_clock_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time()
+    monkeypatch.setattr(module, "time", lambda: now + module.CLOCK_LEEWAY_SECONDS - 5)
+    early = Tokens(KEY, seconds=600).issue(7)
+    monkeypatch.setattr(module, "time", lambda: now + module.CLOCK_LEEWAY_SECONDS + 60)
+    too_early = Tokens(KEY, seconds=600).issue(7)
+    monkeypatch.undo()
+
+    assert Tokens(KEY, seconds=600).user_id(early) == 7
+    with pytest.raises(NotAuthenticated):
+        Tokens(KEY, seconds=600).user_id(too_early)

@@ -36,8 +36,10 @@ def test_urls_of_a_server_elsewhere_verify_its_certificate(
     for name in ("migration_database_url", "monitor_database_url"):
         url = make_url((tmp_path / name).read_text())
         assert (f"{url.host}:{url.port}", dict(url.query)) == (SERVER, VERIFIED)
-    url = parse_database_url((tmp_path / "database_url").read_text())
+    text = (tmp_path / "database_url").read_text()
+    url = make_url(text)
     assert (url.drivername, f"{url.host}:{url.port}", dict(url.query)) == (f"postgresql+{driver}", pooled, options)
+    parse_database_url(text.replace(VERIFIED["sslrootcert"], __file__))  # refuses a file that is not there
     assert (tmp_path / "database_server").read_text() == SERVER
 
 

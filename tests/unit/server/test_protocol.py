@@ -324,6 +324,47 @@ def test_connection_is_closed_after_body_in_parts_if_client_asks(server: Serving
         assert client.is_closed()
 
 
+@pytest.mark.parametrize("loop", LOOPS)
+def test_half_closed_client_gets_its_responses(loop: str) -> None:
+    """As `nc -N` and some load balancers' checks do: they close their direction after the request."""
+    with serving(application, loop=loop) as server, Client(server.port) as client:
+        client.sendall(head("/sleep/0.1", method="GET") + head("/bytes/1000000", "Connection: close", method="GET"))
+        client.shutdown(socket.SHUT_WR)
+
+        assert [client.response()[0], len(client.response()[2])] == [200, 1_000_000]
+        assert client.is_closed()
+
+
+def test_client_that_closes_without_announcing_it_has_left(server: Serving) -> None:
+    """Its read is cancelled: docs/decisions/0038."""
+    with Client(server.port) as client:
+        client.sendall(head("/sleep/60", method="GET"))
+        client.shutdown(socket.SHUT_WR)
+
+        assert client.is_closed()
+
+
+def test_half_closed_client_with_an_incomplete_request_is_closed(server: Serving) -> None:
+    for part in (b"GET / HT", head("/read", "Content-Length: 4") + b"xx"):
+        with Client(server.port) as client:
+            client.sendall(part)
+            client.shutdown(socket.SHUT_WR)
+
+            assert client.is_closed()
+
+
+def test_stream_of_a_client_that_left_ends(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its handler writes nothing that would tell, and waits for the end of the connection."""
+    monkeypatch.setattr(protocol, "HALF_CLOSED_SECONDS", 0.2)
+    with Client(server.port) as client:
+        client.sendall(head("/head-only", "Connection: close", method="GET"))
+        assert client.recv(15) == b"HTTP/1.1 200 OK"
+        client.shutdown(socket.SHUT_WR)
+
+        while client.recv(1000):  # the rest of the headers, then the end
+            pass
+
+
 @contextmanager
 def lingering(server: Serving) -> Iterator[Client]:
     """Yield a client whose response was sent, and whose body the server discards."""

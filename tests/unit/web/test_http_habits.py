@@ -1,0 +1,100 @@
+"""HEAD wherever GET is, and the API behind the path prefix of a proxy."""
+
+import logging
+
+import pytest
+from fastapi import FastAPI, Response
+from fastapi.responses import StreamingResponse
+from httpx import ASGITransport, AsyncClient
+
+from app.database import Database
+from app.main import create_app, provide_state
+from app.settings import Settings
+
+ANN = {"email": "ann@example.com", "name": "Ann", "password": "correct horse"}
+
+
+@pytest.mark.parametrize("path", ["/livez", "/posts", "/users/1/posts", "/users/99999", "/openapi.json", "/nothing"])
+async def test_head_has_the_headers_of_get_and_no_body(client: AsyncClient, path: str) -> None:
+    of_get, of_head = await client.get(path), await client.head(path)
+
+    assert (of_head.status_code, of_head.content) == (of_get.status_code, b"")
+    varying = {"x-request-id"}
+    assert {name: value for name, value in of_head.headers.items() if name not in varying} == {
+        name: value for name, value in of_get.headers.items() if name not in varying
+    }
+
+
+async def test_head_of_a_route_without_get_is_405(client: AsyncClient) -> None:
+    answer = await client.head("/auth/token")
+
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+
+
+async def test_head_of_a_route_for_head_is_answered_by_it(app: FastAPI, client: AsyncClient) -> None:
+    @app.get("/thing")
+    async def get_thing() -> str:
+        raise AssertionError("GET was called")
+
+    @app.head("/thing")
+    async def head_thing(response: Response) -> None:
+        response.headers["x-size"] = "7"
+
+    assert (await client.head("/thing")).headers["x-size"] == "7"
+
+
+async def test_head_of_a_stream_has_no_body(app: FastAPI, client: AsyncClient) -> None:
+    @app.get("/stream")
+    async def stream() -> StreamingResponse:
+        return StreamingResponse(iter(["one", "two"]))
+
+    answer = await client.head("/stream")
+
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
+async def test_head_is_logged_as_head_with_its_route(client: AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        await client.head("/users/99999")
+
+    [record] = [record for record in caplog.records if getattr(record, "route", None)]
+    assert (vars(record)["method"], vars(record)["route"]) == ("HEAD", "/users/{user_id}")
+
+
+@pytest.fixture
+def prefixed(database: Database) -> FastAPI:
+    settings = Settings(database_url="sqlite+aiosqlite://", secret_key="k" * 32, root_path="/api/")
+    app = create_app(settings)
+    provide_state(app, database, settings)
+    return app
+
+
+@pytest.mark.parametrize("passed_on", ["", "/api"])
+async def test_api_behind_a_prefix_names_its_public_paths(prefixed: FastAPI, passed_on: str) -> None:
+    """The proxy removes the prefix, or passes it on."""
+    async with AsyncClient(transport=ASGITransport(prefixed), base_url=f"http://test{passed_on}") as client:
+        page = await client.get("/docs")
+        documents = [(await client.get("/openapi.json")).json() for _ in range(2)]
+        created = await client.post("/users", json=ANN)
+        user = created.json()["id"]
+        found = await client.get(f"/users/{user}")
+        alive = await client.head("/livez")
+
+    assert "url: '/api/openapi.json'" in page.text
+    assert "content-security-policy" not in page.headers
+    for document in documents:
+        assert document["servers"] == [{"url": "/api"}]
+        [scheme] = document["components"]["securitySchemes"].values()
+        assert scheme["flows"]["password"]["tokenUrl"] == "/api/auth/token"
+    assert created.headers["location"] == f"/api/users/{user}"
+    assert (found.status_code, alive.status_code) == (200, 200)
+
+
+async def test_location_outside_of_the_application_is_kept(prefixed: FastAPI) -> None:
+    @prefixed.post("/elsewhere", status_code=201)
+    async def create(response: Response, to: str) -> None:
+        response.headers["Location"] = to
+
+    async with AsyncClient(transport=ASGITransport(prefixed), base_url="http://test") as client:
+        for to in ("https://b.example/1", "//b.example/1", "/api/elsewhere/1"):
+            assert (await client.post("/elsewhere", params={"to": to})).headers["location"] == to

@@ -53,8 +53,7 @@ def provide_state(app: FastAPI, database: Database, settings: Settings) -> None:
     app.state.database = database
     app.state.sign_in = SignIn(database, tokens, limits)
     app.state.authenticator = Authenticator(database, tokens)
-    app.state.cursors = Cursors(key, fallbacks)
-    app.state.list_limits = _list_limits(settings)
+    app.state.cursors = Cursors(key, fallbacks, _list_limits(settings))
 
 
 def _list_limits(settings: Settings) -> ListLimits:

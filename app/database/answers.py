@@ -70,6 +70,26 @@ class CancellableConnection(psycopg.AsyncConnection[Any]):
             shut_down(self)
 
 
+async def has_ended(connection: Any) -> bool:
+    """Wait until a cancelled statement has ended on the server. Return True if the connection can be used again.
+
+    Both drivers send a cancel request when their caller is cancelled. psycopg waits for the end of the statement, too.
+    """
+    pgconn = getattr(connection, "pgconn", None)
+    if pgconn is not None:
+        return bool(pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE)
+    if is_closed(connection):
+        return False
+    try:
+        async with asyncio.timeout(CANCEL_SECONDS):
+            # asyncpg sends it when the server has closed the cancel request and has ended the statement: no later
+            # statement can be cancelled in the place of the first.
+            await connection.execute("SELECT 1")
+    except Exception:  # noqa: BLE001 - of the driver, the network or the timeout
+        return False
+    return not is_closed(connection)
+
+
 @contextmanager
 def _expected_answer(connection: Any) -> Iterator[None]:
     """Let the pool shut the connection, SQLAlchemy's proxy, down if the block takes longer than its deadline."""

@@ -1,5 +1,6 @@
 """Checkouts for a single statement outside a transaction: without SQLAlchemy's proxy where the pool allows it."""
 
+import asyncio
 from typing import Any, NamedTuple
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -7,6 +8,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 from sqlalchemy.util import greenlet_spawn
 
 from app.database._sqlalchemy import entry_of, pool_of
+from app.database.answers import has_ended
 from app.database.lanes import current_work
 from app.database.liveness import shut_down
 from app.database.pool import BoundedPool
@@ -15,7 +17,7 @@ from app.database.pool import BoundedPool
 class Checkout(NamedTuple):
     """A connection that is held for one statement. `proxy` is SQLAlchemy's; None if the pool gave out the bare entry.
 
-    Exactly one of `release()`, `abort()` and `abandon()` must be called.
+    Exactly one of `release()`, `settle()`, `abort()` and `abandon()` must be called.
     """
 
     pool: BoundedPool
@@ -35,6 +37,14 @@ class Checkout(NamedTuple):
                 await greenlet_spawn(proxy.close)
         elif not pool.return_nowait(record):
             await greenlet_spawn(pool.return_entry, record)
+
+    async def settle(self, error: asyncio.CancelledError) -> None:
+        """Return the connection when its cancelled statement has ended. If that takes too long, close it."""
+        if await has_ended(self.driver_connection):
+            await self.release()
+        else:
+            shut_down(self.driver_connection)  # a graceful close could take as long again
+            await self.abort(error)
 
     async def abort(self, error: BaseException) -> None:
         """Close the connection, which is unusable after `error`, and free its slot."""

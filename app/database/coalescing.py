@@ -60,7 +60,8 @@ class Queue(ABC):
         self._starting = 0
         self._is_scheduled = False
         self._expiry: asyncio.TimerHandle | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        # The statements that run, with the reads that each of them answers.
+        self._tasks: dict[asyncio.Task[None], list[_Read]] = {}
 
     @property
     def _pool(self) -> BoundedPool:
@@ -90,7 +91,20 @@ class Queue(ABC):
             # In the next iteration: the reads of this one go together.
             self._is_scheduled = True
             loop.call_soon(self._flush, context=Context())
-        return future
+        return self._wait_for(future)
+
+    async def _wait_for(self, answer: asyncio.Future[Any]) -> Any:
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self._cancel_abandoned()
+            raise
+
+    def _cancel_abandoned(self) -> None:
+        """Cancel each statement whose callers have all gone."""
+        for task, reads in self._tasks.items():
+            if reads and all(read.future.done() for read in reads):
+                task.cancel()
 
     async def _run_alone(self, alone: Callable[[], Awaitable[Any]]) -> Any:
         loop = self._loop
@@ -126,28 +140,28 @@ class Queue(ABC):
             self._under_way += 1
             self._starting += 1
             # A context of its own: the statement belongs to no single request.
-            task = self._loop.create_task(self._run(), context=Context())
-            self._tasks.add(task)  # asyncio holds tasks weakly
-            task.add_done_callback(self._tasks.discard)
+            reads: list[_Read] = []
+            task = self._loop.create_task(self._run(reads), context=Context())
+            self._tasks[task] = reads  # asyncio holds tasks weakly
+            task.add_done_callback(self._tasks.pop)
 
-    async def _run(self) -> None:
-        """Send one statement, and answer the reads that wait when it has a connection."""
+    async def _run(self, reads: list[_Read]) -> None:
+        """Send one statement, and answer the reads that wait when it has a connection. Put these into `reads`."""
         loop = self._loop
         assert loop is not None
         began = loop.time()
-        reads: list[_Read] = []
         try:
             try:
                 try:
                     checkout = await check_out(self._engine, self._work)
                 except Exception:
                     # Reads that came later have a deadline of their own.
-                    reads = self._take(until=began)
+                    reads += self._take(until=began)
                     raise
                 finally:
                     if loop is self._loop:
                         self._starting -= 1
-                reads = self._take()
+                reads += self._take()
                 if not reads:
                     await checkout.release()
                     return

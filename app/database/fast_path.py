@@ -6,7 +6,7 @@ apply. One row by primary key takes 104 us of CPU this way and 726 us through `A
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from copy import deepcopy
 from datetime import date
 from functools import partial
@@ -188,7 +188,7 @@ class FastPath:
         self._texts = texts
         self._check = check
         self._reads_only = reads_only
-        self._aborting: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[None]] = set()
         # Weak: a statement that a request builds for itself is freed with the request.
         self._compiled: WeakKeyDictionary[Statement, CompiledStatement | None] = WeakKeyDictionary()
         texts.on_renewal(self._compiled.clear)
@@ -323,9 +323,9 @@ class FastPath:
         try:
             records = await self._fetch(connection, statement, arguments)
         except asyncio.CancelledError as error:
-            # The statement may still run, so the connection is closed. That takes a round trip, which the caller may
-            # cancel too: a task of its own finishes it.
-            await asyncio.shield(self._abort(checkout, error))
+            # The driver has sent a cancel request. A task of its own waits for the end of the statement and returns the
+            # connection: the caller may be cancelled again meanwhile.
+            await asyncio.shield(self._in_own_task(checkout.settle(error)))
             raise
         except Exception as error:
             lost = is_closed(connection)
@@ -334,7 +334,7 @@ class FastPath:
             over = _is_server_error(error) and not lost
             if server_is_leaving(error):
                 checkout.pool.distrust(checkout.record)
-            await (checkout.release() if over else asyncio.shield(self._abort(checkout, error)))
+            await (checkout.release() if over else asyncio.shield(self._in_own_task(checkout.abort(error))))
             if (kind := staleness(error)) is not None:
                 self._texts.renew(statement.sql, error)
                 # Outside a transaction, a statement that the server refused has done nothing.
@@ -357,10 +357,10 @@ class FastPath:
         await checkout.release()
         return statement.rows(records)
 
-    def _abort(self, checkout: Checkout, error: BaseException) -> asyncio.Task[None]:
-        task = asyncio.create_task(checkout.abort(error))
-        self._aborting.add(task)  # asyncio holds tasks weakly
-        task.add_done_callback(self._aborting.discard)
+    def _in_own_task(self, ending: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(ending)
+        self._ending.add(task)  # asyncio holds tasks weakly
+        task.add_done_callback(self._ending.discard)
         return task
 
 

@@ -10,8 +10,10 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from app.errors import InvalidInput
+from app.list_limits import ListLimits
 
 SIGNATURE_BYTES = 16
+_LIMITS = ListLimits()
 
 
 class InvalidCursor(InvalidInput):
@@ -26,9 +28,11 @@ class Cursors:
 
     A cursor contains the position of the last row of a page (`order.py`). It is signed for a `context`: one list with
     one sort order and one set of filters. Cursors that were signed with one of the keys `fallbacks` are valid too.
+    `limits` are those of the lists.
     """
 
-    def __init__(self, secret_key: str, fallbacks: Sequence[str] = ()) -> None:
+    def __init__(self, secret_key: str, fallbacks: Sequence[str] = (), limits: ListLimits = _LIMITS) -> None:
+        self.limits = limits
         self._keys = [hashlib.sha256(b"cursor:" + key.encode()).digest() for key in (secret_key, *fallbacks)]
 
     def write(self, context: object, position: Sequence[object]) -> str:

@@ -4,13 +4,12 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Annotated, Any, Generic, Literal, NotRequired, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
 from app.database.session import ReadSession, Row
 from app.errors import InvalidInput
 from app.fields import BIGINT_MAX, NoNul
-from app.list_limits import ListLimits
 from app.pagination.cursor import Cursors
 from app.pagination.statements import ListStatements, Part, has_trigram, like_pattern
 
@@ -61,7 +60,6 @@ class ListParams(BaseModel):
         description="How a page by offset is counted: `bounded` up to a limit of the server, beyond which the page has "
         "`total_at_least` instead of `total`; `none` not at all; `exact`, where a list allows it, to the end.",
     )
-    _limits: ListLimits = PrivateAttr(default=ListLimits())
 
     @model_validator(mode="after")
     def _one_way_to_page(self) -> Self:
@@ -71,15 +69,6 @@ class ListParams(BaseModel):
             if "total" in self.model_fields_set:
                 raise ValueError("total and cursor exclude each other")
         return self
-
-    @property
-    def limits(self) -> ListLimits:
-        """Return the limits of the server."""
-        return self._limits
-
-    def set_limits(self, limits: ListLimits) -> None:
-        """Replace the default limits. `ListQuery` does this."""
-        self._limits = limits
 
     def filters(self) -> dict[str, Any]:
         """Return the filters that were sent, by name, as the list's statements expect them."""
@@ -132,12 +121,12 @@ async def read_page(
     filters = params.filters() | dict(also or {})
     names = frozenset(filters)
     if params.q and not has_trigram(params.q):
-        max_count = params.limits.max_count
+        max_count = cursors.limits.max_count
         others = {name: value for name, value in filters.items() if name != "q"}
         if await _count(session, statements, others, max_count + 1) > max_count:
             raise SearchTooShort(max_count)
     if params.cursor is None:
-        return await _page_by_offset(session, statements, params, filters, make)
+        return await _page_by_offset(session, statements, params, filters, make, cursors.limits.max_count)
 
     order = statements.order(params.sort)
     context = [order.context, filters]
@@ -170,6 +159,7 @@ async def _page_by_offset(
     params: ListParams,
     filters: Mapping[str, Any],
     make: Callable[[Row], Item],
+    max_count: int,
 ) -> Page[Item]:
     offset = params.offset or 0
     select = statements.by_offset(params.sort, frozenset(filters))
@@ -189,8 +179,7 @@ async def _page_by_offset(
     if not has_more and (rows or not offset):  # the page shows the end of the list
         page["total"] = seen
         return page
-    max_count = None if params.total == "exact" else params.limits.max_count  # type: ignore[comparison-overlap]
-    if max_count is None:
+    if params.total == "exact":  # type: ignore[comparison-overlap]
         page["total"] = await _count(session, statements, filters)
     elif has_more and seen >= max_count:
         page["total_at_least"] = seen

@@ -23,6 +23,7 @@ from uvicorn.server import ServerState
 
 from app.observability import http_metrics
 from app.settings import Settings
+from app.web.cancellation import end_abandoned
 from app.web.middleware import BODY_OVERDUE, protocol_problem
 
 logger = logging.getLogger(__name__)
@@ -142,6 +143,10 @@ class ClientProtocol(HttpToolsProtocol):
         if running is not None and not running.response_complete:
             running.disconnected = True
             running.message_event.set()
+        else:
+            running = self.cycle
+        if running is not None and not running.response_complete:
+            end_abandoned(running.scope)
         self._lingering_transport = None  # it refers to this object
 
     def data_received(self, data: bytes) -> None:

@@ -224,6 +224,8 @@ def _allows_get(message: Message) -> bool:
 class ErrorMiddleware:
     """Answers an unhandled exception with a problem response, or with the application's own handler of Exception.
 
+    A request that was cancelled because its client has left ends here without a response.
+
     FastAPI handles such an exception outside every middleware. Its response would have no request id and no CORS
     headers, so a browser would hide it from a page of another origin.
     """
@@ -242,8 +244,15 @@ class ErrorMiddleware:
         exchange = exchange_of(scope)
         if exchange is None:
             exchange, send = _recorded(scope, send)
+        exchange.task = task = asyncio.current_task()
         try:
             await self.app(scope, receive, send)
+        except asyncio.CancelledError:
+            if not exchange.is_abandoned:
+                raise
+            if task is not None:
+                task.uncancel()
+            exchange.status = 499  # no client reads it: for the metrics and the log
         except Exception as error:
             logger.exception("unhandled exception in %s %r", scope["method"], scope["path"])
             if exchange.ended:

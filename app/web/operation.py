@@ -1,5 +1,6 @@
 """The state of a request: the application that received it, its route's template, and its response's progress."""
 
+import asyncio
 from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any
 
@@ -13,10 +14,11 @@ _EXCHANGE = "headroom.exchange"
 class Exchange:
     """A request and its response, as the outermost middleware sees them: before a mount changes the scope.
 
-    `status` is 0 until the response has begun, `ended` is 0 or the time of its last message.
+    `status` is 0 until the response has begun, `ended` is 0 or the time of its last message. `task` may be cancelled to
+    end the request; it `is_abandoned` if that happens because its client has disconnected.
     """
 
-    __slots__ = ("application", "ended", "request_id", "root_path", "status")
+    __slots__ = ("application", "ended", "is_abandoned", "request_id", "root_path", "status", "task")
 
     def __init__(self, scope: MutableMapping[str, Any], request_id: str) -> None:
         self.request_id = request_id
@@ -24,6 +26,8 @@ class Exchange:
         self.root_path = scope.get("root_path", "")
         self.status = 0
         self.ended = 0.0
+        self.task: asyncio.Task[Any] | None = None
+        self.is_abandoned = False
         scope[_EXCHANGE] = self
 
 

@@ -33,10 +33,13 @@ async def _refuse_repeated(request: Request) -> None:
         )
 
 
-def _apply_limits(params: ListParams, limits: ListLimits) -> None:
-    params.set_limits(limits)
-    if params.offset is not None and params.offset > limits.max_offset:
-        message = f"Must be at most {limits.max_offset}: read the pages beyond it with `cursor`"
+def _check_offset(params: ListParams, request: Request) -> None:
+    if params.offset is None:
+        return
+    cursors: Cursors = provided(request, "cursors")
+    max_offset = cursors.limits.max_offset
+    if params.offset > max_offset:
+        message = f"Must be at most {max_offset}: read the pages beyond it with `cursor`"
         raise RequestValidationError([{"loc": ("query", "offset"), "msg": message, "type": "offset_too_large"}])
 
 
@@ -48,7 +51,7 @@ def _list_params(model: type[Any]) -> Callable[..., Awaitable[ListParams]]:
         refused: Annotated[None, Depends(_refuse_repeated)],
         params: Annotated[model, Query()],  # type: ignore[valid-type]
     ) -> ListParams:
-        _apply_limits(params, provided(request, "list_limits"))
+        _check_offset(params, request)
         return params
 
     list_params.refuses_repeated = True  # type: ignore[attr-defined]

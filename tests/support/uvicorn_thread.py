@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from uvicorn import Config, Server
 
@@ -31,7 +31,9 @@ class Serving:
 
 
 @contextmanager
-def serving(app: Any, *, loop: str = "uvloop", idle_seconds: float = 30, **limits: float) -> Iterator[Serving]:
+def serving(
+    app: Any, *, loop: str = "uvloop", lifespan: Literal["on", "off"] = "off", idle_seconds: float = 30, **limits: float
+) -> Iterator[Serving]:
     """Serve the application with these limits of clients, which otherwise are long."""
 
     class Protocol(ClientProtocol):
@@ -43,7 +45,7 @@ def serving(app: Any, *, loop: str = "uvloop", idle_seconds: float = 30, **limit
         port=0,
         http=Protocol,
         loop=loop,
-        lifespan="off",
+        lifespan=lifespan,
         log_config=None,
         access_log=False,
         timeout_keep_alive=idle_seconds,  # type: ignore[arg-type]  # the sweep accepts a fraction

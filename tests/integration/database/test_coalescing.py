@@ -256,6 +256,27 @@ async def test_cancelled_read_leaves_the_others(new_database: NewDatabase) -> No
         assert state(database).used == 0
 
 
+async def test_shared_statement_without_callers_is_cancelled(new_database: NewDatabase) -> None:
+    async with new_database(coalesce_in_flight=1) as (database, gate):
+        await database.read.one(BY_ID, 1)
+        gate.shut()
+        first, *shared = ask(database, BY_ID, 1, 2, 3)
+        await gate.wait_for(2, first)
+        gate.open()
+        await first
+        gate.shut()
+        await gate.wait_for(3, *shared)
+        for read in shared:
+            assert state(database).used == 1, "another caller waits for it"
+            read.cancel()
+            await asyncio.wait({read})
+        await wait_until(lambda: state(database).used == 0)
+        gate.open()
+        row = await database.read.one(BY_ID, 2)
+        assert row is not None
+        assert row["id"] == 2
+
+
 async def test_cancelled_lone_read_lets_the_waiting_ones_go_on(new_database: NewDatabase) -> None:
     async with new_database(coalesce_in_flight=1) as (database, gate):
         await database.read.one(BY_ID, 1)
@@ -522,7 +543,7 @@ async def test_reads_that_have_gone_take_no_connection(new_database: NewDatabase
         queue = path._key_queues[BY_ID]
         gate.open()
         assert (await lone)["id"] == 1
-        assert queue._tasks == set()
+        assert queue._tasks == {}
 
 
 async def test_reads_that_are_sent_again_have_a_deadline(new_database: NewDatabase) -> None:

@@ -286,6 +286,23 @@ async def test_cancelled_statement_stops_on_the_server_and_frees_its_slot(
     assert await run(database, session_type, NOW) is not None
 
 
+async def test_cancelled_read_keeps_its_connection(database: Database) -> None:
+    for seconds in (30.0, 30.5):
+        running = asyncio.create_task(database.read.first(SLEEP, seconds=seconds))
+        pid = await sleeping_backend(database, running)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+        with connect(database.engine.url) as admin:
+            query = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+            assert not admin.execute(query).fetchall(), "the connection is returned when the statement has ended"
+        assert (state(database).used, state(database).idle) == (0, 1)
+        row = await database.read.first(NOW)
+        assert row is not None
+        assert row["pid"] == pid
+
+
 async def test_closed_coroutine_of_a_read_frees_its_slot(database: Database) -> None:
     change_options(database, ping_after=None)
     await database.read.first(NOW)  # opens the connection, so that the next read checks it out without a wait

@@ -306,7 +306,7 @@ async def test_invalid_list_parameter_is_422(client: AsyncClient, query: str) ->
 @pytest.fixture
 def short_lists(app: FastAPI) -> None:
     """Count ten rows at most, and skip twenty."""
-    app.state.list_limits = ListLimits(max_offset=20, max_count=10)
+    app.state.cursors.limits = ListLimits(max_offset=20, max_count=10)
 
 
 @pytest.mark.usefixtures("posts", "short_lists")

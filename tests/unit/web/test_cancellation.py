@@ -1,0 +1,84 @@
+"""Which requests may be cancelled when their client has gone."""
+
+import asyncio
+from typing import Annotated, Any
+
+import pytest
+from fastapi import Depends, FastAPI, Request
+from httpx import AsyncClient
+
+from app.web.cancellation import end_abandoned, only_reads
+from app.web.deps import DatabaseDep, ReadDb, StatementDb, WriteDb
+from app.web.operation import exchange_of
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "expected"),
+    [
+        ("GET", "/read", True),
+        ("HEAD", "/read", True),
+        ("GET", "/mounted/read", True),
+        ("GET", "/read-and-write", False),
+        ("GET", "/read-and-nested-database", False),
+        ("GET", "/statement", False),
+        ("GET", "/nothing", False),
+        ("POST", "/read", False),
+    ],
+)
+async def test_route_only_reads_if_its_sessions_do(
+    app: FastAPI, client: AsyncClient, method: str, path: str, expected: bool
+) -> None:
+    found: list[bool] = []
+
+    async def note(request: Request) -> None:
+        found.append(only_reads(request.scope))
+
+    noting = [Depends(note)]
+    mounted = FastAPI()
+    for each in (app, mounted):
+
+        @each.api_route("/read", methods=["GET", "HEAD", "POST"], dependencies=noting)
+        async def read(db: ReadDb) -> None: ...
+
+    app.mount("/mounted", mounted)
+
+    @app.get("/read-and-write", dependencies=noting)
+    async def read_and_write(db: ReadDb, write: WriteDb) -> None: ...
+
+    async def nested(database: DatabaseDep) -> None: ...
+
+    @app.get("/read-and-nested-database", dependencies=noting)
+    async def read_and_nested(db: ReadDb, database: Annotated[None, Depends(nested)]) -> None: ...
+
+    @app.get("/statement", dependencies=noting)
+    async def statement(db: StatementDb) -> None: ...
+
+    @app.get("/nothing", dependencies=noting)
+    async def nothing() -> None: ...
+
+    response = await client.request(method, path)
+
+    assert response.status_code == 200, response.text
+    assert found == [expected]
+
+
+@pytest.mark.parametrize("has_begun", [True, False])
+async def test_response_that_has_begun_is_not_cancelled(app: FastAPI, client: AsyncClient, has_begun: bool) -> None:
+    statuses: list[Any] = []
+
+    @app.get("/leaving")
+    async def leaving(request: Request, db: ReadDb) -> None:
+        exchange = exchange_of(request.scope)
+        assert exchange is not None
+        exchange.status = 200 if has_begun else 0
+        end_abandoned(request.scope)
+        await asyncio.sleep(0)
+        statuses.append("ended")
+
+    if has_begun:
+        assert (await client.get("/leaving")).status_code == 200
+    else:
+        with pytest.raises(AssertionError):  # of httpx: there is no response
+            await client.get("/leaving")
+
+    assert statuses == (["ended"] if has_begun else [])

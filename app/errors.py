@@ -17,6 +17,7 @@ HeadroomError
 └── TemporaryError            the request failed, and the same request may succeed later
     ├── ServerBusy            the queue for password hashing is full
     ├── NotReady              the replica is starting or stopping
+    ├── DeadlineExceeded      the time that the client allows for the request has passed
     └── TransientDatabaseError    the cause is the database or the network
         ├── PoolExhausted         no connection was free before the deadline
         ├── DatabaseUnavailable   the server cannot be reached, or closed the connection
@@ -144,6 +145,16 @@ class NotReady(TemporaryError):
     slug = "not-ready"
     title = "Not ready"
     detail = "This replica is starting or stopping. Use another one."
+
+
+class DeadlineExceeded(TemporaryError):
+    """The time that the client allows for the request has passed. Nothing was stored."""
+
+    slug = "deadline-exceeded"
+    title = "The deadline of the request has passed"
+    detail = (
+        "The request was not completed within its Request-Timeout, and nothing was stored. Try again with more time."
+    )
 
 
 class TransientDatabaseError(TemporaryError):

@@ -1,4 +1,4 @@
-"""The deadline of a checkout, passed down to its ping and its connect, and the limit of a statement."""
+"""Deadlines: of a checkout, passed down to its ping and its connect; of a statement's answer; of a whole request."""
 
 import asyncio
 import math
@@ -11,10 +11,71 @@ from typing import Any, TypeVar
 
 from sqlalchemy.util import await_only, greenlet_spawn
 
+from app.errors import DeadlineExceeded
+
 Result = TypeVar("Result")
 
 # Deadline of the checkout in progress, on the clock of time.monotonic(); infinite outside a checkout.
 _deadline: ContextVar[float] = ContextVar("checkout deadline", default=float("inf"))
+
+
+@dataclass(slots=True)
+class RequestDeadline:
+    """The deadline of a request, on the clock of time.monotonic(). The web layer cancels the request then.
+
+    It no longer ends the request when something `is_stored`: the client must learn that. `holds` counts the blocks of
+    `uninterrupted()`.
+    """
+
+    at: float
+    is_over: bool = False
+    is_stored: bool = False
+    holds: int = 0
+
+
+# None without a deadline.
+request_deadline: ContextVar[RequestDeadline | None] = ContextVar("request deadline", default=None)
+
+
+def begin_commit() -> None:
+    """Note that COMMIT is sent now. Raise DeadlineExceeded if the deadline of the request has passed."""
+    deadline = request_deadline.get()
+    if deadline is not None:
+        if not deadline.is_stored and time.monotonic() >= deadline.at:
+            raise DeadlineExceeded("the deadline passed before COMMIT")
+        deadline.is_stored = True
+
+
+def note_stored() -> None:
+    """Note that a statement which commits itself has ended."""
+    deadline = request_deadline.get()
+    if deadline is not None:
+        deadline.is_stored = True
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let the block come to its end. Raise DeadlineExceeded after it if the deadline of the request has passed.
+
+    For work in a thread, which a cancellation would not end: its caller would give up the limit that it holds.
+    """
+    deadline = request_deadline.get()
+    if deadline is None:
+        yield
+        return
+    deadline.holds += 1
+    try:
+        yield
+    finally:
+        deadline.holds -= 1
+    if deadline.is_over:
+        raise DeadlineExceeded("the deadline passed during work that cannot be interrupted")
+
+
+def is_overdue() -> bool:
+    """Return True if the request in progress was cancelled at its deadline."""
+    deadline = request_deadline.get()
+    return deadline is not None and deadline.is_over
 
 
 @dataclass

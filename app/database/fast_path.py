@@ -26,6 +26,7 @@ from app.database.answers import rolled_back
 from app.database.by_key import KeyedSelect
 from app.database.checkout import Checkout, check_out
 from app.database.coalescing import KeyQueue, SameReads, several_rows
+from app.database.deadline import is_overdue
 from app.database.error_mapping import server_is_leaving, staleness, translate
 from app.database.lanes import EXPENSIVE, current_lane
 from app.database.liveness import is_closed
@@ -326,6 +327,8 @@ class FastPath:
             # The driver has sent a cancel request. A task of its own waits for the end of the statement and returns the
             # connection: the caller may be cancelled again meanwhile.
             await asyncio.shield(self._in_own_task(checkout.settle(error)))
+            if is_overdue() and not self._reads_only:
+                raise OutcomeUnknown("a write was cancelled at the deadline of its request") from error
             raise
         except Exception as error:
             lost = is_closed(connection)

@@ -24,6 +24,7 @@ from sqlalchemy.sql.dml import ReturningDelete, ReturningInsert, ReturningUpdate
 from app.database.answers import rolled_back
 from app.database.by_key import KeyedSelect
 from app.database.coalescing import several_rows
+from app.database.deadline import is_overdue, note_stored
 from app.database.error_mapping import translate
 from app.database.fast_path import Fetch, fast_path
 from app.database.stale_statements import READ_ONLY, statement_texts
@@ -77,7 +78,12 @@ class _Statements:
     async def _execute(self, statement: Statement, parameters: dict[str, Any]) -> Sequence[Row]:
         """Run the statement on the ordinary path: through SQLAlchemy's connection and cursor."""
         async with self._connect() as connection:
-            result = await connection.execute(statement, parameters)
+            try:
+                result = await connection.execute(statement, parameters)
+            except asyncio.CancelledError as error:
+                if is_overdue() and not self._reads_only:
+                    raise OutcomeUnknown("a write was cancelled at the deadline of its request") from error
+                raise
             return result.mappings().all()
 
     @asynccontextmanager
@@ -176,6 +182,7 @@ class StatementSession(_Statements):
         Raise as `ReadSession.all()`. Raise OutcomeUnknown if the connection is lost before the answer.
         """
         rows = await self._run(statement, parameters)
+        note_stored()
         return rows[0] if rows else None
 
 

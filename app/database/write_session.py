@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
+from app.database.deadline import begin_commit
 from app.database.error_mapping import translate
 from app.errors import DatabaseUnavailable
 
@@ -111,9 +112,10 @@ class WriteSession(AsyncSession):
         self._refusal = reason
 
     async def commit_as_owner(self) -> None:
-        """Commit. Only `Database.write()` calls this."""
+        """Commit, unless the deadline of the request has passed. Only `Database.write()` calls this."""
         if self._refusal:
             raise RuntimeError(self._refusal)
+        begin_commit()
         self.sync_session.is_owned = False
         await self.commit()
 

@@ -1,17 +1,27 @@
-"""Ends requests whose answer is of no use any more: the client has disconnected.
+"""Ends requests whose answer is of no use any more: the client has disconnected, or its deadline has passed.
 
 A request that only reads is cancelled, and with it its statement on the server. Any other request goes on to its end: a
 client may send a write and leave (docs/decisions/0038-cancelled-requests.md). Nothing watches for a disconnect while a
 request runs: the server's protocol calls `end_abandoned()` when it learns of one.
+
+A request with the header Request-Timeout is cancelled when its time is over, unless it has stored something by then.
 """
 
+import asyncio
+import re
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi.dependencies.models import Dependant
 
+from app.database.deadline import RequestDeadline, request_deadline
 from app.web.deps import get_database, get_db, get_read_db, get_statement_db
-from app.web.operation import exchange_of, selected_operation
+from app.web.operation import Exchange, exchange_of, selected_operation
+
+# Seconds. Nine digits are more than any limit of the server.
+_SECONDS = re.compile(rb"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
 _WRITING = frozenset({get_database, get_db, get_statement_db})
@@ -24,6 +34,36 @@ def end_abandoned(scope: Mapping[str, Any]) -> None:
         return
     exchange.is_abandoned = True
     exchange.task.cancel()
+
+
+def requested_timeout(scope: Mapping[str, Any]) -> float | None:
+    """Return the Request-Timeout in seconds; None if the request has none. Raise ValueError if it is malformed."""
+    for name, value in scope["headers"]:
+        if name == b"request-timeout":
+            if not _SECONDS.fullmatch(value):
+                raise ValueError("Request-Timeout must be a number of seconds, such as 2 or 0.25.")
+            return float(value)
+    return None
+
+
+@contextmanager
+def deadline_in(seconds: float, exchange: Exchange) -> Iterator[RequestDeadline]:
+    """Cancel the request after `seconds`, unless its response has begun or it has stored something."""
+    deadline = RequestDeadline(time.monotonic() + seconds)
+
+    def expire() -> None:
+        if exchange.task is not None and not exchange.status and not deadline.is_stored:
+            deadline.is_over = True
+            if not deadline.holds:
+                exchange.task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(seconds, expire)
+    token = request_deadline.set(deadline)
+    try:
+        yield deadline
+    finally:
+        request_deadline.reset(token)
+        timer.cancel()
 
 
 def only_reads(scope: Mapping[str, Any]) -> bool:

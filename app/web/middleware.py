@@ -17,11 +17,13 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.database.write_session import WriteSession, open_write_session
+from app.errors import DeadlineExceeded
 from app.observability.http_metrics import HttpMetrics
 from app.observability.logging import REQUEST_LOGGER, request_id, request_scope
 from app.observability.request_log import RequestLog
+from app.web.cancellation import deadline_in, requested_timeout
 from app.web.operation import Exchange, exchange_of, route_template, selected_operation
-from app.web.problems import WEBSOCKET_STATE, answer_websocket, http_problem, internal_error
+from app.web.problems import WEBSOCKET_STATE, answer_websocket, http_problem, internal_error, temporary_problem
 
 logger = logging.getLogger(REQUEST_LOGGER)
 
@@ -224,7 +226,8 @@ def _allows_get(message: Message) -> bool:
 class ErrorMiddleware:
     """Answers an unhandled exception with a problem response, or with the application's own handler of Exception.
 
-    A request that was cancelled because its client has left ends here without a response.
+    A request that was cancelled because its client has left ends here without a response. One that was cancelled at its
+    deadline gets a problem.
 
     FastAPI handles such an exception outside every middleware. Its response would have no request id and no CORS
     headers, so a browser would hide it from a page of another origin.
@@ -244,14 +247,24 @@ class ErrorMiddleware:
         exchange = exchange_of(scope)
         if exchange is None:
             exchange, send = _recorded(scope, send)
-        exchange.task = task = asyncio.current_task()
+        timeout = None
+        if exchange.task is None:  # the outermost of these middlewares: mounted applications have their own
+            exchange.task = asyncio.current_task()
+            try:
+                timeout = requested_timeout(scope)
+            except ValueError as error:
+                await http_problem(scope, HTTPException(400, str(error)))(scope, receive, send)
+                return
         try:
-            await self.app(scope, receive, send)
+            if timeout is None:
+                await self.app(scope, receive, send)
+            else:
+                await self._within(timeout, exchange, scope, receive, send)
         except asyncio.CancelledError:
             if not exchange.is_abandoned:
                 raise
-            if task is not None:
-                task.uncancel()
+            if exchange.task is not None:
+                exchange.task.uncancel()
             exchange.status = 499  # no client reads it: for the metrics and the log
         except Exception as error:
             logger.exception("unhandled exception in %s %r", scope["method"], scope["path"])
@@ -262,6 +275,21 @@ class ErrorMiddleware:
                 raise  # part of a response was sent: only closing the connection tells the client
             response = await _respond_to(error, application, Request(scope, receive, send))
             await response(scope, receive, send)
+
+    async def _within(self, seconds: float, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request that its client gives up after `seconds`."""
+        with deadline_in(seconds, exchange) as deadline:
+            try:
+                if seconds:
+                    await self.app(scope, receive, send)
+                    return
+            except asyncio.CancelledError:
+                if not deadline.is_over or exchange.is_abandoned:
+                    raise
+                if exchange.task is not None:
+                    exchange.task.uncancel()
+        response = temporary_problem(scope, DeadlineExceeded(f"not completed within {seconds:g} s"))
+        await response(scope, receive, send)
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on a lifespan or a WebSocket. Note the state of a WebSocket: it decides how an error is answered."""

@@ -22,6 +22,7 @@ from starlette.websockets import WebSocket
 from app.errors import (
     Conflict,
     DatabaseUnavailable,
+    DeadlineExceeded,
     DomainError,
     Forbidden,
     InvalidInput,
@@ -58,6 +59,7 @@ DATABASE_ERRORS = (
     OutcomeUnknown,
     TransactionConflict,
     SchemaChanged,
+    DeadlineExceeded,
 )
 # The phrases of RFC 9110. Python 3.11 has older ones, and a slug must not depend on Python's version.
 _RENAMED_PHRASES = {
@@ -269,16 +271,20 @@ async def _domain_error(connection: HTTPConnection, error: Exception) -> Respons
 
 async def _temporary_error(connection: HTTPConnection, error: Exception) -> Response | None:
     assert isinstance(error, TemporaryError)
+    return await _respond(connection, temporary_problem(connection.scope, error))
+
+
+def temporary_problem(scope: Scope, error: TemporaryError) -> Response:
+    """Log the error, and return its problem response."""
     logger.warning("%s: %s", error.slug, error)
-    response = problem(
-        connection.scope,
+    return problem(
+        scope,
         status=_status_of(type(error)),
         slug=error.slug,
         title=error.title,
         detail=error.detail,
         headers={} if error.retry_after is None else {"Retry-After": str(error.retry_after)},
     )
-    return await _respond(connection, response)
 
 
 async def _validation_error(connection: HTTPConnection, error: Exception) -> Response | None:

@@ -5,20 +5,26 @@ takes at most 128 MiB and does not block the event loop. Sign-ins and new passwo
 sign-ups, which are open to anyone, cannot delay sign-ins.
 """
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, TypeVarTuple
 
 from anyio import CapacityLimiter, to_thread
 from pwdlib import PasswordHash
 from pwdlib.exceptions import UnknownHashError
 
+from app.database.deadline import uninterrupted
 from app.errors import ServerBusy
+
+Arguments = TypeVarTuple("Arguments")
+Result = TypeVar("Result")
 
 _password_hash = PasswordHash.recommended()
 # Verified for unknown addresses. Computed at import, before Gunicorn forks, so that the first one takes no longer.
 _DUMMY_HASH = _password_hash.hash(os.urandom(16))
+_UNLIMITED = CapacityLimiter(math.inf)  # a HashQueue has its own limit
 
 
 class HashQueue:
@@ -59,12 +65,19 @@ class Verification(NamedTuple):
 
 async def hash_password(password: str, queue: HashQueue = NEW_PASSWORD_QUEUE) -> str:
     """Return the hash of a password, computed in the thread of `queue`."""
-    return await to_thread.run_sync(_password_hash.hash, password, limiter=queue.thread)
+    return await _in_thread(queue, _password_hash.hash, password)
 
 
 async def verify_password(password: str, known_hash: str | None) -> Verification:
     """Verify a password. Without a hash, it is incorrect and takes as long: timing must not reveal accounts."""
-    return await to_thread.run_sync(_verify, password, known_hash, limiter=SIGN_IN_QUEUE.thread)
+    return await _in_thread(SIGN_IN_QUEUE, _verify, password, known_hash)
+
+
+async def _in_thread(queue: HashQueue, call: Callable[[*Arguments], Result], *arguments: *Arguments) -> Result:
+    """Call the function in the thread of the queue. A deadline may end the wait for the thread, not the call."""
+    async with queue.thread:
+        with uninterrupted():
+            return await to_thread.run_sync(call, *arguments, limiter=_UNLIMITED)
 
 
 def _verify(password: str, known_hash: str | None) -> Verification:

@@ -107,11 +107,6 @@ class Replica:
         """Return the number of requests that it has executed."""
         return int(httpx.get(f"http://{self.address}:8000/stub").json()["executed"])
 
-    @property
-    def left(self) -> int:
-        """Return the number of clients that have left a request that hangs."""
-        return int(httpx.get(f"http://{self.address}:8000/stub").json()["left"])
-
 
 class ProxiedReplicas:
     """The proxy, with the environment of compose.prod.yml and these changes, and its replicas."""

@@ -1,7 +1,6 @@
 """A stand-in for a replica of the API, run in a container: it counts requests, and fails as it is told to.
 
-`GET /stub?mode=MODE` sets what it does with the requests that follow, and returns how many it has executed,
-and how many clients have left a request that hangs:
+`GET /stub?mode=MODE` sets what it does with the requests that follow, and returns how many it has executed:
 
 - serve: answer with the headers of the request
 - drop: execute the request, and close the connection without an answer
@@ -16,7 +15,6 @@ import socket
 
 mode = "serve"
 executed = 0
-left = 0
 
 
 async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -30,7 +28,7 @@ async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Answer the requests of a connection."""
-    global executed, left, mode
+    global executed, mode
     first = True
     while True:
         lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
@@ -52,11 +50,8 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             if mode == "drop":
                 return
             if mode == "hang":
-                await reader.read()
-                left += 1
-                return
-        answer = {"name": socket.gethostname(), "executed": executed, "left": left, "headers": headers}
-        content = json.dumps(answer).encode()
+                await asyncio.Event().wait()
+        content = json.dumps({"name": socket.gethostname(), "executed": executed, "headers": headers}).encode()
         head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n"
         is_last = headers.get("connection") == "close"
         writer.write(f"{head}Connection: {'close' if is_last else 'keep-alive'}\r\n\r\n".encode() + content)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from time import sleep
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -19,15 +20,16 @@ from tests.support.postgres import connect
 
 SLEEP = select(func.pg_sleep(bindparam("seconds", type_=Float())).label("slept"))
 BY_ID = KeyedSelect(select(User.id, User.name), User.id)
+USERS: Any = User.__table__  # not the entity: a write session would insert it as one
 INSERT = (
-    insert(User)
+    insert(USERS)
     .from_select(
         ["email", "name", "password_hash"],
         select(literal("late@example.com"), literal("Late"), literal("")).where(
             func.pg_sleep(bindparam("seconds", type_=Float())).is_not(None)
         ),
     )
-    .returning(User.id)
+    .returning(USERS.c.id)
 )
 
 

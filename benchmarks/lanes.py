@@ -29,6 +29,7 @@ NOISY_CLIENTS = (40, 200)
 # Enough to learn the costs, and to answer what was begun before.
 LEARNING_SECONDS = 20.0
 WARM_UP_SECONDS = 2.0
+SETTLING_SECONDS = 3.0
 VARIANTS = {
     "without": {"DB_EXPENSIVE_AFTER": "0", "DB_QUEUE_TARGET": "1000"},
     "with": {"POSTGRES_CORES": str(os.cpu_count() or 1)},
@@ -154,9 +155,12 @@ def measure_overload(database: BenchmarkDatabase, seconds: float) -> None:
             page = f"{served.address}/hold?ms=25"
             uvloop.run(load([f"{served.address}/livez"], clients=8, seconds=WARM_UP_SECONDS, pause=0.1))
             capacity = len(uvloop.run(load([page], clients=48, seconds=seconds)).seconds(200)) / seconds
-            # Each client sends 10 requests a second, as long as they are answered at once.
-            clients = round(capacity / 2)
-            got = uvloop.run(load([page], clients=clients, seconds=seconds, patient=False, pause=0.1))
+            # Each client sends about 5 requests a second. CoDel needs two intervals to find that the queue stays long.
+            began = monotonic() + SETTLING_SECONDS
+            clients = round(capacity)
+            total = seconds + SETTLING_SECONDS
+            got = uvloop.run(load([page], clients=clients, seconds=total, patient=False, pause=0.1))
+        got = Answers([each for each in got.each if each[0] >= began])
         served_in, refused_in = got.seconds(200), got.seconds(503)
         print_row(
             (

@@ -147,6 +147,7 @@ class BoundedPool(Pool):
         self._runs = 0
         self._run_seconds = 0.0
         self._costs = CostWatch(options.expensive_after, options.expensive_share, self._observer.lane_moved)
+        self._moved = self._costs.moved
         self._lanes = {
             CRITICAL: self._new_lane(CRITICAL, math.inf, options.max_waiters, options.timeout),
             EXPENSIVE: self._new_lane(
@@ -313,9 +314,12 @@ class BoundedPool(Pool):
         if not self._idle or not self._is_ready(self._idle[-1], started):
             return None
         self.refuse_second_checkout()
-        lane = self._lane_of(current_lane.get(), work)
-        if lane is not None and not lane.enter_nowait(started):
-            return None
+        lane = None
+        # Without a call in the normal lane: this is the path of most statements.
+        if (name := current_lane.get()) != NORMAL or work in self._moved:
+            lane = self._lane_of(name, work)
+            if lane is not None and not lane.enter_nowait(started):
+                return None
         record = self._idle.pop()
         self._record_task(record)
         self._record_acquired(record, started, self._answer_limit.seconds, work, lane)
@@ -368,7 +372,7 @@ class BoundedPool(Pool):
     def _lane_of(self, name: LaneName, work: str) -> Lane | None:
         """Return the lane of a checkout; None for the normal one, which has no limit of its own."""
         if name == NORMAL:
-            return self._lanes[EXPENSIVE] if work in self._costs.moved else None
+            return self._lanes[EXPENSIVE] if work in self._moved else None
         return self._lanes[name]
 
     def _is_ready(self, record: ConnectionPoolEntry, now: float) -> bool:
@@ -420,8 +424,9 @@ class BoundedPool(Pool):
             if holder.lane is None:
                 self._runs += 1
                 self._run_seconds += seconds
-                if seconds >= self._costs.after or holder.work in self._costs.suspects:
-                    self._costs.add(holder.work, seconds)
+                costs = self._costs
+                if seconds >= costs.after or holder.work in costs.suspects:
+                    costs.add(holder.work, seconds)
             else:
                 self._costs.add_moved(holder.work, seconds)
                 holder.lane.leave(seconds)

@@ -11,7 +11,7 @@ export IMAGE_REVISION ?= $(shell git describe --always --abbrev=40 --dirty --exc
 export IMAGE_CREATED ?= $(shell git log -1 --format=%cI 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help run up down docker secrets deploy rollback rotate external-roles certificate test-alert \
+.PHONY: help run dev up down docker secrets deploy rollback rotate external-roles certificate test-alert \
         backup restore restore-drill \
         restart-postgres restart-pgbouncer upgrade-postgres budget seed migrate \
         migration domain downgrade check-migrations current history \
@@ -36,6 +36,9 @@ $(READY): requirements/dev.txt
 
 run: $(READY) ## run the stack as local processes, with an embedded PostgreSQL
 	@$(BIN)/headroom up
+
+dev: $(READY) ## like run, for development: reloads changed code and migrations, warns of mistakes: make dev sql=yes
+	@$(BIN)/headroom dev $(if $(filter yes,$(sql)),--sql)
 
 docker:
 	@docker compose version >/dev/null 2>&1 || { echo "docker compose is not available: install Docker Engine with the Compose plugin, or use make run" >&2; exit 1; }

@@ -50,6 +50,10 @@ def _parser() -> argparse.ArgumentParser:
     up = add("up", "run the whole stack as local processes, with an embedded PostgreSQL")
     up.set_defaults(run=_up)
 
+    dev = add("dev", "run the API for development: one worker that reloads, and warnings")
+    dev.add_argument("--sql", action="store_true", help="log each statement, with its route and its line of code")
+    dev.set_defaults(run=_dev)
+
     api = add("api", "run one replica of the API: WEB_CONCURRENCY workers under Gunicorn")
     api.set_defaults(run=_api)
 
@@ -107,6 +111,16 @@ def _up(options: argparse.Namespace) -> None:
     from app.cli.up import up
 
     up()
+
+
+def _dev(options: argparse.Namespace) -> None:
+    import math
+
+    from app.cli.up import up
+
+    server = ["-m", "app.development.server", *(["--sql"] if options.sql else [])]
+    # Without a limit: code that does not start may be fixed at any time.
+    up({"api": server}, ready_within=math.inf)
 
 
 def _api(options: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
@@ -40,9 +40,10 @@ READY_WITHIN_SECONDS = 30.0
 STOP_MARGIN_SECONDS = 1.0
 
 
-def up() -> None:
+def up(programs: Mapping[str, list[str]] = PROGRAMS, *, ready_within: float = READY_WITHIN_SECONDS) -> None:
     """Run the stack until a stop signal arrives. Stop every process before returning.
 
+    `programs` are arguments of Python by the name of the program. The API must be ready within `ready_within` seconds.
     Raise ConfigurationError, BudgetExceeded, LocalStackFailed.
     """
     settings = load_settings()
@@ -51,11 +52,12 @@ def up() -> None:
     if settings.api_port == settings.exporter_port:
         raise ConfigurationError(f"EXPORTER_PORT: must differ from API_PORT, got {settings.exporter_port} for both")
     end_leftovers(settings.data_dir / PROCESSES_FILE)
-    for variable, host, port in (
-        ("API_PORT", settings.api_host, settings.api_port),
-        ("EXPORTER_PORT", settings.exporter_host, settings.exporter_port),
+    for name, host, port in (
+        ("api", settings.api_host, settings.api_port),
+        ("exporter", settings.exporter_host, settings.exporter_port),
     ):
-        _require_free(variable, host, port)
+        if name in programs:
+            _require_free(f"{name.upper()}_PORT", host, port)
 
     # Until the programs run, every stop signal acts like Ctrl-C.
     for number in STOP_SIGNALS:
@@ -64,7 +66,7 @@ def up() -> None:
         os.environ["SECRET_KEY"] = _local_secret_key(settings.data_dir)
     with suppress(KeyboardInterrupt), _database(settings):
         _migrate()
-        _run_programs(settings)
+        _run_programs(settings, programs, ready_within)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -131,7 +133,7 @@ def _migrate() -> None:
         raise LocalStackFailed(f"the migration failed: {error}") from error
 
 
-def _run_programs(settings: Settings) -> None:
+def _run_programs(settings: Settings, arguments: Mapping[str, list[str]], ready_within: float) -> None:
     """Run the programs until a stop signal. If one of them exits, stop the others and raise LocalStackFailed."""
     stopping = Event()
     for number in STOP_SIGNALS:
@@ -140,20 +142,23 @@ def _run_programs(settings: Settings) -> None:
     api = f"http://{settings.api_host}:{settings.api_port}"
     exporter = f"http://{settings.exporter_host}:{settings.exporter_port}"
     ready = False
-    deadline = monotonic() + READY_WITHIN_SECONDS
+    deadline = monotonic() + ready_within
     programs: dict[str, Program] = {}
     try:
-        for name, arguments in PROGRAMS.items():
-            programs[name] = _start(name, arguments)
+        for name in arguments:
+            programs[name] = _start(name, arguments[name])
             note_processes(settings.data_dir / PROCESSES_FILE, [program.pid for program in programs.values()])
         while not stopping.wait(timeout=0.1):
             for name, program in programs.items():
                 if program.poll() is not None:
                     raise LocalStackFailed(f"the {name} exited unexpectedly with status {program.returncode}")
             if not ready and (ready := _is_ready(f"{api}/readyz")):
-                log(f"ready\n\n    API       {api}/docs\n    pools     {exporter}/\n    metrics   {exporter}/metrics\n")
+                pages = (
+                    f"    pools     {exporter}/\n    metrics   {exporter}/metrics\n" if "exporter" in programs else ""
+                )
+                log(f"ready\n\n    API       {api}/docs\n{pages}")
             elif not ready and monotonic() > deadline:
-                raise LocalStackFailed(f"{api}/readyz was not ready within {READY_WITHIN_SECONDS:g} s")
+                raise LocalStackFailed(f"{api}/readyz was not ready within {ready_within:g} s")
         log("stopping")
     finally:
         within = settings.drain_seconds + settings.graceful_timeout + STOP_MARGIN_SECONDS

@@ -48,8 +48,8 @@ def test_name_that_gives_no_valid_code_is_refused(plural: str, singular: str | N
 @pytest.mark.parametrize(
     ("names", "reason"),
     [
-        (("posts",), "exists"),
-        (("writers", "post"), "app/models.py has a model Post"),
+        (("users",), "exists"),
+        (("writers", "user"), "app/models.py has a model User"),
     ],
 )
 def test_name_that_is_taken_changes_no_file(tmp_path: Path, names: tuple[str, ...], reason: str) -> None:

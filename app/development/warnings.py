@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from types import FrameType
 from typing import Any
 
-from greenlet import getcurrent
+from greenlet import getcurrent  # type: ignore[import-untyped]
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.database import Database
@@ -38,7 +38,8 @@ def warn_of_mistakes(database: Database, *, log_sql: bool) -> None:
 
 
 def _warn_of_holder(place: str) -> None:
-    logger.warning("%s holds a connection while it waits for something else: %s", route(), place)
+    if not _explaining.get():
+        logger.warning("%s holds a connection while it waits for something else: %s", route(), place)
 
 
 class _Mistakes:

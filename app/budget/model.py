@@ -13,6 +13,7 @@ Behind PgBouncer there are two:
 - The left side above counts clients of PgBouncer, and must not exceed `max_client_conn`.
 - PgBouncer opens `default_pool_size + reserve_pool_size` connections for each pair of user and database, at most
   `max_db_connections`. Together with the programs that bypass PgBouncer, they must not exceed the right side above.
+  Several PgBouncer processes open as many each.
 
 A CONNECTION LIMIT of the database or of the API's role adds an inequality of its own.
 """
@@ -167,7 +168,8 @@ class Pooler:
     """The limits of PgBouncer. The defaults are PgBouncer's own; `max_db_connections` 0 means no limit.
 
     `pools` is the number of users for which it keeps a pool to the API's database. They are the API's role and the
-    role that looks up passwords (auth_query).
+    role that looks up passwords (auth_query). `instances` is the number of processes, each with these limits. Clients
+    choose one at random, and the others when one is gone: each must admit all clients.
     """
 
     max_client_conn: int = 100
@@ -175,10 +177,14 @@ class Pooler:
     reserve_pool_size: int = 0
     max_db_connections: int = 0
     pools: int = 2
+    instances: int = 1
 
     def __post_init__(self) -> None:
         _require_minimum(
-            1, PGBOUNCER_MAX_CLIENT_CONN=self.max_client_conn, PGBOUNCER_DEFAULT_POOL_SIZE=self.default_pool_size
+            1,
+            PGBOUNCER_MAX_CLIENT_CONN=self.max_client_conn,
+            PGBOUNCER_DEFAULT_POOL_SIZE=self.default_pool_size,
+            PGBOUNCER_INSTANCES=self.instances,
         )
         _require_minimum(
             0,
@@ -190,10 +196,11 @@ class Pooler:
     def term(self) -> Term:
         """Return the connections that PgBouncer can open to the server as a term."""
         connections = self.pools * (self.default_pool_size + self.reserve_pool_size)
+        processes = f"PGBOUNCER_INSTANCES {self.instances} * " if self.instances > 1 else ""
         return Term(
             "pgbouncer",
-            min(connections, self.max_db_connections) if self.max_db_connections else connections,
-            f"pgbouncer = {self.pools} pools * (default_pool_size {self.default_pool_size}"
+            self.instances * (min(connections, self.max_db_connections) if self.max_db_connections else connections),
+            f"pgbouncer = {processes}{self.pools} pools * (default_pool_size {self.default_pool_size}"
             f" + reserve_pool_size {self.reserve_pool_size}), max_db_connections {self.max_db_connections or 'none'}",
         )
 
@@ -315,7 +322,7 @@ class Budget:
         if self.pooler:
             direct = sum(program.direct for program in self.programs)
             supply = min(each.supply for each in self.inequalities if each != self.on_pooler)
-            max_db_connections = supply - direct
+            max_db_connections = (supply - direct) // self.pooler.instances
             if max_db_connections < 1:
                 return None
         # Demand is linear in the size of the pool, so a division finds the largest size for each inequality.

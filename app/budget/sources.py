@@ -73,7 +73,9 @@ def from_settings(settings: Settings) -> BudgetReport:
     server = replace(Server(cores=settings.postgres_cores), **_given(settings, "postgres_", _SERVER_LIMITS))
     pooler = None
     if settings.db_pooler == "pgbouncer":
-        pooler = replace(Pooler(), **_given(settings, "pgbouncer_", _POOLER_LIMITS))
+        pooler = replace(
+            Pooler(instances=settings.pgbouncer_instances), **_given(settings, "pgbouncer_", _POOLER_LIMITS)
+        )
     return BudgetReport(
         Budget(api, server, pooler), {"server": "settings"} | ({"pooler": "settings"} if pooler else {})
     )
@@ -93,7 +95,8 @@ async def from_server(settings: Settings, *, deadline: float | None = None) -> B
 
     async def attempt() -> BudgetReport:
         report = await _query_server(from_settings(settings), url, share=settings.postgres_max_connections)
-        return await _query_pooler(report, url) if report.budget.pooler else report
+        has_console = report.budget.pooler and settings.pgbouncer_console == "on"
+        return await _query_pooler(report, url) if has_console else report
 
     return await poll(
         attempt,

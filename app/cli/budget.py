@@ -2,24 +2,31 @@
 
 import asyncio
 import json
+import sys
+from pathlib import Path
 
+from app.budget.manifests import from_manifests
 from app.budget.sources import from_server, from_settings
 from app.errors import BudgetExceeded
 from app.settings import load_settings
 
 
-def show_budget(*, offline: bool, as_json: bool, suggest: bool) -> None:
+def show_budget(*, offline: bool, file: str | None, as_json: bool, suggest: bool) -> None:
     """Print the budget. Raise BudgetExceeded if the connections do not fit.
 
-    `offline` uses the settings alone; `suggest` adds the largest pool that fits.
+    `offline` uses the settings alone; `file` names Kubernetes manifests to use instead ("-": stdin); `suggest` adds the
+    largest pool that fits.
     """
-    settings = load_settings()
-    report = from_settings(settings) if offline else asyncio.run(from_server(settings))
+    if file is not None:
+        report = from_manifests(sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8"))
+        in_flight, most = 0, 1  # the manifests need not say
+    else:
+        settings = load_settings()
+        report = from_settings(settings) if offline else asyncio.run(from_server(settings))
+        in_flight, most = settings.db_coalesce_in_flight, settings.db_coalesce_max
     budget = report.budget
     suggestion = budget.suggest()
-    smaller = (
-        budget.suggest_for_coalesced_reads(settings.db_coalesce_in_flight) if settings.db_coalesce_max > 1 else None
-    )
+    smaller = budget.suggest_for_coalesced_reads(in_flight) if most > 1 else None
     if as_json:
         document = budget.as_dict() | {
             "observed": report.observed,
@@ -38,7 +45,6 @@ def show_budget(*, offline: bool, as_json: bool, suggest: bool) -> None:
             print("no pool fits: the limits do not allow one connection for each worker")
         if suggest and smaller:
             print("a smaller pool that may do:", *(f"{name}={value}" for name, value in smaller.variables.items()))
-            most, in_flight = settings.db_coalesce_max, settings.db_coalesce_in_flight
             print(f"  Waiting reads share statements (DB_COALESCE_MAX={most}): reads of one kind use at most")
             print(f"  {in_flight} connections of a worker (DB_COALESCE_IN_FLIGHT). Each write uses one for its")
             print("  transaction. Watch db_pool_pending_requests after the change.")

@@ -61,7 +61,13 @@ def _parser() -> argparse.ArgumentParser:
     exporter.set_defaults(run=_exporter)
 
     budget = add("budget", "show the connection budget; exit with 1 if it is exceeded")
-    budget.add_argument("--offline", action="store_true", help="use the settings alone, without querying the server")
+    source = budget.add_mutually_exclusive_group()
+    source.add_argument("--offline", action="store_true", help="use the settings alone, without querying the server")
+    source.add_argument(
+        "--file",
+        metavar="FILE",
+        help="use Kubernetes manifests, such as those of `helm template`; - for stdin",
+    )
     budget.add_argument("--json", action="store_true", help="print JSON")
     budget.add_argument("--suggest", action="store_true", help="also print the largest pool that fits")
     budget.set_defaults(run=_budget)
@@ -149,7 +155,7 @@ def _exporter(options: argparse.Namespace) -> None:
 def _budget(options: argparse.Namespace) -> None:
     from app.cli.budget import show_budget
 
-    show_budget(offline=options.offline, as_json=options.json, suggest=options.suggest)
+    show_budget(offline=options.offline, file=options.file, as_json=options.json, suggest=options.suggest)
 
 
 def _seed(options: argparse.Namespace) -> None:

@@ -204,6 +204,24 @@ def test_settings_replace_the_limits_of_a_pooler_without_console(database_url: U
     assert "pooler clients: 62 demanded, 61 available" in finished.stderr
 
 
+def test_pooler_whose_console_is_off_is_not_queried(database_url: URL, tmp_path: Path) -> None:
+    """A start must not wait for a console that no client can reach, as that of CloudNativePG's Pooler."""
+    finished = run(
+        BUDGET,
+        database_url,
+        tmp_path,
+        DB_POOLER="pgbouncer",
+        PGBOUNCER_CONSOLE="off",
+        PGBOUNCER_INSTANCES="3",
+        PGBOUNCER_DEFAULT_POOL_SIZE="20",
+        STARTUP_TIMEOUT="0",
+    )
+
+    assert finished.returncode == 1
+    assert "console" not in finished.stdout
+    assert "server connections: 124 demanded, 97 available (pgbouncer 120" in finished.stderr
+
+
 def test_api_on_an_unknown_revision_exits(database_url: URL, tmp_path: Path) -> None:
     with connect(database_url) as connection:
         connection.execute("UPDATE alembic_version SET version_num = 'future'")

@@ -42,6 +42,8 @@ def test_budget_with_pooler_has_one_inequality_for_each_side() -> None:
         (Pooler(default_pool_size=20, reserve_pool_size=5), 50),
         (Pooler(default_pool_size=20, reserve_pool_size=5, max_db_connections=30), 30),
         (Pooler(default_pool_size=20, max_db_connections=300), 40),
+        (Pooler(default_pool_size=20, instances=3), 120),
+        (Pooler(default_pool_size=20, max_db_connections=30, instances=3), 90),
     ],
 )
 def test_pooler_term_is_a_pool_for_each_user_up_to_the_cap(pooler: Pooler, connections: int) -> None:
@@ -71,6 +73,11 @@ EXCEEDED: Mapping[str, tuple[Budget, str, tuple[int, int]]] = {
     "max_client_conn": (replace(POOLED, pooler=Pooler(max_client_conn=61)), "max_client_conn 61", (62, 61)),
     "default_pool_size": (replace(POOLED, pooler=Pooler(default_pool_size=47)), "default_pool_size 47", (98, 97)),
     "reserve_pool_size": (replace(POOLED, pooler=Pooler(reserve_pool_size=27)), "reserve_pool_size 27", (98, 97)),
+    "instances of PgBouncer": (
+        replace(POOLED, pooler=Pooler(default_pool_size=12, instances=4)),
+        "PGBOUNCER_INSTANCES 4",
+        (100, 97),
+    ),
     "max_db_connections": (
         replace(POOLED, pooler=Pooler(default_pool_size=90, max_db_connections=94)),
         "max_db_connections 94",
@@ -101,6 +108,7 @@ def test_complaint_names_the_term_and_both_numbers(budget: Budget, named: str, n
         (lambda: Server(reserved_connections=-1), "POSTGRES_RESERVED_CONNECTIONS: must be at least 0, got -1"),
         (lambda: Pooler(max_client_conn=0), "PGBOUNCER_MAX_CLIENT_CONN: must be at least 1, got 0"),
         (lambda: Pooler(default_pool_size=0), "PGBOUNCER_DEFAULT_POOL_SIZE: must be at least 1, got 0"),
+        (lambda: Pooler(instances=0), "PGBOUNCER_INSTANCES: must be at least 1, got 0"),
         (lambda: Pooler(max_db_connections=-1), "PGBOUNCER_MAX_DB_CONNECTIONS: must be at least 0, got -1"),
     ],
 )
@@ -138,7 +146,12 @@ servers = st.builds(
     Server, st.integers(1, 10**9), st.integers(0, 1000), st.integers(0, 1000), st.none(), limits, limits
 )
 poolers = st.none() | st.builds(
-    Pooler, st.integers(1, 10**9), st.integers(1, 10**5), st.integers(0, 1000), st.integers(0, 10**6)
+    Pooler,
+    st.integers(1, 10**9),
+    st.integers(1, 10**5),
+    st.integers(0, 1000),
+    st.integers(0, 10**6),
+    instances=st.integers(1, 9),
 )
 budgets = st.builds(Budget, apis, servers, poolers)
 

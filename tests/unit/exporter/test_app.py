@@ -48,14 +48,15 @@ async def test_budget_without_a_database_comes_from_the_settings(exporter: Async
 
 
 @pytest.mark.parametrize(
-    ("scope", "collectors"),
+    ("scope", "console", "collectors"),
     [
-        ("node", {"replicas"}),
-        ("server", {"server", "migrations", "archive", "backups", "pgbouncer", "budget"}),
-        ("all", {"replicas", "server", "migrations", "archive", "backups", "pgbouncer", "budget"}),
+        ("node", "on", {"replicas"}),
+        ("server", "on", {"server", "migrations", "archive", "backups", "pgbouncer", "budget"}),
+        ("server", "off", {"server", "migrations", "archive", "backups", "budget"}),
+        ("all", "on", {"replicas", "server", "migrations", "archive", "backups", "pgbouncer", "budget"}),
     ],
 )
-async def test_scope_selects_the_collectors(tmp_path: Path, scope: str, collectors: set[str]) -> None:
+async def test_scope_selects_the_collectors(tmp_path: Path, scope: str, console: str, collectors: set[str]) -> None:
     """On several machines, one exporter reports the server, and each machine has one that reports its replicas."""
     nowhere = "postgresql://monitor@127.0.0.1:1/headroom"
     app = create_exporter(
@@ -67,6 +68,7 @@ async def test_scope_selects_the_collectors(tmp_path: Path, scope: str, collecto
                 "pgbouncer_admin_url": nowhere,
                 "exporter_scope": scope,
                 "db_pooler": "pgbouncer",
+                "pgbouncer_console": console,
             }
         )
     )

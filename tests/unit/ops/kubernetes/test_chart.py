@@ -1,0 +1,395 @@
+"""The chart: every installation of the matrix is valid, safe and within its budget; wrong values are refused."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from app.paths import PROJECT_ROOT
+from app.settings import Settings, is_secret
+from ops.docs.write_tables import chart_table
+from tests.support.charts import (
+    CHART,
+    GOLDEN,
+    MATRIX,
+    Manifest,
+    RenderFailed,
+    golden,
+    golden_file,
+    helm,
+    manifests,
+    of_kind,
+    render,
+    rendered,
+)
+from tests.support.custom_resources import CUSTOM_RESOURCES
+
+KUBERNETES = "1.37"
+ASSIGNMENT = re.compile(r"^(\w+) *= *([^\s;#]+)", re.MULTILINE)
+
+
+def validate(manifest: Manifest) -> None:
+    """Raise an error if the manifest has an unknown field, or a field of another type."""
+    model = CUSTOM_RESOURCES.get((manifest["apiVersion"], manifest["kind"]))
+    if model:
+        model.model_validate(manifest)
+    else:
+        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+
+
+def pods(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Return the specification of each pod of our image."""
+    for manifest in manifests(text):
+        if manifest["kind"] in {"Deployment", "Job"}:
+            yield manifest["metadata"]["name"], manifest["spec"]["template"]["spec"]
+
+
+def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*pod.get("initContainers", ()), *pod["containers"]]
+
+
+def environment(container: dict[str, Any]) -> dict[str, str]:
+    return {each["name"]: each["value"] for each in container["env"]}
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_each_manifest_is_valid(name: str) -> None:
+    for manifest in manifests(rendered(name)):
+        validate(manifest)
+        if manifest["kind"] == "Pooler":
+            pod = {"spec": manifest["spec"]["template"]["spec"], "metadata": {"name": "a"}}
+            kubernetes_validate.validate({"apiVersion": "v1", "kind": "Pod"} | pod, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        ("Deployment", "spec.strateggy"),
+        ("Deployment", "spec.template.spec.enableServiceLink"),
+        ("Job", "spec.backOffLimit"),
+        ("ResourceQuota", "spec.hardd"),
+        ("NetworkPolicy", "spec.egres"),
+        ("Cluster", "spec.postgresql.parameter"),
+        ("Pooler", "spec.pgbouncer.parameters.admin_users"),
+        ("ObjectStore", "spec.configuration.endpointUrl"),
+        ("ServiceMonitor", "spec.joblabel"),
+        ("HTTPRoute", "spec.hosts"),
+    ],
+)
+def test_unknown_field_is_refused(kind: str, path: str) -> None:
+    manifest = next(each for each in manifests(rendered("everything")) if each["kind"] == kind)
+    *parents, last = path.split(".")
+    part = manifest
+    for parent in parents:
+        part = part[parent]
+    part[last] = "x"
+
+    with pytest.raises(Exception, match=last):
+        validate(manifest)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_manifests_equal_their_golden_file(name: str) -> None:
+    expected = golden_file(name).read_text()
+
+    assert golden(rendered(name)) == expected, "if this is intended: .venv/bin/python -m tests.support.charts"
+
+
+@pytest.mark.parametrize("name", ["default", "everything"])
+def test_chart_passes_lint(name: str) -> None:
+    assert "0 chart(s) failed" in helm("lint", "--strict", str(CHART), values=MATRIX[name])
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"api": {"worker": 2}}, "worker"),
+    ({"api": {"workers": 0}}, "/api/workers"),
+    ({"api": {"workers": "two"}}, "/api/workers"),
+    ({"api": {"terminating": 0}}, "/api/terminating"),
+    ({"image": {"tag": "latest"}}, "/image/tag"),
+    ({"autoscaling": {"kind": "vpa"}}, "/autoscaling/kind"),
+    ({"autoscaling": {"maxReplicas": 1}}, "autoscaling.maxReplicas: must be at least api.replicas (2), got 1"),
+    ({"api": {"settings": {"DB_POOL_SIZE": "9"}}}, "api.settings.DB_POOL_SIZE: the chart sets this variable itself"),
+    ({"api": {"settings": {"LOG_EVERY": 100}}}, "/api/settings/LOG_EVERY"),
+    ({"migration": {"settings": {"DATABASE_URL": "x"}}}, "migration.settings.DATABASE_URL"),
+    ({"database": {"kind": "mysql"}}, "/database/kind"),
+    (
+        {"database": {"cluster": {"parameters": {"max_connections": "500"}}}},
+        "database.cluster.parameters.max_connections",
+    ),
+    ({"database": {"cluster": {"instances": 1}}}, "database.cluster.synchronousStandbys: must be less than"),
+    ({"database": {"backup": {"enabled": True}}}, "database.backup.destinationPath: is missing"),
+    ({"database": {"external": {"cidrs": ["everywhere"]}}}, "/database/external/cidrs/0"),
+    ({"gateway": {"enabled": True}}, "/gateway/parents"),
+    ({"pooler": {"maxDbConnections": 30}}, "maxDbConnections"),
+    ({"api": {"resources": {"limits": {"memory": "1 GB"}}}}, "/api/resources/limits/memory"),
+    ({"monitoring": {"interval": "5 seconds"}}, "/monitoring/interval"),
+]
+
+
+@pytest.mark.parametrize(("values", "named"), WRONG, ids=[named for _, named in WRONG])
+def test_wrong_value_is_refused_by_name(values: dict[str, Any], named: str) -> None:
+    with pytest.raises(RenderFailed) as caught:
+        render(values)
+
+    assert named in str(caught.value)
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_pods_meet_the_restricted_pod_security_standard(name: str) -> None:
+    """And more: a read-only file system, limits of memory, no token of the API server."""
+    for _, pod in pods(rendered(name)):
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["securityContext"]["runAsUser"] > 0
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["enableServiceLinks"] is False, "a Service named api would set API_PORT"
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+        assert all(volume.keys() & {"emptyDir", "projected"} for volume in pod["volumes"])
+        assert all(volume["emptyDir"]["sizeLimit"] for volume in pod["volumes"] if "emptyDir" in volume)
+        for container in containers(pod):
+            security = container["securityContext"]
+            assert security["allowPrivilegeEscalation"] is False
+            assert security["readOnlyRootFilesystem"] is True
+            assert security["capabilities"] == {"drop": ["ALL"]}
+            assert container["resources"]["limits"]["memory"]
+            assert container["resources"]["requests"].keys() == {"cpu", "memory"}
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_no_secret_is_in_an_environment(name: str) -> None:
+    secrets = {field.upper() for field, info in Settings.model_fields.items() if is_secret(info)}
+    for _, pod in pods(rendered(name)):
+        for container in containers(pod):
+            assert not secrets & environment(container).keys()
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_each_variable_is_a_setting_with_a_valid_value(name: str) -> None:
+    for _, pod in pods(rendered(name)):
+        for container in containers(pod):
+            values = environment(container)
+            assert {each.removesuffix("_FILE").lower() for each in values} <= Settings.model_fields.keys()
+            Settings.model_validate({each.lower(): values[each] for each in values if not each.endswith("_FILE")})
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_each_secret_file_is_mounted(name: str) -> None:
+    for _, pod in pods(rendered(name)):
+        [mounted] = [
+            {item["path"] for source in volume["projected"]["sources"] for item in source["secret"]["items"]}
+            for volume in pod["volumes"]
+            if "projected" in volume
+        ]
+        for container in pod["containers"]:
+            files = [value for each, value in environment(container).items() if each.endswith("_FILE")]
+            assert {file.removeprefix("/run/secrets/") for file in files} <= mounted
+
+
+def test_selectors_find_their_own_pods_only() -> None:
+    """The Service of the API, say, must not send requests to an exporter or a migration job."""
+    text = rendered("everything")
+    labels = {
+        manifest["metadata"]["name"]: manifest["spec"]["template"]["metadata"]["labels"]
+        for manifest in manifests(text)
+        if manifest["kind"] in {"Deployment", "Job"}
+    }
+    found: dict[str, set[str]] = {}
+    for manifest in manifests(text):
+        selector = manifest["spec"].get("selector", {}) if "spec" in manifest else {}
+        wanted = selector.get("matchLabels", selector)
+        if manifest["kind"] in {"Service", "PodDisruptionBudget", "Deployment"} and "cnpg.io/poolerName" not in wanted:
+            key = f"{manifest['kind']} {manifest['metadata']['name']}"
+            found[key] = {name for name, own in labels.items() if wanted.items() <= own.items()}
+
+    assert found == {
+        "Deployment headroom-api": {"headroom-api"},
+        "Deployment headroom-exporter": {"headroom-exporter"},
+        "PodDisruptionBudget headroom-api": {"headroom-api"},
+        "Service headroom-api": {"headroom-api"},
+        "Service headroom-metrics": {"headroom-api", "headroom-exporter"},
+    }
+
+
+def test_each_program_may_reach_what_its_urls_name() -> None:
+    """And the API, behind a pooler, nothing else: it cannot open connections that PgBouncer does not count."""
+    reached = {}
+    for manifest in manifests(rendered("default")):
+        if manifest["kind"] == "NetworkPolicy" and "Egress" in manifest["spec"]["policyTypes"]:
+            peers = [peer for rule in manifest["spec"]["egress"] for peer in rule.get("to", ())]
+            labels = [peer["podSelector"]["matchLabels"] for peer in peers]
+            reached[manifest["metadata"]["name"]] = {
+                "pooler" if "cnpg.io/poolerName" in each else "db" for each in labels
+            }
+    mounted = {}
+    for name, pod in pods(rendered("default")):
+        keys = {
+            key
+            for container in pod["containers"]
+            for key in environment(container)
+            if key.endswith("DATABASE_URL_FILE")
+        }
+        mounted[name] = {"pooler" if key == "DATABASE_URL_FILE" else "db" for key in keys}
+
+    assert reached["headroom-api"] == mounted["headroom-api"] == {"pooler"}
+    assert reached["headroom-exporter"] == mounted["headroom-exporter"] == {"db"}
+    assert reached["headroom-migrate"] == {"pooler", "db"}
+    [admitted] = [
+        rule["from"][0]["podSelector"]["matchExpressions"][0]["values"]
+        for rule in of_kind(rendered("default"), "NetworkPolicy", "-pooler")["spec"]["ingress"]
+        if rule["ports"] == [{"port": 5432}]
+    ]
+    assert admitted == ["api", "migrate"]
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_pod_is_killed_only_after_its_drain(name: str) -> None:
+    pod = of_kind(rendered(name), "Deployment", "-api")["spec"]["template"]["spec"]
+    [api] = pod["containers"]
+    values = environment(api)
+    before = api["lifecycle"]["preStop"]["sleep"]["seconds"]
+
+    assert (
+        before + int(values["DRAIN_SECONDS"]) + int(values["GRACEFUL_TIMEOUT"]) + 1
+        < pod["terminationGracePeriodSeconds"]
+    )
+
+
+def test_exporter_of_a_pod_is_a_sidecar_without_readiness() -> None:
+    """A broken exporter must not take its API out of service."""
+    [exporter] = of_kind(rendered("default"), "Deployment", "-api")["spec"]["template"]["spec"]["initContainers"]
+
+    assert exporter["restartPolicy"] == "Always"
+    assert "readinessProbe" not in exporter
+    assert environment(exporter)["EXPORTER_SCOPE"] == "node"
+    [server] = of_kind(rendered("default"), "Deployment", "-exporter")["spec"]["template"]["spec"]["containers"]
+    assert environment(server)["EXPORTER_SCOPE"] == "server"
+
+
+def test_autoscaled_deployment_sets_no_replicas() -> None:
+    """Otherwise each upgrade would undo what the autoscaler did."""
+    for name in ("default", "keda"):
+        assert "replicas" not in of_kind(rendered(name), "Deployment", "-api")["spec"]
+    assert of_kind(rendered("fixed"), "Deployment", "-api")["spec"]["replicas"] == 4
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_some_pod_can_be_replaced_in_a_rolling_update(name: str) -> None:
+    strategy = of_kind(rendered(name), "Deployment", "-api")["spec"]["strategy"]["rollingUpdate"]
+
+    assert sorted(strategy.values()) == [0, 1]
+
+
+def test_first_job_with_a_cluster_is_no_hook() -> None:
+    """Before the first install no Cluster exists, and the API becomes ready only after the job."""
+    first = of_kind(rendered("default"), "Job")["metadata"]
+    upgrade = of_kind(render({}, "--is-upgrade"), "Job")["metadata"]
+    external = of_kind(rendered("external"), "Job")["metadata"]
+
+    assert "annotations" not in first
+    assert upgrade["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade,pre-rollback"
+    assert external["annotations"] == upgrade["annotations"]
+
+
+def test_job_of_another_image_has_another_name() -> None:
+    """A Job cannot be changed: `kubectl apply` of the next release would fail."""
+    names = {of_kind(render({"image": {"tag": tag}}), "Job")["metadata"]["name"] for tag in ("1", "2")}
+
+    assert len(names) == 2
+
+
+def test_role_of_each_secret_url_is_managed() -> None:
+    cluster = of_kind(rendered("default"), "Cluster")["spec"]
+    roles = {role["name"] for role in cluster["managed"]["roles"]} | {cluster["bootstrap"]["initdb"]["owner"]}
+    urls = (PROJECT_ROOT / "ops/make-secrets.sh").read_text()
+
+    assert roles == {"headroom_app", "headroom_monitor", "headroom_owner"}
+    assert all(f"://{role} " in urls or f'://{role}"' in urls for role in roles)
+
+
+def test_prometheus_rules_are_those_of_the_compose_files() -> None:
+    groups = of_kind(rendered("external-direct"), "PrometheusRule")["spec"]["groups"]
+    expected = [
+        (group["name"], group["rules"])
+        for file in ("recording", "alerts")
+        for group in yaml.safe_load((PROJECT_ROOT / f"ops/prometheus/rules/{file}.yml").read_text())["groups"]
+        if group["name"] != "headroom-backups"
+    ]
+
+    assert [(group["name"], group["rules"]) for group in groups] == expected
+
+
+def test_rules_of_the_console_are_left_out_behind_a_pooler() -> None:
+    """Without the clients of PgBouncer, ViewsDisagree would fire for ever."""
+    groups = of_kind(rendered("default"), "PrometheusRule")["spec"]["groups"]
+    names = {rule.get("alert", rule.get("record")) for group in groups for rule in group["rules"]}
+
+    assert not {"ViewsDisagree", "stack:db_connections_beyond_pools:difference"} & names
+    assert {"HeadroomLow", "OverBudget", "PoolTimeouts"} <= names
+
+
+def test_job_label_is_the_job_of_the_alerts() -> None:
+    """ExporterDown watches up{job="headroom"}."""
+    monitor = of_kind(rendered("default"), "ServiceMonitor")["spec"]
+    service = of_kind(rendered("default"), "Service", "-metrics")["metadata"]
+
+    assert service["labels"][monitor["jobLabel"]] == "headroom"
+    assert monitor["selector"]["matchLabels"].items() <= service["labels"].items()
+
+
+def test_dashboard_and_roles_are_those_of_the_compose_files() -> None:
+    dashboard = of_kind(rendered("default"), "ConfigMap", "-dashboard")["data"]["headroom.json"]
+    roles = of_kind(rendered("default"), "ConfigMap", "-roles")["data"]["roles.sql"]
+
+    assert dashboard.strip() == (PROJECT_ROOT / "ops/grafana/dashboards/headroom.json").read_text().strip()
+    assert roles.strip() == (PROJECT_ROOT / "ops/postgres/roles.sql").read_text().strip()
+
+
+def test_server_parameters_are_those_of_the_compose_files() -> None:
+    """Numbers of the budget and of memory are the chart's own."""
+    ours = dict(ASSIGNMENT.findall((PROJECT_ROOT / "ops/postgres/postgresql.conf").read_text()))
+    parameters = of_kind(rendered("default"), "Cluster")["spec"]["postgresql"]["parameters"]
+
+    assert {name: value for name, value in parameters.items() if ours[name] != value} == {}
+
+
+def test_pooler_parameters_are_those_of_the_compose_files() -> None:
+    ours = dict(ASSIGNMENT.findall((PROJECT_ROOT / "ops/pgbouncer/pgbouncer.ini").read_text()))
+    pgbouncer = of_kind(rendered("default"), "Pooler")["spec"]["pgbouncer"]
+    own = {"default_pool_size", "reserve_pool_size"}
+
+    assert pgbouncer["poolMode"] == ours["pool_mode"]
+    assert {name: value for name, value in pgbouncer["parameters"].items() if ours[name] != value}.keys() == own
+
+
+def test_readme_has_the_table_of_values() -> None:
+    assert chart_table() in (CHART / "README.md").read_text(), "run make docs"
+
+
+def test_readme_describes_every_value() -> None:
+    def leaves(part: dict[str, Any], path: str = "") -> Iterator[str]:
+        for name, value in part.items():
+            if isinstance(value, dict) and value and name not in {"resources", "dashboardLabels"}:
+                yield from leaves(value, f"{path}{name}.")
+            else:
+                yield f"{path}{name}"
+
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    described = re.findall(r"^\| `(\S+)` \|", chart_table(), re.MULTILINE)
+
+    assert described == list(leaves(values))
+
+
+def test_schema_knows_every_value_and_no_other() -> None:
+    def compare(schema: dict[str, Any], values: dict[str, Any], path: str) -> None:
+        known = schema["properties"].keys() - ({"global"} if not path else set())
+        assert known == values.keys(), path
+        assert schema["additionalProperties"] is False, path
+        for name, value in values.items():
+            if "properties" in schema["properties"][name]:
+                compare(schema["properties"][name], value, f"{path}/{name}")
+
+    schema = yaml.safe_load((CHART / "values.schema.json").read_text())
+    compare(schema, yaml.safe_load((CHART / "values.yaml").read_text()), "")

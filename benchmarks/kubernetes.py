@@ -213,7 +213,7 @@ MUTATIONS = {
 }
 
 # CPU time of a request in microseconds, of the API and of PostgreSQL (docs/performance.md).
-CPU = {"reads": (228, 69), "pages": (385, 141), "writes": (361, 276)}
+CPU = {"reads": (100, 24), "pages": (176, 30), "writes": (218, 198)}
 LOADS = (1_000, 5_000, 10_000, 20_000, 50_000, 100_000)
 CORES_OF_A_POD = 2
 USE = 0.7  # of the CPU: autoscaling.cpuPercent

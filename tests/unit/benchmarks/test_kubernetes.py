@@ -33,9 +33,9 @@ def test_capacity_table_is_in_the_document() -> None:
 
 
 def test_need_grows_with_the_load_and_the_cost() -> None:
-    """5,000 reads take 1.14 cores of the API: at 70 %, one pod of two cores."""
+    """5,000 reads take 0.5 cores of the API: at 70 %, one pod of two cores."""
     assert need(5_000, "reads") == (1, 1)
-    assert need(100_000, "reads") == (17, 10)
+    assert need(100_000, "reads") == (8, 4)
 
 
 def test_cpu_times_are_those_of_the_performance_page() -> None:

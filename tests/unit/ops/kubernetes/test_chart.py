@@ -293,11 +293,28 @@ def test_first_job_with_a_cluster_is_no_hook() -> None:
     assert external["annotations"] == upgrade["annotations"]
 
 
-def test_job_of_another_image_has_another_name() -> None:
-    """A Job cannot be changed: `kubectl apply` of the next release would fail."""
-    names = {of_kind(render({"image": {"tag": tag}}), "Job")["metadata"]["name"] for tag in ("1", "2")}
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"image": {"tag": "2"}},
+        {"api": {"pool": {"size": 4}}},
+        {"migration": {"retries": 2}},
+        {"migration": {"settings": {"LOG_LEVEL": "debug"}}},
+    ],
+)
+def test_job_with_another_specification_has_another_name(values: dict[str, Any]) -> None:
+    """A Job cannot be changed: Argo CD and `kubectl apply` would fail."""
+    jobs = [of_kind(text, "Job") for text in (rendered("default"), render(values))]
 
-    assert len(names) == 2
+    assert jobs[0]["spec"] != jobs[1]["spec"]
+    assert jobs[0]["metadata"]["name"] != jobs[1]["metadata"]["name"]
+
+
+def test_job_with_the_same_specification_has_the_same_name() -> None:
+    """Otherwise each sync of Argo CD would migrate."""
+    jobs = [of_kind(text, "Job") for text in (rendered("default"), render({"service": {"port": 8080}}))]
+
+    assert jobs[0] == jobs[1]
 
 
 def test_role_of_each_secret_url_is_managed() -> None:

@@ -250,7 +250,7 @@ def _check_options(url: URL) -> None:
 
 
 def _check_files(url: URL) -> None:
-    """Refuse certificates that are missing: each connection would fail, and the service would answer 503 for ever."""
+    """Refuse certificates that are missing: no connection would succeed, and each request would get 503."""
     is_asyncpg = url.get_driver_name() == "asyncpg"
     mode = str(url.query.get("sslmode") or url.query.get("ssl") or "")
     authority = str(url.query.get("sslrootcert") or "")

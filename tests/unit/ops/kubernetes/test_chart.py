@@ -21,6 +21,7 @@ from tests.support.charts import (
     golden_file,
     helm,
     manifests,
+    notes,
     of_kind,
     render,
     rendered,
@@ -308,6 +309,16 @@ def test_job_with_another_specification_has_another_name(values: dict[str, Any])
 
     assert jobs[0]["spec"] != jobs[1]["spec"]
     assert jobs[0]["metadata"]["name"] != jobs[1]["metadata"]["name"]
+
+
+@pytest.mark.parametrize(
+    "values", [{"ingress": {"enabled": True}}, {"gateway": {"enabled": True, "parents": [{"name": "public"}]}}]
+)
+def test_notes_behind_a_proxy_ask_for_its_address(values: dict[str, Any]) -> None:
+    trusting = values | {"api": {"settings": {"FORWARDED_ALLOW_IPS": "10.0.0.0/8"}}}
+
+    assert "FORWARDED_ALLOW_IPS" in notes(values)
+    assert "FORWARDED_ALLOW_IPS" not in notes(trusting)
 
 
 def test_job_with_the_same_specification_has_the_same_name() -> None:

@@ -269,6 +269,27 @@ def test_exporter_of_a_pod_is_a_sidecar_without_readiness() -> None:
     assert environment(server)["EXPORTER_SCOPE"] == "server"
 
 
+def test_ports_of_sidecars_are_numbers_in_services_and_policies() -> None:
+    """Kubernetes before 1.32 and older network plugins look for named ports in the containers of a pod only."""
+    text = rendered("default")
+    named = {port["name"] for _, pod in pods(text) for each in pod.get("initContainers", ()) for port in each["ports"]}
+    services = [
+        port["targetPort"] for each in manifests(text) if each["kind"] == "Service" for port in each["spec"]["ports"]
+    ]
+    policies = [
+        port["port"]
+        for each in manifests(text)
+        if each["kind"] == "NetworkPolicy"
+        for rule in each["spec"]["ingress"]
+        for port in rule["ports"]
+    ]
+
+    assert named == {"metrics"}
+    assert 9464 in services
+    assert 9464 in policies
+    assert named.isdisjoint(map(str, [*services, *policies]))
+
+
 def test_autoscaled_deployment_sets_no_replicas() -> None:
     """Otherwise each upgrade would undo what the autoscaler did."""
     for name in ("default", "keda"):

@@ -100,6 +100,7 @@ _SEVERAL_HOSTS = re.compile(
 )
 _REFERENCE = re.compile(r"\$\w+$|\$\{\w+\}|\$\(\w+\)|\{\{.*\}\}")
 _PLACEHOLDER = re.compile(r"\[.*\]|<.*>|\*+|\$[A-Z_]+", re.DOTALL)
+_AT_SIGN = "has an @ in the user or the password; write it as %40"
 _MALFORMED = "is not a database URL, such as postgresql://user:password@host:5432/database"
 
 
@@ -117,12 +118,17 @@ def parse_database_url(value: URL | str) -> URL:
     if url.get_backend_name() != "postgresql":
         return url
     if "@" in (url.host or ""):
-        raise ValueError("has an @ in the user or the password; write it as %40")
+        raise ValueError(_AT_SIGN)
     if _PLACEHOLDER.fullmatch(url.password or ""):
         raise ValueError("has a placeholder instead of the password; replace it")
     url = _with_account_of_query(url)
-    _check_options(url)
-    _check_files(url)
+    try:
+        _check_options(url)
+        _check_files(url)
+    except ValueError:
+        if any("@" in "".join(value) for value in url.query.values()):  # the option may be a part of the password
+            raise ValueError(_AT_SIGN) from None
+        raise
     return _with_one_form_of_hosts(url)
 
 
@@ -146,7 +152,7 @@ def _reason_why_no_url(text: str) -> str | None:
     if text.startswith("jdbc:"):
         return "is a JDBC URL; write postgresql://user:password@host:5432/database"
     if _REFERENCE.match(text) or _REFERENCE.search(text.partition("://")[2]):
-        return "contains a variable that was not replaced by its value; set the value itself"
+        return "contains a variable that was not replaced by its value; set the value, or write $ as %24 and { as %7B"
     if "://" not in text and re.search(r"\b(host|dbname|user)\s*=", text):
         return "is a connection string of libpq; write postgresql://user:password@host:5432/database"
     return None
@@ -244,7 +250,7 @@ def _check_options(url: URL) -> None:
 
 
 def _check_files(url: URL) -> None:
-    """Refuse certificates that are missing: each connection would fail, and the service would answer 503 for ever."""
+    """Refuse certificates that are missing: no connection would succeed, and each request would get 503."""
     is_asyncpg = url.get_driver_name() == "asyncpg"
     mode = str(url.query.get("sslmode") or url.query.get("ssl") or "")
     authority = str(url.query.get("sslrootcert") or "")

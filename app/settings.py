@@ -69,7 +69,8 @@ def _origin(value: str) -> str:
     hint = "an origin is a scheme, a host and perhaps a port, such as https://app.example.com"
     try:
         parts = urlsplit(value)
-        host, port = (parts.hostname or "").encode("idna").decode(), parts.port
+        host, port = parts.hostname or "", parts.port
+        host = host if host.isascii() else host.encode("idna").decode()
     except ValueError as error:
         raise ValueError(f"{value!r} is no origin: {error}; {hint}") from None
     if "*" in host:
@@ -670,7 +671,9 @@ def load_settings(**overrides: Any) -> Settings:
 
     Raise ConfigurationError with one line for each invalid variable, and for each misspelled name.
     """
-    problems = list(_misspelled([*os.environ, *_names_in_env_file()]))
+    # A Service `api2` puts API2_PORT=tcp://... into each pod of its namespace.
+    names = [name for name, value in os.environ.items() if not _SERVICE_LINK.match(value)]
+    problems = list(_misspelled([*names, *_names_in_env_file()]))
     try:
         settings = Settings(**overrides)
     except ValidationError as error:
@@ -701,15 +704,17 @@ def _misspelled(names: Iterable[str]) -> Iterator[str]:
     files = {f"{name.upper()}_FILE" for name, field in Settings.model_fields.items() if is_secret(field)}
     known = settings | files
     without_underscores = {name.replace("_", ""): name for name in known}
+    # A platform may set DATABASE_URI next to DATABASE_URL.
+    set_already = given | {name.removesuffix("_FILE") for name in given & files}
     for name in sorted(given - known):
         if _NAME_OF_SERVICE_LINK.search(name):
             continue
         if (meant := without_underscores.get(name.replace("_", ""))) is not None:
-            yield f"{name}: is no setting; did you mean {meant}?"
+            if meant not in set_already:
+                yield f"{name}: is no setting; did you mean {meant}?"
         elif name.removesuffix("_FILE") in settings and name.endswith("_FILE"):
             yield f"{name}: only secrets can be in a file; set {name.removesuffix('_FILE')} itself"
-        # A platform may set DATABASE_URI next to DATABASE_URL.
-        elif (close := get_close_matches(name, known, n=1, cutoff=MISSPELLED)) and close[0] not in given:
+        elif (close := get_close_matches(name, known, n=1, cutoff=MISSPELLED)) and close[0] not in set_already:
             yield f"{name}: is no setting; did you mean {close[0]}?"
 
 

@@ -1,6 +1,6 @@
 """Finds code that holds a connection while it waits for something else than the database.
 
-It measures no time. Whenever the task that holds a connection waits, the frames of its coroutines say what for.
+It measures no time. Whenever the task that holds a connection waits, the frames of its coroutines show the reason.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ def _folder(module: ModuleType) -> str:
     return str(Path(module.__file__ or "").parent)
 
 
-# The innermost of these frames does not say what is waited for: the one around it does.
+# Frames of these files do not show the reason of a wait: the frame around them does.
 _NEUTRAL = (_folder(asyncio), _folder(sqlalchemy), contextlib.__file__)
 _DATABASE = (_OWN, _folder(asyncpg), _folder(psycopg))
 

@@ -54,7 +54,7 @@ class _Mistakes:
         """Change nothing."""
 
     def after(self, executed: Executed) -> None:
-        """Log the statement if it is asked for, slow, or one of many that are equal."""
+        """Log the statement if it is slow or repeated, or if all statements are logged."""
         if _explaining.get():
             return
         if self._log_sql:

@@ -84,7 +84,7 @@ def render(values: object, *arguments: str) -> str:
 
 
 def notes(values: object) -> str:
-    """Return what helm says after an install, with the budget's table."""
+    """Return the notes that helm prints after an install, with the budget's table."""
     output = helm("install", "headroom", str(CHART), "--namespace", "prod", "--dry-run=client", values=values)
     return output.partition("\nNOTES:\n")[2]
 

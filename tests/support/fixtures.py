@@ -78,7 +78,7 @@ class Statements:
             pytest.fail(f"never sent: {[at for at, _ in self._failures]}; sent were:\n{sent}", pytrace=False)
 
     def before(self, sql: str) -> str | None:
-        """Return the statement that fails, in place of the one that shall fail."""
+        """Return a statement that fails, if this one is to fail. Otherwise return None."""
         for failure in self._failures:
             at, failing = failure
             if at in sql if isinstance(at, str) else at == len(self.executed) + 1:

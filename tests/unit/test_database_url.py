@@ -124,6 +124,8 @@ REFUSED = {
     "postgresql://u:$(PASSWORD)@h/d": "contains a variable that was not replaced by its value",
     "postgresql://u:[YOUR-PASSWORD]@h/d": "has a placeholder instead of the password; replace it",
     "postgresql://u:p@w@h/d": "has an @ in the user or the password; write it as %40",
+    "postgresql://u:p@w?sslmode=PASSWORD@h/d": "has an @ in the user or the password; write it as %40",
+    "postgresql://u:p@w?PASSWORD=x@h/d": "has an @ in the user or the password; write it as %40",
 }
 
 

@@ -121,6 +121,8 @@ def test_wrong_setting_is_refused_by_name_with_the_next_step(monkeypatch: pytest
         "API_PORT_8000_TCP",
         "API_PORT_8000_TCP_ADDR",
         "EXPORTER_PORT_9464_TCP_PORT",
+        "API2_PORT",
+        "PGEXPORTER_PORT",
         "MAX_REQUESTS_JITTER",
         "PGHOST",
     ],
@@ -143,9 +145,18 @@ def test_variables_of_our_files_are_no_misspelled_settings(monkeypatch: pytest.M
     load_settings()
 
 
-def test_similar_name_next_to_the_setting_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DATABASE_URL", URL)
-    monkeypatch.setenv("DATABASE_URI", URL)
+@pytest.mark.parametrize("similar", ["DATABASE_URI", "DATABASEURL"])
+@pytest.mark.parametrize("in_file", [False, True])
+def test_similar_name_next_to_the_setting_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, similar: str, in_file: bool
+) -> None:
+    if in_file:
+        (tmp_path / "url").write_text(URL)
+        monkeypatch.delenv("DATABASE_URL", raising=False)
+        monkeypatch.setenv("DATABASE_URL_FILE", str(tmp_path / "url"))
+    else:
+        monkeypatch.setenv("DATABASE_URL", URL)
+    monkeypatch.setenv(similar, URL)
 
     assert load_settings().database_url is not None
 
@@ -159,6 +170,7 @@ def test_similar_name_next_to_the_setting_is_left_alone(monkeypatch: pytest.Monk
         ("http://[::1]:3000", ["http://[::1]:3000"]),
         ("https://b\u00fccher.example", ["https://xn--bcher-kva.example"]),
         ("capacitor://localhost", ["capacitor://localhost"]),
+        ("app://.", ["app://."]),
         ("*", ["*"]),
     ],
 )

@@ -21,6 +21,7 @@ from tests.support.charts import (
     golden_file,
     helm,
     manifests,
+    notes,
     of_kind,
     render,
     rendered,
@@ -268,6 +269,27 @@ def test_exporter_of_a_pod_is_a_sidecar_without_readiness() -> None:
     assert environment(server)["EXPORTER_SCOPE"] == "server"
 
 
+def test_ports_of_sidecars_are_numbers_in_services_and_policies() -> None:
+    """Kubernetes before 1.32 and older network plugins look for named ports in the containers of a pod only."""
+    text = rendered("default")
+    named = {port["name"] for _, pod in pods(text) for each in pod.get("initContainers", ()) for port in each["ports"]}
+    services = [
+        port["targetPort"] for each in manifests(text) if each["kind"] == "Service" for port in each["spec"]["ports"]
+    ]
+    policies = [
+        port["port"]
+        for each in manifests(text)
+        if each["kind"] == "NetworkPolicy"
+        for rule in each["spec"]["ingress"]
+        for port in rule["ports"]
+    ]
+
+    assert named == {"metrics"}
+    assert 9464 in services
+    assert 9464 in policies
+    assert named.isdisjoint(map(str, [*services, *policies]))
+
+
 def test_autoscaled_deployment_sets_no_replicas() -> None:
     """Otherwise each upgrade would undo what the autoscaler did."""
     for name in ("default", "keda"):
@@ -293,11 +315,38 @@ def test_first_job_with_a_cluster_is_no_hook() -> None:
     assert external["annotations"] == upgrade["annotations"]
 
 
-def test_job_of_another_image_has_another_name() -> None:
-    """A Job cannot be changed: `kubectl apply` of the next release would fail."""
-    names = {of_kind(render({"image": {"tag": tag}}), "Job")["metadata"]["name"] for tag in ("1", "2")}
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"image": {"tag": "2"}},
+        {"api": {"pool": {"size": 4}}},
+        {"migration": {"retries": 2}},
+        {"migration": {"settings": {"LOG_LEVEL": "debug"}}},
+    ],
+)
+def test_job_with_another_specification_has_another_name(values: dict[str, Any]) -> None:
+    """A Job cannot be changed: Argo CD and `kubectl apply` would fail."""
+    jobs = [of_kind(text, "Job") for text in (rendered("default"), render(values))]
 
-    assert len(names) == 2
+    assert jobs[0]["spec"] != jobs[1]["spec"]
+    assert jobs[0]["metadata"]["name"] != jobs[1]["metadata"]["name"]
+
+
+@pytest.mark.parametrize(
+    "values", [{"ingress": {"enabled": True}}, {"gateway": {"enabled": True, "parents": [{"name": "public"}]}}]
+)
+def test_notes_behind_a_proxy_ask_for_its_address(values: dict[str, Any]) -> None:
+    trusting = values | {"api": {"settings": {"FORWARDED_ALLOW_IPS": "10.0.0.0/8"}}}
+
+    assert "FORWARDED_ALLOW_IPS" in notes(values)
+    assert "FORWARDED_ALLOW_IPS" not in notes(trusting)
+
+
+def test_job_with_the_same_specification_has_the_same_name() -> None:
+    """Otherwise each sync of Argo CD would migrate."""
+    jobs = [of_kind(text, "Job") for text in (rendered("default"), render({"service": {"port": 8080}}))]
+
+    assert jobs[0] == jobs[1]
 
 
 def test_role_of_each_secret_url_is_managed() -> None:

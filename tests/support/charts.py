@@ -141,7 +141,7 @@ def _program() -> str:
     program = str(own) if own.exists() else shutil.which("helm")
     if program is None:
         if (sys.platform, platform.machine()) == ("linux", "x86_64"):
-            pytest.fail("helm was not found: run make .venv/.ready")
+            pytest.fail("helm was not found: run make .venv/.helm")
         pytest.skip("helm was not found")
     return program
 

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from time import monotonic
 from typing import Any
 
+import psycopg
 import pytest
 from psycopg.pq import TransactionStatus
 from sqlalchemy import URL, event, insert, select
@@ -242,17 +243,12 @@ async def test_lost_write_is_outcome_unknown_if_its_deadline_passes_then(
             await run_until_return(monkeypatch, database.statement.returned(write))
 
 
-async def test_connection_of_a_cancelled_read_is_kept_for_good(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The time that a cancelled statement has for its end is not a limit of the next statement."""
-    monkeypatch.setattr(answers, "CANCEL_SECONDS", 0.5)
-    pid = await database.read.first(PID)
-    connection = pool_of(database)._idle[-1].driver_connection
-    reading = asyncio.create_task(database.read.first(SLEEP, seconds=60))
+async def cancel_read(database: Database, connection: Any, seconds: float) -> None:
+    """Run a statement on the connection, the only one that is idle, and cancel it when psycopg has sent it."""
+    reading = asyncio.create_task(database.read.first(SLEEP, seconds=seconds))
 
     def is_sent() -> bool:
-        pgconn = getattr(connection, "pgconn", None)  # asyncpg has no such deadline
+        pgconn = getattr(connection, "pgconn", None)  # asyncpg's has none
         return state(database).used == 1 and (pgconn is None or pgconn.transaction_status == TransactionStatus.ACTIVE)
 
     await wait_until(is_sent, reading)
@@ -260,9 +256,37 @@ async def test_connection_of_a_cancelled_read_is_kept_for_good(
     with pytest.raises(asyncio.CancelledError):
         await reading
 
+
+async def test_connection_of_a_cancelled_read_is_kept_for_good(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time that a cancelled statement has for its end is not a limit of the next statement."""
+    monkeypatch.setattr(answers, "CANCEL_SECONDS", 0.5)
+    pid = await database.read.first(PID)
+    connection = pool_of(database)._idle[-1].driver_connection
+    await cancel_read(database, connection, seconds=60)
+
     await database.read.first(SLEEP, seconds=1)
 
     assert await database.read.first(PID) == pid
+
+
+@pytest.mark.parametrize("database_setup", ["psycopg"])
+async def test_connection_is_not_kept_if_its_cancel_request_failed(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request may still be on its way, and would cancel the next statement. asyncpg closes such a connection."""
+
+    async def time_out(*_: object, **__: object) -> None:
+        raise psycopg.errors.CancellationTimeout
+
+    pid = await database.read.first(PID)
+    connection = pool_of(database)._idle[-1].driver_connection
+    monkeypatch.setattr(psycopg.AsyncConnection, "cancel_safe", time_out)
+
+    await cancel_read(database, connection, seconds=0.5)
+
+    assert await database.read.first(PID) != pid
 
 
 async def test_idle_holder_keeps_its_connection_beyond_the_deadline(new_database: NewDatabase) -> None:

@@ -60,14 +60,27 @@ def rolled_back(error: BaseException) -> bool:
 class CancellableConnection(psycopg.AsyncConnection[Any]):
     """A connection of psycopg's that ends a cancelled statement within CANCEL_SECONDS. psycopg takes up to 10 s."""
 
+    _overdue: asyncio.TimerHandle | None = None
+    # A cancel request that failed may still be on its way, and would cancel the next statement.
+    _may_be_cancelled = False
+
     async def cancel_safe(self, *, timeout: float = CANCEL_SECONDS) -> None:  # noqa: ASYNC109 - psycopg's parameter
         """Cancel the statement that is running. If it does not end, the connection is shut down."""
-        asyncio.get_running_loop().call_later(CANCEL_SECONDS, self._shut_down_if_active)
+        self._overdue = asyncio.get_running_loop().call_later(CANCEL_SECONDS, self._shut_down_if_active)
+        self._may_be_cancelled = True
         await super().cancel_safe(timeout=min(timeout, CANCEL_SECONDS))
+        self._may_be_cancelled = False
 
     def _shut_down_if_active(self) -> None:
         if self.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
             shut_down(self)
+
+    def has_ended(self) -> bool:
+        """Return True if the cancelled statement has ended, and its deadline and cancel request with it."""
+        if self._overdue is not None:
+            self._overdue.cancel()
+            self._overdue = None
+        return not self._may_be_cancelled and self.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE
 
 
 async def has_ended(connection: Any) -> bool:
@@ -75,9 +88,8 @@ async def has_ended(connection: Any) -> bool:
 
     Both drivers send a cancel request when their caller is cancelled. psycopg waits for the end of the statement, too.
     """
-    pgconn = getattr(connection, "pgconn", None)
-    if pgconn is not None:
-        return bool(pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE)
+    if isinstance(connection, CancellableConnection):
+        return connection.has_ended()
     if is_closed(connection):
         return False
     try:

@@ -23,11 +23,12 @@ _deadline: ContextVar[float] = ContextVar("checkout deadline", default=float("in
 class RequestDeadline:
     """The deadline of a request, on the clock of time.monotonic(). The web layer cancels the request then.
 
-    It no longer ends the request when something `is_stored`: the client must learn that. `holds` counts the blocks of
-    `uninterrupted()`.
+    It no longer ends the request when something `is_stored`: the client must learn that. Nor does it end background
+    tasks, which run after the response has begun. `holds` counts the blocks of `uninterrupted()`.
     """
 
     at: float
+    response_has_begun: Callable[[], bool]
     is_over: bool = False
     is_stored: bool = False
     holds: int = 0
@@ -40,14 +41,16 @@ request_deadline: ContextVar[RequestDeadline | None] = ContextVar("request deadl
 def begin_commit() -> None:
     """Note that COMMIT is sent now. Raise DeadlineExceeded if the deadline of the request has passed."""
     deadline = request_deadline.get()
-    if deadline is not None:
-        if not deadline.is_stored and time.monotonic() >= deadline.at:
-            raise DeadlineExceeded("the deadline passed before COMMIT")
-        deadline.is_stored = True
+    if deadline is None or deadline.is_stored:
+        return
+    # The timer fires late if the event loop is busy.
+    if deadline.is_over or (time.monotonic() >= deadline.at and not deadline.response_has_begun()):
+        raise DeadlineExceeded("the deadline passed before COMMIT")
+    deadline.is_stored = True
 
 
 def note_stored() -> None:
-    """Note that a statement which commits itself has ended."""
+    """Note that the server has answered a statement which commits itself."""
     deadline = request_deadline.get()
     if deadline is not None:
         deadline.is_stored = True

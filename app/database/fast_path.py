@@ -26,7 +26,7 @@ from app.database.answers import rolled_back
 from app.database.by_key import KeyedSelect
 from app.database.checkout import Checkout, check_out
 from app.database.coalescing import KeyQueue, SameReads, several_rows
-from app.database.deadline import is_overdue
+from app.database.deadline import is_overdue, note_stored
 from app.database.error_mapping import server_is_leaving, staleness, translate
 from app.database.lanes import EXPENSIVE, current_lane
 from app.database.liveness import is_closed
@@ -304,7 +304,12 @@ class FastPath:
         """
         # A write that is slow may wait for a lock or the disk: its cost is not watched.
         checkout = await check_out(self._engine, statement.sql if self._reads_only else "")
-        return await self._run_on(checkout, statement, parameters, is_second_run=is_second_run)
+        try:
+            return await self._run_on(checkout, statement, parameters, is_second_run=is_second_run)
+        except asyncio.CancelledError as error:  # maybe while a lost connection is closed
+            if is_overdue() and not self._reads_only:
+                raise OutcomeUnknown("a write was cancelled at the deadline of its request") from error
+            raise
 
     async def _run_on(
         self,
@@ -327,8 +332,6 @@ class FastPath:
             # The driver has sent a cancel request. A task of its own waits for the end of the statement and returns the
             # connection: the caller may be cancelled again meanwhile.
             await asyncio.shield(self._in_own_task(checkout.settle(error)))
-            if is_overdue() and not self._reads_only:
-                raise OutcomeUnknown("a write was cancelled at the deadline of its request") from error
             raise
         except Exception as error:
             lost = is_closed(connection)
@@ -357,6 +360,8 @@ class FastPath:
         except BaseException:  # the coroutine is being closed, and can await nothing
             checkout.abandon()
             raise
+        if not self._reads_only:
+            note_stored()
         await checkout.release()
         return statement.rows(records)
 

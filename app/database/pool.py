@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from typing import Any, Self
 
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -446,7 +446,8 @@ class BoundedPool(Pool):
     def _schedule_watch(self) -> None:
         seconds = min(MAX_WATCH_SECONDS, self._answer_limit.seconds / WATCHES_PER_LIMIT)
         self._watch_at = time.monotonic() + seconds
-        self._watch = asyncio.get_running_loop().call_later(seconds, self._end_overdue_waits)
+        # A context of its own: the watch belongs to no single request.
+        self._watch = asyncio.get_running_loop().call_later(seconds, self._end_overdue_waits, context=Context())
 
     def _end_overdue_waits(self) -> None:
         """Shut down the connections whose answer is overdue. One timer for all: setting it costs a request nothing."""

@@ -77,14 +77,18 @@ class _Statements:
 
     async def _execute(self, statement: Statement, parameters: dict[str, Any]) -> Sequence[Row]:
         """Run the statement on the ordinary path: through SQLAlchemy's connection and cursor."""
-        async with self._connect() as connection:
-            try:
+        is_sent = False
+        try:
+            async with self._connect() as connection:
+                is_sent = True
                 result = await connection.execute(statement, parameters)
-            except asyncio.CancelledError as error:
-                if is_overdue() and not self._reads_only:
-                    raise OutcomeUnknown("a write was cancelled at the deadline of its request") from error
-                raise
-            return result.mappings().all()
+                if not self._reads_only:
+                    note_stored()
+                return result.mappings().all()
+        except asyncio.CancelledError as error:  # maybe while a lost connection is closed
+            if is_sent and is_overdue() and not self._reads_only:
+                raise OutcomeUnknown("a write was cancelled at the deadline of its request") from error
+            raise
 
     @asynccontextmanager
     async def _connect(self) -> AsyncIterator[AsyncConnection]:
@@ -182,7 +186,6 @@ class StatementSession(_Statements):
         Raise as `ReadSession.all()`. Raise OutcomeUnknown if the connection is lost before the answer.
         """
         rows = await self._run(statement, parameters)
-        note_stored()
         return rows[0] if rows else None
 
 

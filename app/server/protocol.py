@@ -13,6 +13,7 @@ import logging
 import socket
 import sys
 from collections.abc import Callable
+from contextvars import copy_context
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple, cast
 from weakref import WeakKeyDictionary
@@ -102,6 +103,7 @@ class ClientProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._sweep = _sweep_of(self.loop)
+        self._context = copy_context()
         # Bytes of packets that ended within the headers of a request.
         self._header_bytes = 0
         self._measures_headers = False
@@ -218,6 +220,13 @@ class ClientProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     # Called by uvicorn.
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """Begin a request in the context of the connection.
+
+        A pipelined request would inherit the lane and the deadline of the one before, which begins it.
+        """
+        self._context.run(super()._start_asgi_task, cycle, app)
 
     def send_400_response(self, msg: str) -> None:
         """Answer a request that cannot be parsed, or whose headers are refused."""

@@ -49,7 +49,7 @@ def requested_timeout(scope: Mapping[str, Any]) -> float | None:
 @contextmanager
 def deadline_in(seconds: float, exchange: Exchange) -> Iterator[RequestDeadline]:
     """Cancel the request after `seconds`, unless its response has begun or it has stored something."""
-    deadline = RequestDeadline(time.monotonic() + seconds)
+    deadline = RequestDeadline(time.monotonic() + seconds, lambda: bool(exchange.status))
 
     def expire() -> None:
         if exchange.task is not None and not exchange.status and not deadline.is_stored:

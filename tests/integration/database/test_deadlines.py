@@ -1,17 +1,23 @@
 """Every wait for the server has a deadline on our side, and a lost answer to COMMIT is told apart."""
 
 import asyncio
+import math
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from time import monotonic
 from typing import Any
 
+import psycopg
 import pytest
+from psycopg.pq import TransactionStatus
 from sqlalchemy import URL, event, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.util import greenlet_spawn
 
-from app.database import Database, PoolOptions, make_engine
+from app.database import Database, PoolOptions, answers, make_engine
+from app.database.checkout import Checkout
+from app.database.deadline import RequestDeadline, request_deadline
 from app.database.engine import STATEMENT_MARGIN_SECONDS, TCP_USER_TIMEOUT_SECONDS
 from app.database.liveness import SocketProbe, file_descriptor
 from app.database.pool import MAX_WATCH_SECONDS
@@ -188,6 +194,99 @@ async def test_write_on_the_ordinary_path_without_an_answer_is_outcome_unknown(
 
         with pytest.raises(OutcomeUnknown):
             await database.statement.returned(add_users.values([ANN | {"email": "bob@example.com"}]))
+
+
+# The second is not taken by the fast path, because of its VALUES list.
+WRITES = pytest.mark.parametrize("write", [ADD_USER, insert(User).values([ANN]).returning(User.id)])
+
+
+async def run_until_return(monkeypatch: pytest.MonkeyPatch, write: Awaitable[Any]) -> None:
+    """Run the write in a request whose deadline passes while the connection is returned or closed."""
+    deadline = RequestDeadline(math.inf, lambda: False)
+
+    def ending(end: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+        async def expire_and_end(*arguments: Any) -> None:
+            if not deadline.is_stored:
+                deadline.is_over = True
+                writing.cancel()
+                await asyncio.sleep(0)
+            await end(*arguments)
+
+        return expire_and_end
+
+    for owner, name in ((Checkout, "release"), (Checkout, "abort"), (AsyncConnection, "close")):
+        monkeypatch.setattr(owner, name, ending(getattr(owner, name)))
+    token = request_deadline.set(deadline)
+    writing = asyncio.ensure_future(write)
+    request_deadline.reset(token)
+    await writing
+
+
+@WRITES
+async def test_stored_write_is_a_success_if_its_deadline_passes_then(
+    database: Database, monkeypatch: pytest.MonkeyPatch, write: Any
+) -> None:
+    await run_until_return(monkeypatch, database.statement.returned(write))
+
+    assert await database.read.all(NAMES)
+
+
+@WRITES
+async def test_lost_write_is_outcome_unknown_if_its_deadline_passes_then(
+    new_database: NewDatabase, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, write: Any
+) -> None:
+    async with new_database() as database:
+        await database.read.first(PID)
+        forget(database, proxy)
+
+        with pytest.raises(OutcomeUnknown):
+            await run_until_return(monkeypatch, database.statement.returned(write))
+
+
+async def cancel_read(database: Database, connection: Any, seconds: float) -> None:
+    """Run a statement on the connection, the only one that is idle, and cancel it when psycopg has sent it."""
+    reading = asyncio.create_task(database.read.first(SLEEP, seconds=seconds))
+
+    def is_sent() -> bool:
+        pgconn = getattr(connection, "pgconn", None)  # asyncpg's has none
+        return state(database).used == 1 and (pgconn is None or pgconn.transaction_status == TransactionStatus.ACTIVE)
+
+    await wait_until(is_sent, reading)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+
+
+async def test_connection_of_a_cancelled_read_is_kept_for_good(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time that a cancelled statement has for its end is not a limit of the next statement."""
+    monkeypatch.setattr(answers, "CANCEL_SECONDS", 0.5)
+    pid = await database.read.first(PID)
+    connection = pool_of(database)._idle[-1].driver_connection
+    await cancel_read(database, connection, seconds=60)
+
+    await database.read.first(SLEEP, seconds=1)
+
+    assert await database.read.first(PID) == pid
+
+
+@pytest.mark.parametrize("database_setup", ["psycopg"])
+async def test_connection_is_not_kept_if_its_cancel_request_failed(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request may still be on its way, and would cancel the next statement. asyncpg closes such a connection."""
+
+    async def time_out(*_: object, **__: object) -> None:
+        raise psycopg.errors.CancellationTimeout
+
+    pid = await database.read.first(PID)
+    connection = pool_of(database)._idle[-1].driver_connection
+    monkeypatch.setattr(psycopg.AsyncConnection, "cancel_safe", time_out)
+
+    await cancel_read(database, connection, seconds=0.5)
+
+    assert await database.read.first(PID) != pid
 
 
 async def test_idle_holder_keeps_its_connection_beyond_the_deadline(new_database: NewDatabase) -> None:

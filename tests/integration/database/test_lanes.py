@@ -12,6 +12,7 @@ from app.database import Database, PoolOptions, make_engine
 from app.database.lanes import CRITICAL, EXPENSIVE, LaneState, in_lane
 from app.domains.users.models import User
 from app.errors import PoolExhausted
+from app.observability.logging import request_id
 from tests.integration.database.helpers import PID, SLEEP, change_options, checked_out, pool_of, state, wait_until
 
 NewDatabase = Callable[..., AbstractAsyncContextManager[Database]]
@@ -45,10 +46,27 @@ async def expensive(database: Database, seconds: float = MINUTE) -> None:
         await database.read.first(SLEEP, seconds=seconds)
 
 
-async def end(tasks: list[asyncio.Task[None]]) -> None:
+async def end(tasks: list[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_cost_watch_runs_in_the_context_of_no_request(
+    new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its log lines would have the id of a request that has ended long before."""
+    contexts: list[str] = []
+    async with new_database() as database:
+        monkeypatch.setattr(pool_of(database)._costs, "review", lambda *_: contexts.append(request_id.get()))
+        token = request_id.set("a request")
+        reading = asyncio.create_task(database.read.first(SLEEP, seconds=MINUTE))
+        request_id.reset(token)
+
+        await wait_until(lambda: len(contexts) > 1, reading)
+
+        await end([reading])
+    assert "a request" not in contexts
 
 
 async def test_expensive_lane_leaves_a_connection_to_the_others(new_database: NewDatabase) -> None:

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -678,6 +679,26 @@ def test_private_names_of_uvicorn_are_known_and_its_version_is_bounded() -> None
     dependencies = tomllib.loads(PYPROJECT.read_text())["project"]["dependencies"]
     (uvicorn,) = [each for each in dependencies if re.match(r"uvicorn\b(?!-)", each)]
     assert re.search(r"<\d", uvicorn), uvicorn
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_pipelined_request_inherits_nothing_of_the_one_before(loop: str) -> None:
+    variable: ContextVar[str] = ContextVar("variable", default="inherited nothing")
+
+    async def set_and_answer(scope: Scope, receive: Receive, send: Send) -> None:
+        content = variable.get().encode()
+        variable.set("inherited")
+        headers = [(b"content-length", str(len(content)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+    with serving(set_and_answer, loop=loop) as server, Client(server.port) as client:
+        client.sendall(GET * 3)
+        pipelined = [client.response()[2] for _ in range(3)]
+        client.sendall(GET)
+        later = client.response()[2]
+
+    assert {*pipelined, later} == {b"inherited nothing"}
 
 
 @pytest.mark.parametrize("loop", LOOPS)

@@ -7,9 +7,11 @@ import pytest
 from fastapi import Depends, FastAPI, Request
 from httpx import AsyncClient
 
-from app.web.cancellation import end_abandoned, only_reads
+from app.database.deadline import begin_commit
+from app.errors import DeadlineExceeded
+from app.web.cancellation import deadline_in, end_abandoned, only_reads
 from app.web.deps import DatabaseDep, ReadDb, StatementDb, WriteDb
-from app.web.operation import exchange_of
+from app.web.operation import Exchange, exchange_of
 
 
 @pytest.mark.parametrize(
@@ -82,3 +84,29 @@ async def test_response_that_has_begun_is_not_cancelled(app: FastAPI, client: As
             await client.get("/leaving")
 
     assert statuses == (["ended"] if has_begun else [])
+
+
+async def test_late_transaction_of_a_background_task_is_committed() -> None:
+    exchange = Exchange({}, "id")
+    with deadline_in(0, exchange):
+        with pytest.raises(DeadlineExceeded):
+            begin_commit()
+
+        exchange.status = 200
+
+        begin_commit()
+
+
+async def test_late_transaction_of_an_ended_request_is_not_committed() -> None:
+    """A task that the request has left behind must not store anything: the client was told so."""
+    exchange = Exchange({}, "id")
+    ended = asyncio.Event()
+    with deadline_in(0, exchange) as deadline:
+        exchange.task = asyncio.create_task(ended.wait())
+        await asyncio.wait([exchange.task], timeout=20)
+        assert deadline.is_over
+
+        exchange.status = 503
+
+        with pytest.raises(DeadlineExceeded):
+            begin_commit()

@@ -1,8 +1,8 @@
 """Warnings of the development server: repeated statements, slow statements with their plan, and idle holders."""
 
 import asyncio
+import inspect
 import logging
-import sys
 from contextvars import ContextVar
 from types import FrameType
 from typing import Any
@@ -100,7 +100,7 @@ def route() -> str:
 
 def place() -> str:
     """Return the line of the project that sends the current statement: "file:line in function"."""
-    frame: FrameType | None = sys._getframe()
+    frame: FrameType | None = inspect.currentframe()
     parent = getcurrent().parent
     found = _sender(frame) or (_sender(parent.gr_frame) if parent is not None else None)
     if found is None:

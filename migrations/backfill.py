@@ -1,7 +1,7 @@
 """Changes the rows of a large table in small batches, next to a live system.
 
-A revision declares its back-fill in a variable `backfill`, and runs what is left of it. `headroom backfill NAME` runs
-it before the migration, for as long as it takes. See docs/expand-and-contract.md and
+A revision declares its back-fill in a variable `backfill`, and runs what is left of it. `headroom backfill NAME`
+runs it before the migration, for as long as it takes. See docs/expand-and-contract.md and
 docs/decisions/0026-expand-and-contract.md.
 """
 

@@ -1,7 +1,7 @@
 """The processes that a killed `headroom up` leaves behind. The next one ends them.
 
-A file names the process of `headroom up` and those that it started, each with the time of its start: the system uses
-the numbers of processes again.
+A file names the process of `headroom up` and those that it started, each with the time of its start: the system
+uses the numbers of processes again.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The parser of `headroom COMMAND`. Each command is imported when it runs, so that `--help` does not wait for it."""
+"""The parser of `headroom COMMAND`. A command is imported when it runs, so that `--help` does not wait for it."""
 
 import argparse
 import sys

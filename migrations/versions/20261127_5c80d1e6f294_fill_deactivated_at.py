@@ -4,8 +4,8 @@ Revises: 2f5a9c7be310
 
 Locks: the rows of one batch at a time, for less than a second.
 
-For a large table, run `headroom backfill users-deactivated-at` with this release before its migration. The migration
-then finds nothing left to do.
+For a large table, run `headroom backfill users-deactivated-at` with this release before its migration. The
+migration then finds nothing left to do.
 """
 
 from migrations.backfill import Backfill, run_in_revision

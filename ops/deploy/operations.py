@@ -211,7 +211,7 @@ def migrate(stack: Stack, timeline: Timeline, release: Release) -> None:
 
 
 def _schema_of(command: Callable[[], str]) -> dict[str, Any]:
-    """Return the answer of `headroom schema --json`, which exits with 1 if the release may not run on the schema."""
+    """Return the answer of `headroom schema --json`, which exits with 1 if the release may not run on it."""
     try:
         return dict(json.loads(command())) | {"may_run": True}
     except CommandFailed as error:

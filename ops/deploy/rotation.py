@@ -1,8 +1,8 @@
 """Rotate the secrets of compose.prod.yml, one at a time, without a lost request.
 
 Two values of a secret must be valid while the replicas are replaced:
-- The API connects as `headroom_app` or `headroom_app_2`, which have the same privileges. A rotation gives the one that
-  is not in use a new password, replaces the replicas, and removes the password of the other one.
+- The API connects as `headroom_app` or `headroom_app_2`, which have the same privileges. A rotation gives
+  the one that is not in use a new password, replaces the replicas, and removes the password of the other one.
 - The signing key has SECRET_KEY_FALLBACKS next to it.
 The other secrets are not used by the API.
 """

@@ -1,7 +1,7 @@
 """Take the screenshots in docs/images: `make pictures`.
 
-Runs `headroom up` on free ports with a temporary data directory, adds data and a little load. Then opens the live page
-in headless Chromium.
+Runs `headroom up` on free ports with a temporary data directory, adds data and a little load. Then opens the live
+page in headless Chromium.
 """
 
 import tempfile

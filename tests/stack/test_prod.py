@@ -41,9 +41,8 @@ def test_api_connects_through_pgbouncer_as_its_own_role(prod: ProdStack) -> None
         assert prod.client.get("/posts").status_code == 200
 
     pgbouncer = prod.inspect("pgbouncer")["NetworkSettings"]["Networks"][f"{prod.name}_back"]
-    clients = prod.sql(
-        "SELECT DISTINCT usename, host(client_addr) FROM pg_stat_activity WHERE application_name LIKE 'headroom:api:%'"
-    )
+    of_the_api = "application_name LIKE 'headroom:api:%'"
+    clients = prod.sql(f"SELECT DISTINCT usename, host(client_addr) FROM pg_stat_activity WHERE {of_the_api}")
     assert clients == [["headroom_app", pgbouncer["IPAddress"]]]
 
 

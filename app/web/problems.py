@@ -228,7 +228,7 @@ def document_problems(app: FastAPI, root_path: str = "") -> None:
     def openapi() -> dict[str, Any]:
         document = generate()
         for operation in (each for methods in document["paths"].values() for each in methods.values()):
-            statuses = (400, 408, 413, 500) if "requestBody" in operation else (500,)
+            statuses = (400, 408, 413, 431, 500) if "requestBody" in operation else (431, 500)
             for status in statuses:
                 operation["responses"].setdefault(str(status), _documented(_title(status)))
         schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")

@@ -83,8 +83,9 @@ def test_busy_port_is_reported_in_one_line_before_the_start(local: LocalStack) -
         local.start()
         assert local.process.wait(timeout=30) == 1
 
-    complaint = f"headroom up: EXPORTER_PORT: cannot listen on 127.0.0.1:{port}: Address already in use\n"
-    assert local.log.read_text() == complaint
+    complaint = f"headroom up: EXPORTER_PORT: cannot listen on 127.0.0.1:{port}: Address already in use"
+    assert local.log.read_text().startswith(complaint)
+    assert len(local.log.read_text().splitlines()) == 1
     assert local.descendants() == []
 
 
@@ -130,7 +131,8 @@ def test_second_process_on_the_same_data_is_refused(stack: LocalStack) -> None:
 
     assert second.process.wait(timeout=30) == 1
     assert httpx.get(f"{stack.api}/readyz").status_code == 200
-    assert second.log.read_text() == f"headroom up: DATA_DIR: another `headroom up` uses {stack.directory}\n"
+    [line] = second.log.read_text().splitlines()
+    assert line.startswith(f"headroom up: DATA_DIR: another `headroom up` uses {stack.directory};")
 
 
 def test_folders_above_the_data_stay_closed_to_other_users(new_directory: Callable[[], Path]) -> None:
@@ -144,14 +146,11 @@ def test_folders_above_the_data_stay_closed_to_other_users(new_directory: Callab
     assert private.stat().st_mode & 0o066 == 0, "the user of PostgreSQL only needs to pass through it"
 
 
-def test_folder_with_a_space_is_reported_in_one_line(tmp_path: Path) -> None:
-    spacious = tmp_path / "a b"
+def test_stack_in_a_folder_with_a_space_runs(new_directory: Callable[[], Path]) -> None:
+    spacious = new_directory() / "a b"
     spacious.mkdir()
-    stack = LocalStack(spacious)
-    stack.start()
-
-    assert stack.process.wait(timeout=30) == 1
-    assert stack.log.read_text().startswith("headroom up: DATA_DIR: must not contain a space")
+    with LocalStack(spacious).running() as stack:
+        assert httpx.get(f"{stack.api}/readyz").status_code == 200
 
 
 @pytest.mark.parametrize(

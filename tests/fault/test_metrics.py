@@ -45,7 +45,13 @@ class Watched:
 
 @pytest.fixture
 def watched(database: URL, tmp_path: Path) -> Iterator[Watched]:
-    one_connection = {"DB_POOL_SIZE": "1", "DB_MAX_OVERFLOW": "0", "DB_POOL_TIMEOUT": "60", "WORKER_TIMEOUT": "60"}
+    one_connection = {
+        "DB_POOL_SIZE": "1",
+        "DB_MAX_OVERFLOW": "0",
+        "DB_POOL_TIMEOUT": "60",
+        "DB_QUEUE_TARGET": "60",
+        "WORKER_TIMEOUT": "60",
+    }
     with (
         holding_api(as_role(database, "headroom_app"), tmp_path, **one_connection) as api,
         exporter_of(api, as_role(database, "headroom_monitor"), tmp_path) as exporter,

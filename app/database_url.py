@@ -42,19 +42,22 @@ ASYNCPG_URI_OPTIONS = {
     "krbsrvname",
     "gsslib",
 }
-# The engine sets these itself, or asyncpg works without them: it has no channel binding and no GSSAPI encryption.
-_ACCEPTED_BY_ASYNCPG = {
-    "host",
-    "port",
-    "options",
-    "application_name",
-    "fallback_application_name",
+# Options of libpq with a number that asyncpg does not have.
+_LIBPQ_NUMBERS = {
     "connect_timeout",
     "keepalives",
     "keepalives_idle",
     "keepalives_interval",
     "keepalives_count",
     "tcp_user_timeout",
+}
+# The engine sets these itself, or asyncpg works without them: it has no channel binding and no GSSAPI encryption.
+_ACCEPTED_BY_ASYNCPG = _LIBPQ_NUMBERS | {
+    "host",
+    "port",
+    "options",
+    "application_name",
+    "fallback_application_name",
     "channel_binding",
     "gssencmode",
     "load_balance_hosts",
@@ -71,14 +74,7 @@ _VALUES = {
     "target_session_attrs": ("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
     "load_balance_hosts": ("disable", "random"),
 }
-_NUMBERS = {name for name, kind in ASYNCPG_OPTIONS.items() if kind is int} | {
-    "connect_timeout",
-    "keepalives",
-    "keepalives_idle",
-    "keepalives_interval",
-    "keepalives_count",
-    "tcp_user_timeout",
-}
+_NUMBERS = {name for name, kind in ASYNCPG_OPTIONS.items() if kind is int} | _LIBPQ_NUMBERS
 _FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 # Options of other drivers and tools, which stand in the URLs of some platforms, and what to write instead.
 _INSTEAD = {

@@ -220,7 +220,7 @@ USE = 0.7  # of the CPU: autoscaling.cpuPercent
 
 
 class Need(NamedTuple):
-    """What a load needs: pods of two workers on two cores, and cores of PostgreSQL."""
+    """The capacity for a load: pods with two workers on two cores, and cores of PostgreSQL."""
 
     pods: int
     cores: int

@@ -1,4 +1,4 @@
-"""What ordinary readers, and sign-ins, get while noisy clients ask for expensive pages: `make bench-lanes`.
+"""Measure ordinary reads and sign-ins while noisy clients request expensive pages: `make bench-lanes`.
 
 Each measurement starts the API twice: with lanes and CoDel, and without them. Noisy clients obey Retry-After. With
 `--overload`, it measures 5 times more ordinary requests than the pool can serve instead.

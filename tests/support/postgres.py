@@ -169,6 +169,16 @@ def connect(url: URL, **options: Any) -> psycopg.Connection:
     return psycopg.connect(**parameters(_superusers.get(url.database or "", url)), autocommit=True, **options)
 
 
+def running_statements(url: URL) -> int:
+    """Return how many statements of the API the server is executing."""
+    query = (
+        "SELECT FROM pg_stat_activity"
+        " WHERE datname = current_database() AND usename = 'headroom_app' AND state = 'active'"
+    )
+    with connect(url) as admin:
+        return len(admin.execute(query).fetchall())
+
+
 @contextmanager
 def run_postgres(directory: Path, command: str = NOT_DURABLE) -> Iterator[Server]:
     """Run a server. With a `command` of its own, a container keeps its data on disk; the embedded server ignores it."""

@@ -14,7 +14,7 @@ from app.database_url import parse_database_url
 TWO = {"host": "a,b", "port": "5432,5433"}
 
 
-# What the platforms hand out, and other forms: user, password, host, port and database, for both drivers.
+# URLs of the platforms and other forms, each with its user, password, host, port and database, for both drivers.
 FORMS = {
     # Heroku
     "postgres://u1:p1@ec2-1-2-3-4.compute-1.amazonaws.com:5432/d1": "u1 p1 ec2-1-2-3-4.compute-1.amazonaws.com 5432 d1",

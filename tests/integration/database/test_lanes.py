@@ -190,7 +190,7 @@ async def test_expensive_read_is_found_and_moved(new_database: NewDatabase) -> N
 
         tasks = [asyncio.create_task(each()) for each in (noisy,) * 20 + (quick,) * 2]
         await wait_until(lambda: pool_of(database).moved_statements == 1, *tasks)
-        # What ran in the normal lane ends, and the rest waits in front of the expensive lane.
+        # The statements that run in the normal lane end. The others wait for the expensive lane.
         await wait_until(lambda: lane(database, EXPENSIVE)[1:3] == (1, 19), *tasks)
         assert state(database).waiting == 0
         assert lane(database, EXPENSIVE).limit == 1

@@ -316,7 +316,7 @@ def test_eight_jobs_apply_each_revision_once_although_holders_die(owner: URL, re
     slowest = 0.0
     with running(*jobs), connect(owner) as connection, open_transaction(owner) as report:
         for moment in MOMENTS:
-            # A job that only waits for its turn can look like one that has reached its moment.
+            # A waiting job can match the condition too, so first find the job that runs the revisions.
             [holder] = eventually(running_revisions, within=120)
             [backend] = eventually(partial(the_backend, REACHED[moment]), within=120)
             locks = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted"

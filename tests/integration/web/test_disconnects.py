@@ -16,7 +16,7 @@ from app.main import create_app
 from app.settings import Settings
 from app.web.deps import DatabaseDep, ReadDb, StatementDb, WriteDb
 from tests.integration.conftest import SECRET_KEY
-from tests.support.postgres import connect
+from tests.support.postgres import connect, running_statements
 from tests.support.uvicorn_thread import Serving, serving
 from tests.support.waiting import eventually
 
@@ -96,29 +96,17 @@ def send(served: Serving, request: str) -> socket.socket:
     return client
 
 
-def active(url: URL) -> int:
-    """Return how many statements of the API run."""
-    query = (
-        "SELECT count(*) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND usename = 'headroom_app' AND state = 'active'"
-    )
-    with connect(url) as admin:
-        row = admin.execute(query).fetchone()
-    assert row is not None
-    return int(row[0])
-
-
 @pytest.mark.parametrize("database_setup", ["asyncpg", "psycopg", "asyncpg-pgbouncer", "psycopg-pgbouncer"])
 def test_read_is_cancelled_and_its_connection_is_kept(served: Serving, engine: AsyncEngine, database_url: URL) -> None:
     address = f"http://127.0.0.1:{served.port}"
     pid = httpx.get(f"{address}/read?seconds=0").json()
     for _ in range(3):
         client = send(served, "GET /read?seconds=30")
-        eventually(lambda: active(database_url) == 1, within=20)
+        eventually(lambda: running_statements(database_url) == 1, within=20)
 
         client.close()
 
-        eventually(lambda: active(database_url) == 0, within=10)
+        eventually(lambda: running_statements(database_url) == 0, within=10)
         eventually(lambda: str(pool_state(engine)) == "size=2 overflow=0 in_use=0 waiting=0", within=10)
     assert httpx.get(f"{address}/read?seconds=0").json() == pid
 
@@ -133,18 +121,18 @@ def test_read_that_waits_for_a_connection_leaves_the_queue(
         client.close()
 
     eventually(lambda: str(pool_state(engine)) == "size=2 overflow=0 in_use=0 waiting=0", within=10)
-    eventually(lambda: active(database_url) == 0, within=10)
+    eventually(lambda: running_statements(database_url) == 0, within=10)
 
 
 def test_read_of_entities_is_cancelled(served: Serving, engine: AsyncEngine, database_url: URL) -> None:
     with connect(database_url) as admin:
         admin.execute("INSERT INTO users (email, name, password_hash) VALUES ('ann@example.com', 'Ann', '')")
     client = send(served, "GET /read-entities")
-    eventually(lambda: active(database_url) == 1, within=20)
+    eventually(lambda: running_statements(database_url) == 1, within=20)
 
     client.close()
 
-    eventually(lambda: active(database_url) == 0, within=10)
+    eventually(lambda: running_statements(database_url) == 0, within=10)
     eventually(lambda: str(pool_state(engine)) == "size=2 overflow=0 in_use=0 waiting=0", within=10)
 
 
@@ -153,7 +141,7 @@ def test_read_of_entities_is_cancelled(served: Serving, engine: AsyncEngine, dat
 )
 def test_request_that_may_write_goes_on_to_its_end(served: Serving, database_url: URL, request_line: str) -> None:
     client = send(served, request_line)
-    eventually(lambda: active(database_url) == 1, within=20)
+    eventually(lambda: running_statements(database_url) == 1, within=20)
 
     client.close()
 
@@ -166,7 +154,7 @@ def test_request_that_may_write_goes_on_to_its_end(served: Serving, database_url
 
 def test_abandoned_read_is_logged_as_499(served: Serving, database_url: URL, caplog: pytest.LogCaptureFixture) -> None:
     client = send(served, "GET /read?seconds=30")
-    eventually(lambda: active(database_url) == 1, within=20)
+    eventually(lambda: running_statements(database_url) == 1, within=20)
 
     client.close()
 

@@ -16,7 +16,7 @@ from app.database.pool import pool_state
 from app.domains.users import passwords
 from app.domains.users.models import User
 from app.web.deps import DatabaseDep, ReadDb, StatementDb, WriteDb
-from tests.support.postgres import connect
+from tests.support.postgres import connect, running_statements
 
 SLEEP = select(func.pg_sleep(bindparam("seconds", type_=Float())).label("slept"))
 BY_ID = KeyedSelect(select(User.id, User.name), User.id)
@@ -79,16 +79,6 @@ def send(app: FastAPI, client: AsyncClient) -> Callable[..., Awaitable[Response]
     return send
 
 
-def active(url: URL) -> int:
-    """Return how many statements of the API run."""
-    query = (
-        "SELECT FROM pg_stat_activity"
-        " WHERE datname = current_database() AND usename = 'headroom_app' AND state = 'active'"
-    )
-    with connect(url) as admin:
-        return len(admin.execute(query).fetchall())
-
-
 def stored(url: URL) -> bool:
     with connect(url) as admin:
         return bool(admin.execute("SELECT FROM users WHERE name = 'Late'").fetchall())
@@ -104,7 +94,7 @@ async def test_read_ends_on_the_server_at_the_deadline(
 
     assert (late.status_code, late.json()["type"]) == (503, "/problems/deadline-exceeded")
     assert late.headers["retry-after"] == "1"
-    assert active(database_url) == 0, "the response is sent when the statement has ended"
+    assert running_statements(database_url) == 0, "the response is sent when the statement has ended"
     state = pool_state(engine)
     assert state is not None
     assert (state.used, state.idle) == (0, 1), "the connection is kept"
@@ -138,7 +128,7 @@ async def test_outcome_of_a_statement_that_commits_itself_is_unknown(
 
     assert (late.status_code, late.json()["type"]) == (503, "/problems/outcome-unknown")
     assert "retry-after" not in late.headers
-    assert active(database_url) == 0
+    assert running_statements(database_url) == 0
     assert not stored(database_url)
 
 

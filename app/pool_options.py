@@ -26,8 +26,8 @@ class PoolOptions:
     max_waiters: int = 100
     """Callers that may wait in the queue; further ones are refused at once."""
     queue_target: float = 0.05
-    """Time in the queue which not even one waiter of a whole `queue_interval` may stay below: then waiters are refused
-    that have waited for twice as long (CoDel)."""
+    """Longest acceptable wait in the queue. If all waiters of one `queue_interval` wait longer, it is overloaded, and
+    waiters that have waited twice as long are refused (CoDel)."""
     queue_interval: float = 1.0
     """Time after which a queue that stays above `queue_target` counts as overloaded."""
     expensive_share: float = 1.0

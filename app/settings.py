@@ -393,14 +393,14 @@ class Settings(BaseSettings):
     db_queue_target: float = Field(
         default=PoolOptions.queue_target,
         gt=0,
-        description="Seconds that requests may wait for a connection all the time. If every request of "
-        "`DB_QUEUE_INTERVAL` waits longer, requests get 503 that have waited for twice as long (CoDel).",
+        description="Longest acceptable wait for a connection, in seconds. If all requests of one `DB_QUEUE_INTERVAL` "
+        "wait longer, the queue is overloaded: requests that have waited twice as long get 503 (CoDel).",
         json_schema_extra=_sets_option("queue_target"),
     )
     db_queue_interval: float = Field(
         default=PoolOptions.queue_interval,
         gt=0,
-        description="Seconds after which a queue whose requests all wait longer than `DB_QUEUE_TARGET` is overloaded.",
+        description="Seconds after which a queue that stays above `DB_QUEUE_TARGET` is overloaded.",
         json_schema_extra=_sets_option("queue_interval"),
     )
     db_expensive_share: float | None = Field(

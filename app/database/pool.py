@@ -611,8 +611,8 @@ class BoundedPool(Pool):
     def _overloaded(self) -> PoolExhausted:
         self._shed("overload")
         return PoolExhausted(
-            f"no connection: for {self._options.queue_interval:g} s, every request has waited longer than"
-            f" {self._options.queue_target:g} s ({self.state})"
+            f"no connection: the queue is overloaded (DB_QUEUE_TARGET {self._options.queue_target:g} s,"
+            f" DB_QUEUE_INTERVAL {self._options.queue_interval:g} s; {self.state})"
         )
 
     def _shed(self, reason: ShedReason) -> None:

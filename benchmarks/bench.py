@@ -164,6 +164,7 @@ def _row(by_name: dict[str, list[Measurement]], name: str, counted: DatabaseTraf
         **compared("p99 of bare", "bare", "p99"),
         **compared("of fastify", "fastify", "per_second"),
         "slowest ms": f"{max(each.slowest for each in measurements) * 1000:.0f}",
+        "refused": f"{statistics.median(each.refused / (each.requests + each.refused) for each in measurements):.1%}",
         "app us": f"{median(measurements, 'app_micros'):.0f}",
         **compared("app us of bare", "bare", "app_micros"),
         "PG us": f"{median(measurements, 'postgres_micros'):.0f}",

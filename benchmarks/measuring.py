@@ -20,13 +20,14 @@ CHECK_BODY_EVERY = 25
 
 @dataclass
 class Measurement:
-    """The result of one measurement. Latencies are in seconds, CPU times in microseconds per request.
+    """The result of one measurement. Latencies are in seconds, CPU times in microseconds per request that was served.
 
-    `created` is the number of 201s.
+    `created` is the number of 201s; `refused` of 503s, which no other figure contains.
     """
 
     requests: int
     created: int
+    refused: int
     per_second: float
     p50: float
     p99: float
@@ -37,26 +38,32 @@ class Measurement:
 
 
 async def measure(served: Served, calls: Sequence[Call], server: Server, clients: int, seconds: float) -> Measurement:
-    """Send random calls from `clients` connections for `seconds`. Raise AssertionError for a wrong response."""
+    """Send random calls from `clients` connections for `seconds`.
+
+    Raise AssertionError for a wrong response. A server may refuse a request with 503.
+    """
     connections = [await connect(served.port) for _ in range(clients)]
     latencies: list[float] = []
-    total_bytes = created = 0
+    total_bytes = created = refused = 0
     random = Random(1)
     app_before, postgres_before = cpu_seconds(served.pid), cpu_seconds(server.pid)
     started = monotonic()
     until = started + seconds
 
     async def run_client(number: int) -> None:
-        nonlocal total_bytes, created
+        nonlocal total_bytes, created, refused
         connection = connections[number]
         while monotonic() < until:
             call = random.choice(calls)
             sent = perf_counter()
             answer = await asyncio.wait_for(connection.ask(call.request), RESPONSE_WITHIN_SECONDS)
-            latencies.append(perf_counter() - sent)
-            total_bytes += len(answer.head) + len(answer.body) + 4  # 4: the blank line between them
-            call.check(answer, body=len(latencies) % CHECK_BODY_EVERY == 0)
-            created += call.status == 201
+            if answer.status == 503:
+                refused += 1
+            else:
+                latencies.append(perf_counter() - sent)
+                total_bytes += len(answer.head) + len(answer.body) + 4  # 4: the blank line between them
+                call.check(answer, body=len(latencies) % CHECK_BODY_EVERY == 0)
+                created += call.status == 201
             if answer.is_last:  # a worker with more than its share of the clients moves some
                 connection.close()
                 connection = connections[number] = await connect(served.port)
@@ -66,12 +73,13 @@ async def measure(served: Served, calls: Sequence[Call], server: Server, clients
     app, postgres = cpu_seconds(served.pid) - app_before, cpu_seconds(server.pid) - postgres_before
     for connection in connections:
         connection.close()
-    assert latencies, f"no request was sent within {seconds} s: use longer measurements"
+    assert latencies, f"no request was answered within {seconds} s: use longer measurements"
     latencies.sort()
     requests = len(latencies)
     return Measurement(
         requests=requests,
         created=created,
+        refused=refused,
         per_second=requests / elapsed,
         p50=percentile(latencies, 0.5),
         p99=percentile(latencies, 0.99),

@@ -209,7 +209,7 @@ async def test_unanswered_ping_invalidates_all_connections_of_that_age(new_datab
             pass
         proxy.forget()
 
-        change_options(database, timeout=2)  # half of it is for the ping, the other half for opening a replacement
+        change_options(database, timeout=8)  # half of it is for the ping, the other half for opening a replacement
         async with checked_out(database):
             pass
         change_options(database, timeout=30)

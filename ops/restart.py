@@ -20,7 +20,7 @@ from typing import Any
 from ops.deploy.errors import DeployFailed
 from ops.deploy.lock import locked
 from ops.deploy.remote import unpacked
-from ops.deploy.stack import Stack, names_files
+from ops.deploy.stack import Stack, is_set
 
 PROJECT = Path(__file__).resolve().parent.parent
 PAUSE_SCRIPT = PROJECT / "ops/pgbouncer/pause.sh"
@@ -125,7 +125,7 @@ def run(*command: str, fails: bool = False) -> str:
 
 def compose(*arguments: str, fails: bool = False) -> str:
     """Run `docker compose` with the files of production: compose.prod.yml, or COMPOSE_FILE if it is set."""
-    files = () if names_files(PROJECT) else ("--file", "compose.prod.yml")
+    files = () if is_set(PROJECT, "COMPOSE_FILE") else ("--file", "compose.prod.yml")
     return run("docker", "compose", *files, *arguments, fails=fails)
 
 

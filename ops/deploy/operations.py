@@ -39,6 +39,7 @@ for base in ("http://127.0.0.1:8000", "https://proxy:8443"):
 def deploy(stack: Stack, timeline: Timeline, image: str = "") -> None:
     """Deploy the tree, or an image that was built elsewhere, with the settings of now. Raise DeployFailed."""
     check_secrets(stack.model)
+    check_project(stack)
     before = release_before(stack, timeline)
     if image:
         if not stack.has_image(image):
@@ -104,6 +105,16 @@ def check_secrets(model: Model) -> None:
         file = Path(secret.get("file", ""))
         if secret.get("file") and not (file.is_file() and file.stat().st_size):
             raise DeployFailed(f"the secret {file} is missing: make secrets")
+
+
+def check_project(stack: Stack) -> None:
+    """Raise DeployFailed if the installation has another project: this one would be a second stack."""
+    if former := stack.project_of_before():
+        raise DeployFailed(
+            f"{stack.project} has no containers, but {former} has those of an earlier version of this stack."
+            f" Nothing was started. Set COMPOSE_PROJECT_NAME={former} in .env to deploy to it with its data, or"
+            f" COMPOSE_PROJECT_NAME={stack.project} for a second stack with an empty database"
+        )
 
 
 def check_surge(release: Release) -> None:

@@ -45,7 +45,7 @@ class Stack:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._files = [] if names_files(root) else ["--file", DEFAULT_FILE]
+        self._files = [] if is_set(root, "COMPOSE_FILE") else ["--file", DEFAULT_FILE]
         self.model: Model = json.loads(self._compose("config", "--format", "json"))
         self.project: str = self.model["name"]
 
@@ -68,8 +68,8 @@ class Stack:
             raise CommandFailed(f"docker {arguments[0]}", process.returncode, process.stdout, process.stderr)
         return process.stdout
 
-    def _compose(self, *arguments: str) -> str:
-        return self.docker("compose", "--progress", "quiet", *self._files, *arguments)
+    def _compose(self, *arguments: str, stdin: str | None = None) -> str:
+        return self.docker("compose", "--progress", "quiet", *self._files, *arguments, stdin=stdin)
 
     def _compose_release(self, release: Release, *arguments: str) -> str:
         """Run `docker compose` for the services as a release has them. Its image gets the name in the Compose file."""
@@ -82,6 +82,15 @@ class Stack:
             file.write_text(json.dumps(model), encoding="utf-8")
             options = ("--project-name", self.project, "--project-directory", str(self.root), "--file", str(file))
             return self.docker("compose", "--progress", "quiet", *options, *arguments)
+
+    def model_with_jobs(self) -> Model:
+        """Return the Compose file with the services of the profile `setup`, and their secrets."""
+        model: Model = json.loads(self._compose("--profile", "setup", "config", "--format", "json"))
+        return model
+
+    def run_job(self, service: str, *command: str, stdin: str) -> str:
+        """Run a service of the profile `setup`. Return its standard output; raise CommandFailed."""
+        return self._compose("run", "--rm", "--no-deps", "-T", service, *command, stdin=stdin)
 
     # --- containers
 
@@ -174,6 +183,24 @@ class Stack:
             self.docker("stop", container)
             self.docker("rm", container)
         self._start(release, service, replicas=len(self.replicas()))
+
+    def project_of_before(self) -> str | None:
+        """Return the project of an installation from before compose.prod.yml named its project; None without one.
+
+        It has the name of its folder. COMPOSE_PROJECT_NAME, or a container of this project, says that another one is
+        meant.
+        """
+        names = ("project", "service", "project.working_dir", "project.config_files")
+        template = "\t".join(f'{{{{.Label "{_COMPOSE_LABEL}.{name}"}}}}' for name in names)
+        lines = self.docker("ps", "--all", "--filter", f"label={_COMPOSE_LABEL}.project", "--format", template)
+        containers = [line.split("\t") for line in lines.splitlines()]
+        if is_set(self.root, "COMPOSE_PROJECT_NAME") or self.project in [project for project, *_ in containers]:
+            return None
+        for project, service, folder, files in containers:
+            is_ours = service == "pgbouncer" and DEFAULT_FILE in [Path(file).name for file in files.split(",")]
+            if is_ours and project == default_project(folder):
+                return project
+        return None
 
     def missing_services(self) -> list[str]:
         """Return the services without a running container, except those that a deploy starts itself."""
@@ -274,12 +301,17 @@ class Stack:
             self.docker("rmi", image)
 
 
-def names_files(root: Path) -> bool:
-    """Return True if COMPOSE_FILE is set, in the environment or in `.env`."""
-    if os.environ.get("COMPOSE_FILE"):
+def is_set(root: Path, variable: str) -> bool:
+    """Return True if a variable of Compose is set, in the environment or in `.env`."""
+    if os.environ.get(variable):
         return True
     file = root / ".env"
-    return file.is_file() and re.search(r"^\s*(export\s+)?COMPOSE_FILE=", file.read_text(), re.MULTILINE) is not None
+    return file.is_file() and re.search(rf"^\s*(export\s+)?{variable}=", file.read_text(), re.MULTILINE) is not None
+
+
+def default_project(folder: str) -> str:
+    """Return the name of a project whose Compose file has none: that of its folder, without what Compose leaves out."""
+    return re.sub(r"[^a-z0-9_-]", "", Path(folder).name.lower()).lstrip("_-")
 
 
 def _replica(inspected: dict[str, Any]) -> Replica:

@@ -42,7 +42,10 @@ def model(*, replicas: int = 2, surge: int = 1, **environment: str) -> Model:
 
 
 class FakeStack(Stack):
-    """Records what a deploy does. `broken` are versions of which no replica becomes ready."""
+    """Records what a deploy does. `broken` are versions of which no replica becomes ready.
+
+    `listed` is what `docker ps` prints about the containers of other projects.
+    """
 
     def __init__(self, root: Path = Path(), *, replicas: int = 2, surge: int = 1) -> None:
         self.root = root
@@ -52,6 +55,7 @@ class FakeStack(Stack):
         self.answers: dict[str, str | CommandFailed] = {}
         self.calls: list[str] = []
         self.most = 0
+        self.listed = ""
         self.containers_of_the_api: list[Replica] = []
         self._releases: dict[str, Release] = {}
         self._current: Release | None = None
@@ -104,7 +108,8 @@ class FakeStack(Stack):
     # --- commands
 
     def docker(self, *arguments: str, stdin: str | None = None) -> str:
-        raise AssertionError(f"not expected: docker {arguments}")
+        assert arguments[0] == "ps", f"not expected: docker {arguments}"
+        return self.listed
 
     def run(self, release: Release, service: str, *command: str) -> str:
         return self._answer(" ".join((service, *command)))

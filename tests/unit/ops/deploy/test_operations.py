@@ -123,7 +123,7 @@ def test_replicas_without_a_release_can_be_restored(timeline: Timeline, monkeypa
     stack = FakeStack(replicas=3)
     stack.start(Release("p", 0, "", stack.model), 2)
     inspected = [{"Image": "sha256:1", "Config": {"Env": ["API_SURGE=1", "DB_POOL_SIZE=3"]}}]
-    monkeypatch.setattr(stack, "docker", lambda *arguments: json.dumps(inspected))
+    monkeypatch.setattr(stack, "docker", lambda *arguments: json.dumps(inspected) if arguments[0] == "inspect" else "")
     stack.broken = {"two"}
     stack.model["x-deploy"]["ready_seconds"] = "0"
 
@@ -194,6 +194,18 @@ def test_missing_secret_is_named_before_anything_else(timeline: Timeline, tmp_pa
     with pytest.raises(DeployFailed, match=r"the secret .*empty is missing: make secrets"):
         deploy(stack, timeline, "headroom:one")
     assert stack.calls == []
+
+
+def test_deploy_next_to_an_installation_of_before_is_refused(
+    timeline: Timeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COMPOSE_PROJECT_NAME", raising=False)
+    stack = FakeStack(tmp_path)
+    stack.listed = "headroom\tpgbouncer\t/srv/headroom\t/srv/headroom/compose.prod.yml"
+
+    with pytest.raises(DeployFailed, match=r"Set COMPOSE_PROJECT_NAME=headroom in \.env to deploy to it"):
+        deploy(stack, timeline, "headroom:one")
+    assert (stack.calls, stack.releases()) == ([], [])
 
 
 def test_log_has_a_line_for_each_operation(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from ops.deploy.operations import version_of
 from ops.deploy.proxy import serving
 from ops.deploy.releases import Release
 from ops.deploy.rotation import Rotation
-from ops.deploy.stack import names_files
+from ops.deploy.stack import default_project, is_set
 from ops.deploy.timeline import Timeline
 from tests.support.fake_stack import FakeStack, model
 
@@ -89,7 +89,42 @@ def test_version_without_git_has_the_time(tmp_path: Path, monkeypatch: pytest.Mo
 )
 def test_compose_files_of_the_environment_file_are_used(tmp_path: Path, text: str, expected: bool) -> None:
     (tmp_path / ".env").write_text(text)
-    assert names_files(tmp_path) is expected
+    assert is_set(tmp_path, "COMPOSE_FILE") is expected
+
+
+@pytest.mark.parametrize(
+    ("folder", "expected"),
+    [("/srv/headroom", "headroom"), ("/srv/My Service.v2", "myservicev2"), ("/srv/_a-b_1", "a-b_1")],
+)
+def test_default_project_is_the_folder_as_compose_writes_it(folder: str, expected: str) -> None:
+    assert default_project(folder) == expected
+
+
+OF_BEFORE = "srv\tpgbouncer\t/data/srv\t/data/srv/compose.prod.yml"
+
+
+@pytest.mark.parametrize(
+    ("containers", "expected"),
+    [
+        ([OF_BEFORE, "srv\tapi\t/data/srv\t/data/srv/compose.prod.yml"], "srv"),
+        ([OF_BEFORE, "p\tapi\t/data/srv\t/data/srv/compose.prod.yml"], None),
+        (["srv\tpgbouncer\t/data/srv\t/data/srv/docker-compose.yml"], None),
+        (["srv\tweb\t/data/srv\t/data/srv/compose.prod.yml"], None),
+        (["chosen\tpgbouncer\t/data/srv\t/data/srv/compose.prod.yml"], None),
+        ([], None),
+    ],
+    ids=["before", "both", "development", "another product", "named", "new host"],
+)
+def test_project_of_before_has_the_name_of_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, containers: list[str], expected: str | None
+) -> None:
+    monkeypatch.delenv("COMPOSE_PROJECT_NAME", raising=False)
+    stack = FakeStack(tmp_path)
+    stack.listed = "\n".join(containers)
+    assert stack.project_of_before() == expected
+
+    (tmp_path / ".env").write_text("COMPOSE_PROJECT_NAME=p\n")
+    assert stack.project_of_before() is None
 
 
 def test_document_has_the_settings_and_secrets_of_the_program(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ export IMAGE_CREATED ?= $(shell git log -1 --format=%cI 2>/dev/null)
         backup restore restore-drill \
         restart-postgres restart-pgbouncer upgrade-postgres budget seed migrate \
         migration domain downgrade check-migrations current history \
-        images-swarm deploy-swarm rollback-swarm history-swarm bench-swarm \
+        images-swarm history-swarm bench-swarm \
         test test-unit test-integration test-stack test-fastapi test-fast-routes-off coverage bench bench-capacity \
         bench-pages bench-overload bench-metrics bench-pool-stress bench-coalescing bench-servers bench-listener \
         bench-deploy bench-ddl bench-restarts bench-lanes bench-kubernetes \
@@ -73,11 +73,16 @@ external-roles: docker ## create the database and the roles on a PostgreSQL serv
 # Only the standard library is used, so hosts without .venv can run it. `on` is another host: on=user@host
 OPS := $(PYTHON) -m ops.deploy $(if $(on),--on $(on)) $(if $(directory),--directory $(directory))
 
-deploy: ## deploy compose.prod.yml without losing a request: make deploy on=user@host image=IMAGE
-	@$(OPS) deploy $(if $(image),--image $(image))
+# Several machines, with to=swarm (docs/swarm.md). Docker runs everything: `on` is the Docker Engine of a manager.
+SWARM = $(if $(on),DOCKER_HOST=ssh://$(on)) $(PYTHON) -m ops.swarm
+SWARM_OPTIONS = $(if $(filter yes,$(data)),--data) $(if $(url),--url $(url))
 
-rollback: ## go back to the release before, or to another one: make rollback to=NUMBER
-	@$(OPS) rollback $(if $(to),--to $(to))
+deploy: ## deploy production without losing a request: make deploy on=user@host image=IMAGE; on several machines: to=swarm
+	@test -z "$(filter-out swarm,$(to))" || { echo 'to: must be swarm, or be left out for one machine, got $(to)' >&2; exit 2; }
+	@$(if $(to),$(SWARM) deploy $(SWARM_OPTIONS) $(if $(filter no,$(build)),--no-build) $(if $(hosts),--hosts $(hosts)),$(OPS) deploy $(if $(image),--image $(image)))
+
+rollback: ## go back to the release before, or to another one: make rollback to=NUMBER; or to=swarm release=NUMBER
+	@$(if $(filter swarm,$(to)),$(SWARM) rollback $(SWARM_OPTIONS) $(if $(release),--to $(release)),$(OPS) rollback $(if $(to),--to $(to)))
 
 rotate: ## replace a secret of compose.prod.yml without losing a request: make rotate secret=app_password
 	@$(OPS) rotate "$(secret)"
@@ -109,17 +114,8 @@ restart-pgbouncer: docker ## give PgBouncer a new container, image or configurat
 upgrade-postgres: docker ## copy the data to a volume for PostgreSQL 18: make upgrade-postgres file=compose.prod.yml method=dump
 	@$(if $(findstring compose.prod.yml,$(file)),$(PYTHON) -m ops.deploy.lock upgrade-postgres) ops/postgres/upgrade/run.sh $(or $(file),docker-compose.yml) $(or $(method),pg_upgrade)
 
-# Several machines (docs/swarm.md).
-SWARM = $(PYTHON) -m ops.swarm
-
-images-swarm: docker ## build the images for Swarm; push them, or copy them: make images-swarm hosts="ssh://node2 ssh://node3"
+images-swarm: docker ## only bring the images of Swarm to a registry, or to machines: make images-swarm hosts="ssh://node4"
 	@$(SWARM) $(if $(hosts),load $(hosts),push)
-
-deploy-swarm: docker ## deploy to a swarm, undo it if it fails: make deploy-swarm data=yes url=https://...
-	@$(SWARM) deploy $(if $(filter yes,$(data)),--data) $(if $(url),--url $(url))
-
-rollback-swarm: docker ## deploy an earlier release to the swarm: make rollback-swarm to=5
-	@$(SWARM) rollback $(if $(to),--to $(to)) $(if $(filter yes,$(data)),--data) $(if $(url),--url $(url))
 
 history-swarm: docker ## list the releases of the swarm
 	@$(SWARM) history

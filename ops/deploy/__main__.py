@@ -1,7 +1,6 @@
 """`python3 -m ops.deploy deploy | rollback | rotate`: parse the command line, take the locks, run the operation."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -12,9 +11,8 @@ from ops.deploy.errors import DeployFailed
 from ops.deploy.lock import locked
 from ops.deploy.rotation import Rotation
 from ops.deploy.stack import Stack
-from ops.deploy.timeline import Timeline
+from ops.deploy.timeline import Timeline, log_file
 
-LOG = Path(".deploy", "log.jsonl")
 Operation = Callable[[Stack, Timeline], None]
 
 
@@ -27,7 +25,7 @@ def main() -> int:
             return remote.run(target, options.directory, sys.argv[1:])
         with remote.unpacked(options.unpack):
             stack = Stack(Path.cwd())
-            timeline = Timeline(options.operation, Path(os.environ.get("DEPLOY_LOG") or LOG))
+            timeline = Timeline(options.operation, log_file(Path.cwd()))
             with locked(stack, options.operation), timeline.kept():
                 _operation(options)(stack, timeline)
     except (DeployFailed, OSError) as error:

@@ -11,6 +11,13 @@ from getpass import getuser
 from pathlib import Path
 from typing import Any
 
+_LOG = Path(".deploy", "log.jsonl")
+
+
+def log_file(root: Path) -> Path:
+    """Return the log of a project's operations: DEPLOY_LOG, or a file in its folder."""
+    return root / (os.environ.get("DEPLOY_LOG") or _LOG)
+
 
 def operator() -> str:
     """Return who runs this program, as user@host. DEPLOY_BY names the operator of a deploy over SSH."""

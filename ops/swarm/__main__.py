@@ -1,4 +1,4 @@
-"""The command line: `python3 -m ops.swarm deploy`, and what the Makefile calls."""
+"""The command line: `python3 -m ops.swarm deploy`, which is `make deploy to=swarm`, and what the Makefile calls."""
 
 import argparse
 import json
@@ -6,10 +6,13 @@ import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from ops.deploy.timeline import Timeline
+from ops.deploy import interrupts
+from ops.deploy.timeline import Timeline, log_file
 from ops.swarm import checks, releases
 from ops.swarm.deploy import Deployment, load
 from ops.swarm.docker import Docker, run
@@ -18,16 +21,17 @@ from ops.swarm.stack import Model, Stack, content_tag, render
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE, OVERRIDE = "compose.prod.yml", "compose.swarm.yml"
-LOG = ROOT / ".deploy" / "swarm.log"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command. Return its exit status: 0, 1 if the operation failed, 2 for a wrong command line."""
     options = _parser().parse_args(arguments)
+    interrupts.install()
     try:
         status: int = options.run(options)
-    except SwarmError as error:
-        print(error.details, f"swarm: {error}", sep="\n" if error.details else "", file=sys.stderr)
+    except (SwarmError, OSError) as error:
+        details = getattr(error, "details", "")
+        print(details, f"swarm: {error}", sep="\n" if details else "", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("swarm: interrupted", file=sys.stderr)
@@ -57,7 +61,10 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--within", type=float, default=600, help="limit of each wait in seconds (default: 600)")
         added.add_argument("--data", action="store_true", help="replace PostgreSQL and PgBouncer too, if they differ")
         added.add_argument("--url", help="send the request of the verification there, not to each machine's proxy")
-        if name == "rollback":
+        if name == "deploy":
+            added.add_argument("--no-build", action="store_true", help="use the images that the machines have")
+            added.add_argument("--hosts", nargs="+", default=[], metavar="HOST", help="copy the images there")
+        else:
             added.add_argument("--to", type=int, help="number of a release (default: the last one of another version)")
     command("history", "list the releases", _history)
     return parser
@@ -69,25 +76,29 @@ def _render(options: argparse.Namespace) -> int:
 
 
 def _load(options: argparse.Namespace) -> int:
-    stack = _build(options)
-    load(Docker(options.stack, ROOT), stack, options.hosts)
+    print(_bring_images(options, _stack(options)))
     return 0
 
 
 def _push(options: argparse.Namespace) -> int:
-    if not _stack(options).has_registry:
+    stack = _stack(options)
+    if not stack.has_registry:
         raise SwarmError("IMAGE_REGISTRY: must be set, with a slash at its end, for example registry.example.com/team/")
-    stack = _build(options)
-    _run_compose(options, "push", *sorted(stack.built))
+    print(_bring_images(options, stack))
     return 0
 
 
-def _build(options: argparse.Namespace) -> Stack:
-    """Build the images of the project. Return their stack."""
-    stack = _stack(options)
+def _bring_images(options: argparse.Namespace, stack: Stack) -> str:
+    """Build the images of the project, and copy or push them to the machines. Return what was done."""
     checks.version_of(stack)
-    _run_compose(options, "build", "--quiet", *sorted(stack.built))
-    return stack
+    built = sorted(stack.built)
+    _run_compose(options, "build", "--quiet", *built)
+    if hosts := getattr(options, "hosts", []):
+        return "; ".join(load(Docker(options.stack, ROOT), stack, hosts))
+    if stack.has_registry:
+        _run_compose(options, "push", "--quiet", *built)
+        return "built, and pushed to the registry"
+    return "built; without a registry, other machines need hosts="
 
 
 def _run_compose(options: argparse.Namespace, *arguments: str) -> None:
@@ -98,17 +109,25 @@ def _run_compose(options: argparse.Namespace, *arguments: str) -> None:
 
 def _deploy(options: argparse.Namespace) -> int:
     stack = _stack(options)
-    timeline = Timeline("deploy", LOG)
-    with timeline.kept():
-        _deployment(options, timeline, stack).deploy(stack, data=options.data)
+    images = None if options.no_build else partial(_bring_images, options, stack)
+    with _kept("deploy") as timeline:
+        _deployment(options, timeline, stack).deploy(stack, data=options.data, images=images)
     return 0
 
 
 def _rollback(options: argparse.Namespace) -> int:
-    timeline = Timeline("rollback", LOG)
-    with timeline.kept():
+    with _kept("rollback") as timeline:
         _deployment(options, timeline, None).rollback(options.to, data=options.data)
     return 0
+
+
+@contextmanager
+def _kept(operation: str) -> Iterator[Timeline]:
+    """Return the timeline of an operation. Its line goes into the same log as those of one machine."""
+    timeline = Timeline(operation, log_file(ROOT))
+    timeline.facts["to"] = "swarm"
+    with timeline.kept():
+        yield timeline
 
 
 def _history(options: argparse.Namespace) -> int:

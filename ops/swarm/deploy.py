@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from ops.deploy.timeline import Timeline
@@ -40,16 +40,20 @@ class Deployment:
     sleep: Callable[[float], None] = time.sleep
     _rolled_back: set[str] = field(default_factory=set)
 
-    def deploy(self, stack: Stack, *, data: bool) -> Release:
+    def deploy(self, stack: Stack, *, data: bool, images: Callable[[], str] | None = None) -> Release:
         """Deploy a new version. Raise SwarmError after everything was undone.
 
-        With `data`, replace PostgreSQL and PgBouncer too if they differ from the release before.
+        With `data`, replace PostgreSQL and PgBouncer too if they differ from the release before. `images` brings the
+        images to the machines first, and returns what it has done.
         """
         version = checks.version_of(stack)
         self.docker.require_manager()
         checks.check_places(stack, self.docker.nodes())
         self.timeline.add("places", "every service has its machine")
+        self.timeline.facts["version"] = version
         with locked(self.docker, f"deploy of {version}"):
+            if images is not None:
+                self.timeline.add("images", images())
             before = next(reversed(releases.read_all(self.docker)), None)
             if before is not None:
                 stack = self._keep(stack, before, data=data)
@@ -139,6 +143,7 @@ class Deployment:
             raise
         self._remove_others(stack)
         release = releases.record(self.docker, stack, version, remark)
+        self.timeline.facts |= {"release": release.number, "version": version}
         self.timeline.add("release", f"{release.number}, {version}")
         return release
 
@@ -228,12 +233,12 @@ def _target(recorded: list[Release], to: int | None) -> Release:
     return earlier[-1]
 
 
-def load(docker: Docker, stack: Stack, hosts: Iterable[str]) -> None:
-    """Copy the images of a stack, as far as they differ, to machines, if there is no registry."""
+def load(docker: Docker, stack: Stack, hosts: Iterable[str]) -> Iterator[str]:
+    """Copy the images of a stack, as far as they differ, to machines. Yield what each machine has got."""
     images = {image: docker("image", "inspect", "--format", "{{.Id}}", image).strip() for image in stack.images()}
     for host in hosts:
         found = docker.run(["docker", "--host", host, "image", "inspect", "--format", "{{.Id}}", *images], input=None)
         missing = sorted(image for image, identity in images.items() if identity not in found.stdout.decode().split())
         if missing:
             docker.pipe(["docker", "save", *missing], ["docker", "--host", host, "load", "--quiet"])
-        print(f"{host}: {', '.join(missing) or 'has all images'}", flush=True)
+        yield f"{host}: {', '.join(missing) or 'has all images'}"

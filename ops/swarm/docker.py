@@ -29,7 +29,10 @@ def run(
     command: list[str], *, input: bytes | None, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a program to its end, with an empty standard input by default."""
-    return subprocess.run(command, input=input or b"", capture_output=True, check=False, env=environment)
+    # In a session of its own: Ctrl-C stops this program, not the command in the middle of its work.
+    return subprocess.run(
+        command, input=input or b"", capture_output=True, check=False, env=environment, start_new_session=True
+    )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The stack that `make deploy-swarm` deploys. `make bench-swarm` runs it on three machines; this needs only the CLI."""
+"""The stack of `make deploy to=swarm`. `make bench-swarm` runs it on three machines; this needs only the CLI."""
 
 import json
 import os

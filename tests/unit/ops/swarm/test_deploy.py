@@ -1,12 +1,15 @@
 """The order of the steps of a deploy, and what is undone, with a swarm in memory."""
 
+import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ops.deploy.timeline import Timeline
+from app.paths import PROJECT_ROOT
+from ops.deploy.timeline import Timeline, log_file
 from ops.swarm import checks, releases
 from ops.swarm.__main__ import compose_files
 from ops.swarm.deploy import Deployment
@@ -68,7 +71,7 @@ def start(docker: Docker, tmp_path: Path) -> Start:
 
     def start(problem: str | None = None) -> Deployment:
         clock = Clock()
-        timeline = Timeline("deploy", tmp_path / "log")
+        timeline = Timeline("deploy", log_file(tmp_path))
         return Deployment(docker, timeline, within=120, smoke=lambda _: problem, clock=clock, sleep=clock.sleep)
 
     return start
@@ -94,6 +97,29 @@ def test_deploy_migrates_before_it_updates_a_service(swarm: FakeSwarm, start: St
     assert swarm.deployed == [{"migrate"}, {"postgres", "api"}]
     assert swarm.image("api") == "headroom:2"
     assert [(each.number, each.version) for each in releases.read_all(docker)] == [(1, "1"), (2, "2")]
+
+
+def test_images_are_brought_under_the_lock_before_any_change(
+    swarm: FakeSwarm, start: Start, docker: Docker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def images() -> str:
+        assert (swarm.deployed, swarm.secrets, list(swarm.configs)) == ([], {}, ["headroom_lock"])
+        return "built"
+
+    start().deploy(stack("1"), data=False, images=images)
+    assert "images               built" in capsys.readouterr().out
+
+
+def test_log_line_of_a_deploy_names_its_release(start: Start) -> None:
+    deployment = start()
+    with deployment.timeline.kept():
+        deployment.deploy(stack("1"), data=False)
+    with pytest.raises(SwarmError), deployment.timeline.kept():
+        deployment.rollback(7, data=False)
+
+    done, failed = (json.loads(line) for line in log_file(deployment.docker.root).read_text().splitlines())
+    assert (done["release"], done["version"], done["result"]) == (1, "1", "ok")
+    assert failed["result"] == "release 7 is not recorded; there are: 1"
 
 
 def test_deploy_prints_the_budget_of_the_migration_job(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
@@ -337,6 +363,32 @@ def test_failed_way_back_is_named_with_the_first_error(swarm: FakeSwarm, start: 
 
     with pytest.raises(SwarmError, match=r"the update of api failed: .+; and going back failed: not finished within"):
         deploy(start, stack("2"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "program"),
+    [
+        ("deploy to=swarm data=yes build=no", "-m ops.swarm deploy --data --no-build"),
+        ("deploy to=swarm hosts=ssh://b on=u@a", "DOCKER_HOST=ssh://u@a python -m ops.swarm deploy --hosts ssh://b"),
+        ("rollback to=swarm release=5", "-m ops.swarm rollback --to 5"),
+        ("deploy image=a:1", "-m ops.deploy deploy --image a:1"),
+        ("rollback to=5", "-m ops.deploy rollback --to 5"),
+    ],
+)
+def test_make_runs_the_program_of_one_or_several_machines(arguments: str, program: str) -> None:
+    shown = make("--dry-run", *arguments.split())
+    assert program in " ".join(shown.stdout.split())
+
+
+def test_make_deploy_to_something_else_is_refused() -> None:
+    refused = make("deploy", "to=node1")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "to: must be swarm, or be left out for one machine, got node1" in refused.stderr
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["make", "PYTHON=python", *arguments]
+    return subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 Two values of a secret must be valid while the replicas are replaced:
 - The API connects as `headroom_app` or `headroom_app_2`, which have the same privileges. A rotation gives
-  the one that is not in use a new password, replaces the replicas, and removes the password of the other one.
+  the one that is not in use a new password, replaces the replicas, and removes the password of the other one. On a
+  server elsewhere, the job `roles` does this as its administrator, and PgBouncer has both passwords in its file.
 - The signing key has SECRET_KEY_FALLBACKS next to it.
 The other secrets are not used by the API.
 """
@@ -46,6 +47,9 @@ class SecretFiles:
 
     def __init__(self, model: Model) -> None:
         self._files = {name: Path(each["file"]) for name, each in model["secrets"].items() if "file" in each}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
 
     def path(self, name: str) -> Path:
         """Return the file of a secret. Raise DeployFailed if the Compose file has no such secret."""
@@ -141,7 +145,9 @@ class Rotation:
     def __init__(self, stack: Stack, timeline: Timeline) -> None:
         self._stack = stack
         self._timeline = timeline
-        self._files = SecretFiles(stack.model)
+        self._is_elsewhere = "postgres" not in stack.model["services"]
+        self._has_pgbouncer = "pgbouncer" in stack.model["services"]
+        self._files = SecretFiles(stack.model_with_jobs() if self._is_elsewhere else stack.model)
 
     @property
     def kinds(self) -> dict[str, Callable[[], None]]:
@@ -163,11 +169,24 @@ class Rotation:
         if name not in self.kinds:
             raise DeployFailed(f"secret: must be one of {', '.join(self.kinds)}, got {name or 'nothing'}")
         check_secrets(self._stack.model)
-        if name.endswith("_password") and "postgres" not in self._stack.model["services"]:
-            # PgBouncer has other passwords in its file then, too (compose.external.yml).
-            raise DeployFailed("the Compose file has no service postgres: change the password on its server")
+        if self._is_elsewhere and name.endswith("_password"):
+            self._check_elsewhere(name)
         self.kinds[name]()
         self._timeline.add("done", f"{name} is rotated")
+
+    def _check_elsewhere(self, name: str) -> None:
+        if name in ("superuser_password", "pgbouncer_password"):
+            raise DeployFailed(f"{name}: a PostgreSQL server elsewhere has no role with it")
+        if name == "console_password":
+            if not self._has_pgbouncer:
+                raise DeployFailed(f"{name}: the Compose file has no service pgbouncer")
+            return
+        administrator = self._files.path("admin_password")
+        if not (administrator.is_file() and administrator.stat().st_size):
+            raise DeployFailed(
+                f"{administrator} is missing: write the password of the server's administrator to it, which sets those"
+                " of the roles (docs/external-postgres.md)"
+            )
 
     # --- passwords of roles
 
@@ -188,11 +207,11 @@ class Rotation:
     def _monitor(self) -> None:
         current = self._current()
         password = new_password()
-        urls = {
-            name: self._files.with_password(name, password) for name in ("monitor_database_url", "pgbouncer_admin_url")
-        }
+        names = [name for name in ("monitor_database_url", "pgbouncer_admin_url") if name in self._files]
+        urls = {name: self._files.with_password(name, password) for name in names}
         with self._files.replaced(monitor_password=password, **urls):
             self._set_password("headroom_monitor", password)
+        self._update_users()
         self._stack.replace(current, "exporter")
         wait_until_healthy(self._stack, "exporter")
         self._timeline.add("exporter", "replaced")
@@ -205,26 +224,27 @@ class Rotation:
         [other] = [role for role in API_ROLES if role != used]
         # A database of an earlier version has no second role yet.
         self._sql((self._stack.root / "ops/postgres/roles.sql").read_text(encoding="utf-8"))
-        self._pgbouncer_console(f"SET stats_users = '{', '.join(API_ROLES)}, headroom_monitor'")
-        password = new_password()
+        if self._has_pgbouncer:
+            self._pgbouncer_console(f"SET stats_users = '{', '.join(API_ROLES)}, headroom_monitor'")
+        old, password = self._files.read("app_password"), new_password()
         self._set_password(other, password)
         url = self._files.with_password("database_url", password, other)
         new = self._files.replaced(app_password=password, database_url=url)
         try:
             with new:
+                self._update_users(**{used: old})
                 self._replace_replicas(new)
         finally:
-            if new.is_kept:
-                self._remove_password(used)
-            elif {replica.release for replica in self._stack.replicas()} <= {current.number}:
-                self._remove_password(other)
+            if new.is_kept or {replica.release for replica in self._stack.replicas()} <= {current.number}:
+                self._remove_password(used if new.is_kept else other)
+                self._update_users()
             else:
                 self._timeline.add("password", f"{used} and {other} have one: replicas of two releases are left")
 
     def _pgbouncer(self) -> None:
         old, new = self._files.read("pgbouncer_password"), new_password()
-        # PgBouncer keeps its open connection for look-ups. It needs the password only for another one, and reads its
-        # file at RELOAD: the two passwords differ for some tenths of a second.
+        # PgBouncer keeps its open connection for look-ups, which the health check uses every 10 s. Only another one
+        # needs the password, and PgBouncer reads its file at RELOAD: the two differ for some tenths of a second.
         try:
             with self._files.replaced(pgbouncer_password=new):
                 self._write_users()
@@ -252,19 +272,31 @@ class Rotation:
         self._timeline.add("password", f"{role} has none any more")
 
     def _sql(self, statements: str) -> None:
-        """Run statements as the superuser, inside the container of PostgreSQL."""
+        """Run statements as the superuser, inside the container of PostgreSQL; elsewhere, as the administrator."""
+        if self._is_elsewhere:
+            self._stack.run_job("roles", "-", stdin=statements)
+            return
         psql = ("psql", "-qX", "-v", "ON_ERROR_STOP=1", "--single-transaction", "-U", "postgres", "-d", "headroom")
         self._stack.execute(self._stack.container("postgres"), *psql, "-f", "-", stdin=statements)
 
     def _pgbouncer_console(self, command: str) -> None:
         self._stack.execute(self._stack.container("pgbouncer"), *_PGBOUNCER_CONSOLE, "-c", command)
 
-    def _write_users(self) -> None:
+    def _update_users(self, **others: str) -> None:
+        """On a server elsewhere, give PgBouncer the passwords of the secrets, and other ones for some users."""
+        if self._is_elsewhere and self._has_pgbouncer:
+            self._write_users(**others)
+            self._reload_pgbouncer()
+
+    def _write_users(self, **others: str) -> None:
         """Write the passwords for PgBouncer to its file, as entrypoint.sh does at its start."""
-        passwords = {"headroom_pgbouncer": "pgbouncer_password", "headroom_console": "console_password"}
-        lines = [
-            f'"{user}" "{self._files.read(name).replace(chr(34), chr(34) * 2)}"' for user, name in passwords.items()
-        ]
+        if self._is_elsewhere:
+            secrets_of = dict.fromkeys(API_ROLES, "app_password") | {"headroom_monitor": "monitor_password"}
+        else:
+            secrets_of = {"headroom_pgbouncer": "pgbouncer_password"}
+        secrets_of |= {"headroom_console": "console_password"}
+        passwords = {user: self._files.read(name) for user, name in secrets_of.items()} | others
+        lines = [f'"{user}" "{password.replace(chr(34), chr(34) * 2)}"' for user, password in passwords.items()]
         self._stack.execute(self._stack.container("pgbouncer"), "sh", "-c", _WRITE_USERS, stdin="\n".join(lines) + "\n")
 
     def _reload_pgbouncer(self) -> None:

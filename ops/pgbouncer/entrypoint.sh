@@ -26,6 +26,7 @@ user() { # user NAME PASSWORD; in userlist.txt a quote is escaped by doubling it
 {
   user headroom_pgbouncer "${HEADROOM_PGBOUNCER_PASSWORD:-}"
   user headroom_app "${HEADROOM_APP_PASSWORD:-}"
+  user headroom_app_2 "${HEADROOM_APP_PASSWORD:-}" # a rotation may have put this role into the API's URL
   user headroom_monitor "${HEADROOM_MONITOR_PASSWORD:-}"
   # Without a password, the migration job cannot have server connections renewed, and says so.
   user headroom_console "${HEADROOM_CONSOLE_PASSWORD:-}"

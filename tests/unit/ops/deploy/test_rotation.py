@@ -11,7 +11,7 @@ import pytest
 
 from ops.deploy.errors import DeployFailed, Interrupted
 from ops.deploy.operations import deploy, rollback
-from ops.deploy.releases import Release
+from ops.deploy.releases import Model, Release
 from ops.deploy.rotation import Rotation, scram_verifier
 from ops.deploy.timeline import Timeline
 from tests.support.fake_stack import FakeStack
@@ -73,6 +73,27 @@ class RotatingStack(FakeStack):
                 raise DeployFailed("no")
             return ""
         return super().execute(container, *command, stdin=stdin)
+
+
+class StackElsewhere(RotatingStack):
+    """The same, with a PostgreSQL server elsewhere. `pooled`: with our PgBouncer."""
+
+    def __init__(self, root: Path, *, pooled: bool = True) -> None:
+        super().__init__(root)
+        (self.folder / "admin_password").write_text("p6")
+        del self.model["services"]["postgres"]
+        if not pooled:
+            del self.model["services"]["pgbouncer"]
+            for name in ("console_password", "pgbouncer_admin_url", "pgbouncer_console_url"):
+                del self.model["secrets"][name]
+
+    def model_with_jobs(self) -> Model:
+        secrets = self.model["secrets"] | {"admin_password": {"file": str(self.folder / "admin_password")}}
+        return self.model | {"secrets": secrets}
+
+    def run_job(self, service: str, *command: str, stdin: str) -> str:
+        assert (service, command) == ("roles", ("-",))
+        return self.execute("postgres", stdin=stdin)
 
 
 def rotate(stack: RotatingStack, name: str) -> None:
@@ -297,12 +318,82 @@ def test_rollback_after_a_rotation_goes_to_the_release_before(tmp_path: Path) ->
     assert stack.releases_of_replicas() == [1, 1]
 
 
-@pytest.mark.parametrize("name", ["app_password", "console_password"])
-def test_password_of_a_server_elsewhere_is_not_rotated(tmp_path: Path, name: str) -> None:
-    stack = RotatingStack(tmp_path)
-    del stack.model["services"]["postgres"]
+def users_elsewhere(password: str, *, other: str, monitor: str = "p3") -> str:
+    """Return PgBouncer's file. The passwords are those of headroom_app and headroom_app_2."""
+    passwords = {"app": password, "app_2": other, "monitor": monitor, "console": "p5"}
+    return "\n".join(f'"headroom_{name}" "{value}"' for name, value in passwords.items())
 
-    with pytest.raises(DeployFailed, match="the Compose file has no service postgres"):
+
+def test_api_password_elsewhere_overlaps_in_pgbouncer_too(tmp_path: Path) -> None:
+    """PgBouncer has the passwords in a file. The one of the old replicas stays in it until they are gone."""
+    stack = StackElsewhere(tmp_path)
+    rotate(stack, "app_password")
+
+    new = stack.secret("app_password")
+    url = f"database_url=postgresql+psycopg://headroom_app_2:{new}@pgbouncer:6432/headroom"
+    assert stack.seen == [
+        "the roles",
+        "SET stats_users = 'headroom_app, headroom_app_2, headroom_monitor'",
+        "ALTER ROLE headroom_app_2 PASSWORD ...",
+        users_elsewhere("p2", other=new),
+        "RELOAD",
+        url,
+        url,
+        "ALTER ROLE headroom_app PASSWORD NULL",
+        users_elsewhere(new, other=new),
+        "RELOAD",
+    ]
+
+
+def test_failed_rotation_elsewhere_restores_pgbouncers_file(tmp_path: Path) -> None:
+    stack = StackElsewhere(tmp_path)
+    stack.model["x-deploy"]["ready_seconds"] = "0"
+    stack.broken = {"one"}
+
+    with pytest.raises(DeployFailed, match="was not ready after 0 s"):
+        rotate(stack, "app_password")
+    assert {name: stack.secret(name) for name in SECRETS} == SECRETS
+    removed = "ALTER ROLE headroom_app_2 PASSWORD NULL"
+    assert stack.seen[-3:] == [removed, users_elsewhere("p2", other="p2"), "RELOAD"]
+
+
+def test_api_password_without_our_pgbouncer_needs_only_the_roles(tmp_path: Path) -> None:
+    stack = StackElsewhere(tmp_path, pooled=False)
+    rotate(stack, "app_password")
+
+    roles = [each for each in stack.seen if not each.startswith("database_url=")]
+    assert roles == ["the roles", "ALTER ROLE headroom_app_2 PASSWORD ...", "ALTER ROLE headroom_app PASSWORD NULL"]
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_monitor_password_elsewhere_reaches_pgbouncer_before_the_exporter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pooled: bool
+) -> None:
+    monkeypatch.setattr("ops.deploy.rotation.wait_until_healthy", lambda stack, service: None)
+    stack = StackElsewhere(tmp_path, pooled=pooled)
+    rotate(stack, "monitor_password")
+
+    users = users_elsewhere("p2", other="p2", monitor=stack.secret("monitor_password"))
+    assert stack.seen == ["ALTER ROLE headroom_monitor PASSWORD ...", *([users, "RELOAD"] if pooled else [])]
+    assert stack.calls == ["replace exporter"]
+
+
+@pytest.mark.parametrize(
+    ("name", "pooled", "message"),
+    [
+        ("superuser_password", True, "a PostgreSQL server elsewhere has no role with it"),
+        ("pgbouncer_password", True, "a PostgreSQL server elsewhere has no role with it"),
+        ("console_password", False, "the Compose file has no service pgbouncer"),
+        ("app_password", True, "admin_password is missing: write the password of the server's administrator"),
+    ],
+)
+def test_rotation_that_a_server_elsewhere_lacks_is_refused(
+    tmp_path: Path, name: str, pooled: bool, message: str
+) -> None:
+    stack = StackElsewhere(tmp_path, pooled=pooled)
+    (stack.folder / "admin_password").unlink()
+
+    with pytest.raises(DeployFailed, match=message):
         rotate(stack, name)
     assert {name: stack.secret(name) for name in SECRETS} == SECRETS
     assert stack.seen == []

@@ -66,6 +66,34 @@ def _grid_cells(panel: dict[str, Any]) -> set[tuple[int, int]]:
     return {(x, y) for x in range(grid["x"], grid["x"] + grid["w"]) for y in range(grid["y"], grid["y"] + grid["h"])}
 
 
+# The fields of Grafana's reference for provisioning, and the settings of our services in its defaults.ini.
+SOURCE_FIELDS = {
+    *("name", "type", "access", "orgId", "uid", "url", "user", "database", "basicAuth", "basicAuthUser"),
+    *("withCredentials", "isDefault", "jsonData", "secureJsonData", "version", "editable"),
+}
+PROVIDER_FIELDS = {
+    *("name", "orgId", "folder", "folderUid", "type", "disableDeletion", "updateIntervalSeconds", "allowUiUpdates"),
+    "options",
+}
+PROMETHEUS_FIELDS = {"timeInterval", "httpMethod", "customQueryParameters", "manageAlerts", "alertmanagerUid"}
+
+
+def test_provisioning_has_only_fields_of_grafanas_reference() -> None:
+    """Grafana ignores others without a message."""
+    sources = yaml.safe_load((PROVISIONING / "datasources/prometheus.yml").read_text())
+    dashboards = yaml.safe_load((PROVISIONING / "dashboards/headroom.yml").read_text())
+
+    assert (sources["apiVersion"], dashboards["apiVersion"]) == (1, 1)
+    assert sources.keys() <= {"apiVersion", "datasources", "deleteDatasources", "prune"}
+    assert dashboards.keys() <= {"apiVersion", "providers"}
+    for source in sources["datasources"]:
+        assert source.keys() <= SOURCE_FIELDS
+        assert source["jsonData"].keys() <= PROMETHEUS_FIELDS
+    for provider in dashboards["providers"]:
+        assert provider.keys() <= PROVIDER_FIELDS
+        assert provider["options"].keys() <= {"path", "foldersFromFilesStructure"}
+
+
 @pytest.mark.parametrize("file", FILES)
 def test_provisioning_matches_the_dashboard_and_compose(file: str) -> None:
     [source] = yaml.safe_load((PROVISIONING / "datasources/prometheus.yml").read_text())["datasources"]

@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import os
 import sys
 from pathlib import Path
 
+from app.budget.compose_file import from_compose_file, is_compose_file
 from app.budget.manifests import from_manifests
 from app.budget.sources import from_server, from_settings
 from app.errors import BudgetExceeded
@@ -14,12 +16,14 @@ from app.settings import load_settings
 def show_budget(*, offline: bool, file: str | None, as_json: bool, suggest: bool) -> None:
     """Print the budget. Raise BudgetExceeded if the connections do not fit.
 
-    `offline` uses the settings alone; `file` names Kubernetes manifests to use instead ("-": stdin); `suggest` adds the
-    largest pool that fits.
+    `offline` uses the settings alone; `file` names a Compose file or Kubernetes manifests to use instead ("-": stdin);
+    `suggest` adds the largest pool that fits.
     """
     if file is not None:
-        report = from_manifests(sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8"))
-        in_flight, most = 0, 1  # the manifests need not say
+        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+        folder = Path() if file == "-" else Path(file).parent
+        report = from_compose_file(text, folder, os.environ) if is_compose_file(text) else from_manifests(text)
+        in_flight, most = 0, 1  # the file need not say
     else:
         settings = load_settings()
         report = from_settings(settings) if offline else asyncio.run(from_server(settings))

@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument(
         "--file",
         metavar="FILE",
-        help="use Kubernetes manifests, such as those of `helm template`; - for stdin",
+        help="use a Compose file, or Kubernetes manifests such as those of `helm template`; - for stdin",
     )
     budget.add_argument("--json", action="store_true", help="print JSON")
     budget.add_argument("--suggest", action="store_true", help="also print the largest pool that fits")

@@ -1,0 +1,188 @@
+"""The budget of a Compose file: the replicas that it starts, and the limits in the files that it mounts.
+
+The file is compose.prod.yml, another one with a service `api`, or the output of `docker compose config` for several.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+from dotenv import dotenv_values
+
+from app.budget.model import ApiPools, Budget, Pooler, Server
+from app.budget.sources import BudgetReport
+from app.errors import ConfigurationError
+from app.settings import Settings
+
+Service = Mapping[str, Any]
+
+# The service whose variables are the terms of the budget, and those whose files have the limits.
+_API, _SERVER, _POOLER = "api", "postgres", "pgbouncer"
+# $NAME, ${NAME}, and ${NAME} with one of the operators of a default, an error or an alternative.
+_VARIABLE = re.compile(r"\$(?:(?P<plain>\w+)|\{(?P<name>\w+)(?:(?P<operator>:?[-?+])(?P<word>[^{}]*))?\})")
+_PARAMETER = re.compile(r"^[ \t]*(\w+)[ \t]*=[ \t]*'?(\d+)", re.MULTILINE)
+
+
+def is_compose_file(text: str) -> bool:
+    """Return True if the text is a Compose file, and not Kubernetes manifests."""
+    return re.search(r"^services:", text, re.MULTILINE) is not None
+
+
+def from_compose_file(text: str, folder: Path, variables: Mapping[str, str]) -> BudgetReport:
+    """Return the budget of the service `api`. `folder` is the project's, `variables` are those of its environment.
+
+    Limits come from the mounted configuration of the services `postgres` and `pgbouncer`, and from POSTGRES_* and
+    PGBOUNCER_*. Raise ConfigurationError if the text is no Compose file with such a service, or a number is none.
+    """
+    try:
+        services = _interpolated(yaml.safe_load(text)["services"], _env_file(folder / ".env") | dict(variables))
+        return _report(services, folder)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(
+            f"the Compose file cannot be read ({error}): several files, and those with !override or !reset, need"
+            " `docker compose config | headroom budget --file -`"
+        ) from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigurationError(
+            f"the Compose file is not valid ({error!r}): run docker compose config on it"
+        ) from error
+
+
+def _report(services: Mapping[str, Service], folder: Path) -> BudgetReport:
+    if _API not in services:
+        raise ConfigurationError(f"the Compose file must have a service named {_API}, got {', '.join(services)}")
+    environment = _environment(services[_API], folder)
+    replicas = _replicas(services[_API])
+    api = ApiPools(
+        replicas=replicas,
+        surge=_number(environment, "API_SURGE"),
+        workers=_number(environment, "WEB_CONCURRENCY"),
+        pool_size=_number(environment, "DB_POOL_SIZE"),
+        max_overflow=_number(environment, "DB_MAX_OVERFLOW"),
+        expensive_share=float(share) if (share := environment.get("DB_EXPENSIVE_SHARE")) else None,
+    )
+    remarks = []
+    if (declared := _number(environment, "API_REPLICAS")) != replicas:
+        remarks.append(
+            f"API_REPLICAS of the service {_API} is {declared}, but Compose starts {replicas} replicas: the check at"
+            " their start counts others"
+        )
+    server, source = _server(services, environment, folder)
+    sources = {"server": source}
+    pooler = None
+    if environment.get("DB_POOLER") == "pgbouncer":
+        pooler, sources["pooler"] = _pooler(services, environment, folder)
+    return BudgetReport(Budget(api, server, pooler), sources, remarks=tuple(remarks))
+
+
+def _interpolated(value: Any, variables: Mapping[str, str]) -> Any:
+    """Return a value of the file with its variables replaced, as Compose does."""
+    if isinstance(value, dict):
+        return {key: _interpolated(part, variables) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_interpolated(part, variables) for part in value]
+    if not isinstance(value, str):
+        return value
+    value = value.replace("$$", "\0")
+    # Again for a default that has a variable itself: the inner one is replaced first.
+    while (replaced := _VARIABLE.sub(lambda found: _replacement(found, variables), value)) != value:
+        value = replaced
+    return value.replace("\0", "$")
+
+
+def _replacement(found: re.Match[str], variables: Mapping[str, str]) -> str:
+    value = variables.get(found["plain"] or found["name"])
+    operator, word = found["operator"] or "", found["word"] or ""
+    is_set = bool(value) if operator.startswith(":") else value is not None
+    match operator[-1:]:
+        case "+":
+            return word if is_set else ""
+        case "?" if not is_set:
+            raise ConfigurationError(f"{found['name']}: the Compose file needs this variable: {word}")
+        case "-" if not is_set:
+            return word
+    return value or ""
+
+
+def _env_file(path: Path) -> dict[str, str]:
+    return {name: value or "" for name, value in dotenv_values(path).items()} if path.is_file() else {}
+
+
+def _environment(service: Service, folder: Path) -> dict[str, str]:
+    """Return the variables of a service: those of its `env_file`, and those of its `environment`, which come first."""
+    found: dict[str, str] = {}
+    files = service.get("env_file") or []
+    for file in [files] if isinstance(files, str) else files:
+        found |= _env_file(folder / (file if isinstance(file, str) else file["path"]))
+    own = service.get("environment") or {}
+    if isinstance(own, list):
+        own = dict(each.partition("=")[::2] for each in own)
+    return found | {name: str(value) for name, value in own.items() if value is not None}
+
+
+def _replicas(service: Service) -> int:
+    return int(service.get("deploy", {}).get("replicas", service.get("scale", 1)))
+
+
+def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+    """Return a variable as a number. Without one, it is `default` or that of the setting."""
+    text = environment.get(name)
+    if not text:
+        return int(Settings.model_fields[name.lower()].default) if default is None else default
+    if not text.isdecimal():
+        raise ConfigurationError(f"{name}: the service {_API} must set it to a whole number, got {text!r}")
+    return int(text)
+
+
+def _server(services: Mapping[str, Service], environment: Mapping[str, str], folder: Path) -> tuple[Server, str]:
+    """Return the server's limits, and where they come from. A lower POSTGRES_MAX_CONNECTIONS is our share of it."""
+    names = ("max_connections", "superuser_reserved_connections", "reserved_connections")
+    found, source = _limits(services.get(_SERVER, {}), "postgresql.conf", folder)
+    default = Server(cores=_number(environment, "POSTGRES_CORES", 0) or None)
+    if not source:
+        given = {name: _number(environment, f"POSTGRES_{name.upper()}", getattr(default, name)) for name in names}
+        return replace(default, **given), "the variables POSTGRES_*, or PostgreSQL's defaults"
+    server = replace(default, **{name: found[name] for name in names if name in found})
+    share = _number(environment, "POSTGRES_MAX_CONNECTIONS", server.max_connections)
+    return replace(server, max_connections=min(share, server.max_connections)), source
+
+
+def _pooler(services: Mapping[str, Service], environment: Mapping[str, str], folder: Path) -> tuple[Pooler, str]:
+    """Return PgBouncer's limits, and where they come from."""
+    names = ("max_client_conn", "default_pool_size", "reserve_pool_size", "max_db_connections")
+    service = services.get(_POOLER, {})
+    found, source = _limits(service, "pgbouncer.ini", folder)
+    default = Pooler(instances=max(_replicas(service), _number(environment, "PGBOUNCER_INSTANCES")))
+    if not source:
+        given = {name: _number(environment, f"PGBOUNCER_{name.upper()}", getattr(default, name)) for name in names}
+        return replace(default, **given), "the variables PGBOUNCER_*, or PgBouncer's defaults"
+    return replace(default, **{name: found[name] for name in names if name in found}), source
+
+
+def _limits(service: Service, name: str, folder: Path) -> tuple[dict[str, int], str]:
+    """Return the whole numbers in a service's configuration file `name` and its options -c, and where they are.
+
+    The file is mounted, or in the folder from which the image is built. Without numbers, the second part is empty.
+    """
+    files = []
+    for volume in service.get("volumes") or []:
+        if isinstance(volume, str):
+            source, _, target = volume.partition(":")
+            target = target.partition(":")[0]
+        else:
+            source, target = volume.get("source", ""), volume["target"]
+        if Path(target).name == name:
+            files.append(folder / source)
+    if build := service.get("build"):
+        files.append(folder / (build if isinstance(build, str) else build["context"]) / name)
+    file = next((file for file in files if file.is_file()), None)
+    text = file.read_text(encoding="utf-8") if file else ""
+    command = service.get("command") or []
+    words = command.split() if isinstance(command, str) else command
+    options = "\n".join(value for option, value in pairwise(words) if option == "-c")
+    found = {parameter: int(value) for parameter, value in _PARAMETER.findall(f"{text}\n{options}")}
+    return found, (str(file) if file else "the service's command") if found else ""

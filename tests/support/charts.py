@@ -32,7 +32,7 @@ MATRIX: dict[str, dict[str, Any]] = {
     "everything": {
         "image": {"digest": "sha256:" + "0" * 64, "pullSecrets": ["registry"]},
         "api": {
-            "settings": {"FORWARDED_ALLOW_IPS": "10.0.0.0/8", "LOG_EVERY": "100"},
+            "settings": {"FORWARDED_ALLOW_IPS": "10.0.0.0/8", "LOG_EVERY": "100", "ROOT_PATH": "/api"},
             "podLabels": {"team": "a"},
             "podAnnotations": {"note": "b"},
             "nodeSelector": {"pool": "api"},
@@ -40,7 +40,13 @@ MATRIX: dict[str, dict[str, Any]] = {
         },
         "migration": {"settings": {"MIGRATION_RETRY_TIMEOUT": "60"}},
         "database": {
-            "cluster": {"walStorage": "5Gi", "storageClass": "fast", "parameters": {"shared_buffers": "512MB"}},
+            "cluster": {
+                "walStorage": "5Gi",
+                "storageClass": "fast",
+                "parameters": {"shared_buffers": "600MB"},
+                "nodeSelector": {"pool": "databases"},
+                "tolerations": [{"key": "databases", "operator": "Exists"}],
+            },
             "backup": {"enabled": True, "destinationPath": "s3://bucket/a", "endpointURL": "https://s3.example.com"},
         },
         "ingress": {"enabled": True, "className": "nginx", "annotations": {"a": "b"}, "tlsSecret": "api-tls"},
@@ -55,6 +61,7 @@ MATRIX: dict[str, dict[str, Any]] = {
         "database": {"cluster": {"instances": 1, "synchronousStandbys": 0}},
         "api": {"surge": 0},
         "pooler": {"surge": 0},
+        "runAsUser": None,
     },
 }
 

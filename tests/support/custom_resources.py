@@ -117,6 +117,15 @@ class Affinity(Closed):
     enablePodAntiAffinity: bool
     podAntiAffinityType: Literal["preferred", "required"]
     topologyKey: Text
+    nodeSelector: Labels = {}
+    tolerations: list[dict[str, Any]] = []
+
+
+class TopologySpread(Closed):
+    maxSkew: Positive
+    topologyKey: Text
+    whenUnsatisfiable: Literal["DoNotSchedule", "ScheduleAnyway"]
+    labelSelector: Selector
 
 
 class ClusterPlugin(Closed):
@@ -142,6 +151,7 @@ class ClusterSpec(Closed):
     walStorage: Storage | None = None
     resources: Resources
     affinity: Affinity
+    topologySpreadConstraints: list[TopologySpread] = []
     plugins: list[ClusterPlugin] = []
 
 
@@ -299,6 +309,7 @@ class PrometheusMetadata(Closed):
     serverAddress: Annotated[str, Field(pattern="^https?://")]
     query: Text
     threshold: Text
+    ignoreNullValues: Literal["true", "false"] = "true"
 
 
 class PrometheusTrigger(Closed):

@@ -49,9 +49,11 @@ automountServiceAccountToken: false
 enableServiceLinks: false
 securityContext:
   runAsNonRoot: true
-  runAsUser: 10001
-  runAsGroup: 10001
-  fsGroup: 10001
+  {{- with .Values.runAsUser }}
+  runAsUser: {{ . }}
+  runAsGroup: {{ . }}
+  fsGroup: {{ . }}
+  {{- end }}
   seccompProfile: { type: RuntimeDefault }
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets:
@@ -101,6 +103,19 @@ securityContext:
       {{- end }}
 {{- end -}}
 
+{{/* Annotations of a pod that reads `keys` of the Secret. Another content replaces the pods in the next upgrade. Without a
+cluster, as in `helm template` and Argo CD, the content is not known. */}}
+{{- define "headroom.podAnnotations" -}}
+{{- with .annotations }}{{ toYaml . }}
+{{ end -}}
+{{- $secret := lookup "v1" "Secret" .root.Release.Namespace .root.Values.secretName -}}
+{{- with $secret.data -}}
+{{- $read := dict -}}
+{{- range $.keys }}{{ $read = set $read . (get $secret.data .) }}{{ end -}}
+checksum/secrets: {{ $read | toJson | sha256sum }}
+{{- end -}}
+{{- end -}}
+
 {{/* Settings that the chart sets itself. Others in `settings` would contradict the objects that it renders. */}}
 {{- define "headroom.settings" -}}
 {{- $own := include "headroom.budgetEnv" .root | fromYaml -}}
@@ -112,6 +127,11 @@ securityContext:
 {{- end -}}
 {{- end -}}
 {{- toYaml .settings -}}
+{{- end -}}
+
+{{/* The path of the API behind an Ingress or a Gateway, which pass it on as it is. */}}
+{{- define "headroom.path" -}}
+{{- get .Values.api.settings "ROOT_PATH" | default "/" -}}
 {{- end -}}
 
 {{- define "headroom.monitoringPeers" }}

@@ -1,7 +1,12 @@
 """The chart: every installation of the matrix is valid, safe and within its budget; wrong values are refused."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
@@ -27,6 +32,7 @@ from tests.support.charts import (
     rendered,
 )
 from tests.support.custom_resources import CUSTOM_RESOURCES
+from tests.support.fake_kubernetes import cluster_with_secret
 
 KUBERNETES = "1.37"
 ASSIGNMENT = re.compile(r"^(\w+) *= *([^\s;#]+)", re.MULTILINE)
@@ -143,7 +149,7 @@ def test_pods_meet_the_restricted_pod_security_standard(name: str) -> None:
     """And more: a read-only file system, limits of memory, no token of the API server."""
     for _, pod in pods(rendered(name)):
         assert pod["securityContext"]["runAsNonRoot"]
-        assert pod["securityContext"]["runAsUser"] > 0
+        assert pod["securityContext"].get("runAsUser", 1) > 0
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert pod["automountServiceAccountToken"] is False
         assert pod["enableServiceLinks"] is False, "a Service named api would set API_PORT"
@@ -157,6 +163,27 @@ def test_pods_meet_the_restricted_pod_security_standard(name: str) -> None:
             assert security["capabilities"] == {"drop": ["ALL"]}
             assert container["resources"]["limits"]["memory"]
             assert container["resources"]["requests"].keys() == {"cpu", "memory"}
+
+
+def test_user_of_the_pods_is_the_cluster_s_if_it_is_null() -> None:
+    """OpenShift assigns one to each namespace, and refuses others."""
+    contexts = {str(pod["securityContext"]) for _, pod in pods(rendered("least"))}
+    [fixed] = {str(pod["securityContext"]) for _, pod in pods(rendered("default"))}
+
+    assert contexts == {"{'runAsNonRoot': True, 'seccompProfile': {'type': 'RuntimeDefault'}}"}
+    assert "'runAsUser': 10001, 'runAsGroup': 10001, 'fsGroup': 10001" in fixed
+
+
+def test_path_of_ingress_and_gateway_is_the_root_path() -> None:
+    """The API expects its prefix in each path: neither of them removes it."""
+    paths = {}
+    for name, values in (("prefix", {"ROOT_PATH": "/api"}), ("none", {})):
+        text = render(MATRIX["everything"] | {"api": {"settings": values}})
+        [ingress] = of_kind(text, "Ingress")["spec"]["rules"][0]["http"]["paths"]
+        [[gateway]] = [rule["matches"] for rule in of_kind(text, "HTTPRoute")["spec"]["rules"]]
+        paths[name] = (ingress["path"], gateway["path"]["value"])
+
+    assert paths == {"prefix": ("/api", "/api"), "none": ("/", "/")}
 
 
 @pytest.mark.parametrize("name", MATRIX)
@@ -174,6 +201,53 @@ def test_each_variable_is_a_setting_with_a_valid_value(name: str) -> None:
             values = environment(container)
             assert {each.removesuffix("_FILE").lower() for each in values} <= Settings.model_fields.keys()
             Settings.model_validate({each.lower(): values[each] for each in values if not each.endswith("_FILE")})
+
+
+SECRET = {"database_url": "a", "secret_key": "b", "migration_database_url": "c", "monitor_database_url": "d"}
+
+
+def checksums(secret: dict[str, str]) -> dict[str, str]:
+    """Return the annotation of each Deployment's pods, on a cluster that has this Secret."""
+    with cluster_with_secret(manifests(rendered("everything")), "headroom-secrets", secret) as address:
+        text = render(
+            MATRIX["everything"], "--dry-run=server", "--disable-openapi-validation", "--kube-apiserver", address
+        )
+    return {
+        manifest["metadata"]["name"]: manifest["spec"]["template"]["metadata"]["annotations"]["checksum/secrets"]
+        for manifest in manifests(text)
+        if manifest["kind"] == "Deployment"
+    }
+
+
+def test_script_writes_the_secrets_that_the_chart_names(tmp_path: Path) -> None:
+    """CloudNativePG applies another password of a role at once, because its Secret has a label."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    if shutil.which("kubectl", path=path) is None:
+        pytest.skip("kubectl was not found")
+    subprocess.run([PROJECT_ROOT / "ops/make-secrets.sh", tmp_path, "", "db:5432", "pooler:5432"], check=True)
+    printed = subprocess.run(
+        [PROJECT_ROOT / "ops/kubernetes/secrets", tmp_path, "headroom"],
+        env=os.environ | {"PATH": path, "KUBECONFIG": os.devnull},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+    secrets = {each["metadata"]["name"]: each for each in manifests(printed)}
+    roles = {f"headroom-{role}" for role in ("app", "monitor", "owner")}
+    assert secrets.keys() == {"headroom-secrets", *roles}
+    assert {secrets[role]["metadata"]["labels"]["cnpg.io/reload"] for role in roles} == {"true"}
+    assert {secrets[role]["type"] for role in roles} == {"kubernetes.io/basic-auth"}
+    assert all(name in rendered("default") for name in secrets)
+
+
+def test_upgrade_replaces_the_pods_that_read_a_changed_secret() -> None:
+    before = checksums(SECRET)
+    of_api = checksums(SECRET | {"secret_key": "new", "migration_database_url": "new"})
+    of_exporter = checksums(SECRET | {"monitor_database_url": "new"})
+
+    assert {name for name in before if before[name] != of_api[name]} == {"headroom-api"}
+    assert {name for name in before if before[name] != of_exporter[name]} == {"headroom-exporter"}
 
 
 @pytest.mark.parametrize("name", MATRIX)
@@ -400,8 +474,26 @@ def test_server_parameters_are_those_of_the_compose_files() -> None:
     """Numbers of the budget and of memory are the chart's own."""
     ours = dict(ASSIGNMENT.findall((PROJECT_ROOT / "ops/postgres/postgresql.conf").read_text()))
     parameters = of_kind(rendered("default"), "Cluster")["spec"]["postgresql"]["parameters"]
+    memory = {"shared_buffers": "512MB", "effective_cache_size": "1536MB"}
 
-    assert {name: value for name, value in parameters.items() if ours[name] != value} == {}
+    assert {name: value for name, value in parameters.items() if ours[name] != value} == memory
+
+
+@pytest.mark.parametrize(
+    ("memory", "parameters", "expected"),
+    [
+        ("512Mi", {}, ("128MB", "384MB")),
+        ("8Gi", {}, ("2048MB", "6144MB")),
+        ("8Gi", {"shared_buffers": "3GB"}, ("3GB", "6144MB")),
+    ],
+)
+def test_buffers_follow_the_memory_of_an_instance(
+    memory: str, parameters: dict[str, str], expected: tuple[str, str]
+) -> None:
+    cluster = {"resources": {"limits": {"memory": memory}}, "parameters": parameters}
+    set_ = of_kind(render({"database": {"cluster": cluster}}), "Cluster")["spec"]["postgresql"]["parameters"]
+
+    assert (set_["shared_buffers"], set_["effective_cache_size"]) == expected
 
 
 def test_pooler_parameters_are_those_of_the_compose_files() -> None:

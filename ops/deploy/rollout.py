@@ -139,6 +139,7 @@ class Rollout:
         """Raise DeployFailed if a replica of the release fails within the time for it."""
         if self._limits.settle <= 0:
             return
+        self._timeline.add("watch", f"for {self._limits.settle:.0f} s")
         deadline = self._clock() + self._limits.settle
         seen: dict[str, float] = {}
         while (now := self._clock()) < deadline:

@@ -12,11 +12,13 @@ import pytest
 from sqlalchemy import URL
 
 from app.paths import PROJECT_ROOT
+from benchmarks.deploy import DeployStack
 from tests.support.operations import OPERATIONS, path_of
 from tests.support.people import person
-from tests.support.postgres import IMAGE, connect
+from tests.support.postgres import IMAGE as SERVER_IMAGE
+from tests.support.postgres import connect
 from tests.support.proxied import docker
-from tests.support.stacks import ProdStack, free_port, total
+from tests.support.stacks import IMAGE, ProdStack, free_port, total
 from tests.support.waiting import eventually
 
 HOST = "db.example.test"
@@ -50,7 +52,7 @@ class ExternalServer:
         options = [f"--env={name}={value}" for name, value in variables.items()]
         mount = f"--volume={self.tls}:/tls:ro"
         place = ["--network=host", "--name", self.name, "--entrypoint=bash"]
-        docker("run", "--detach", *place, *options, mount, IMAGE, "-c", START)
+        docker("run", "--detach", *place, *options, mount, SERVER_IMAGE, "-c", START)
 
     def set_up(self) -> None:
         """Create the administrator, who may do what those of providers may."""
@@ -68,8 +70,11 @@ class ExternalServer:
         statement(f"GRANT pg_monitor, pg_read_all_stats TO {ADMIN} WITH ADMIN OPTION")
 
 
-class ExternalStack(ProdStack):
-    """compose.external.yml, and compose.direct.yml unless `pooled`: the API with psycopg or with asyncpg."""
+class ExternalStack(DeployStack):
+    """compose.external.yml, and compose.direct.yml unless `pooled`: the API with psycopg or with asyncpg.
+
+    With PgBouncer, a deploy starts it, so that secrets can be rotated.
+    """
 
     def __init__(self, directory: Path, server: ExternalServer, *, pooled: bool) -> None:
         secrets = directory / "secrets"
@@ -79,16 +84,21 @@ class ExternalStack(ProdStack):
         self.authority = secrets / "database_ca"
         self.authority.write_text((server.tls / "tls_ca_certificate").read_text())
         (secrets / "admin_password").write_text(PASSWORD)
-        name = f"headroom-elsewhere-{os.getpid()}"
-        super().__init__(name, secrets, build=False, WEB_CONCURRENCY="1", POSTGRES_ADMIN=ADMIN)
+        super().__init__(directory, IMAGE, workers=1, POSTGRES_ADMIN=ADMIN)
+        self.is_deployed = pooled
         services = ["roles", "migrate", "exporter", "pgbouncer" if pooled else "api"]
         hosts = directory / "hosts.yml"
         hosts.write_text("\n".join(["services:", *(f"  {service}: {HOSTS}" for service in services)]))
         self.files += ["compose.external.yml", *([] if pooled else ["compose.direct.yml"]), str(hosts)]
+        self.environment["COMPOSE_FILE"] = ":".join(self.files)
 
     def up(self) -> None:
         self.compose("run", "--rm", "-T", "roles")
-        super().up()
+        if self.is_deployed:
+            super().up()
+        else:
+            docker("tag", IMAGE, f"headroom:{self.environment['IMAGE_TAG']}")
+            ProdStack.up(self)
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +161,17 @@ def test_stack_works_on_a_server_elsewhere(
         stack.authority.write_text(trusted)
         reconnect(stack, superuser)
         eventually(lambda: stack.client.get("/posts").status_code == 200, within=20)
+        if pooled:
+            check_rotation(stack, superuser)
+
+
+def check_rotation(stack: ExternalStack, superuser: psycopg.Connection) -> None:
+    """Rotate the API's password as the administrator. A PgBouncer that starts later has it too."""
+    stack.run("rotate", "app_password")
+    query = "SELECT rolname FROM pg_authid WHERE rolname LIKE 'headroom_app%' AND rolpassword IS NOT NULL"
+    assert superuser.execute(query).fetchall() == [("headroom_app_2",)]
+    stack.compose("restart", "pgbouncer")
+    eventually(lambda: stack.client.get("/posts").status_code == 200, within=20)
 
 
 def reconnect(stack: ProdStack, superuser: psycopg.Connection) -> None:

@@ -111,6 +111,9 @@ class FakeStack(Stack):
         assert arguments[0] == "ps", f"not expected: docker {arguments}"
         return self.listed
 
+    def model_with_jobs(self) -> Model:
+        return self.model
+
     def run(self, release: Release, service: str, *command: str) -> str:
         return self._answer(" ".join((service, *command)))
 

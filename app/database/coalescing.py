@@ -103,7 +103,8 @@ class Queue(ABC):
     def _cancel_abandoned(self) -> None:
         """Cancel each statement whose callers have all gone."""
         for task, reads in self._tasks.items():
-            if reads and all(read.future.done() for read in reads):
+            # Once: psycopg closes a connection whose cancellation is interrupted, and the statement goes on.
+            if reads and not task.cancelling() and all(read.future.done() for read in reads):
                 task.cancel()
 
     async def _run_alone(self, alone: Callable[[], Awaitable[Any]]) -> Any:

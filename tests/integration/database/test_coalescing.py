@@ -275,6 +275,49 @@ async def test_shared_statement_without_callers_is_cancelled(new_database: NewDa
         assert row["id"] == 2
 
 
+async def test_shared_statement_without_callers_is_cancelled_once(new_database: NewDatabase) -> None:
+    """psycopg closes a connection whose cancellation is interrupted, and its statement goes on."""
+    async with new_database(coalesce_in_flight=1) as (database, gate):
+        await database.read.one(BY_ID, 1)
+        cancellations: list[Any] = []
+        has_ended = asyncio.Event()
+
+        async def fetch(connection: Any, statement: Any, arguments: Sequence[Any]) -> list[Any]:
+            try:
+                return await gate(connection, statement, arguments)
+            except asyncio.CancelledError:
+                cancellations.append(arguments)
+                try:
+                    await has_ended.wait()
+                except asyncio.CancelledError:
+                    cancellations.append("again")
+                raise
+
+        path = database.read._fast_path
+        assert path is not None
+        path._fetch = fetch
+        gate.shut()
+        first, *shared = ask(database, BY_ID, 1, 2, 3)
+        await gate.wait_for(2, first)
+        has_ended.set()
+        first.cancel()
+        await gate.wait_for(3, *shared)
+        has_ended.clear()
+        cancellations.clear()
+        later = ask(database, BY_ID, 4, 5)
+        await asyncio.sleep(0)
+        for read in (*shared, later[0]):
+            read.cancel()
+            await asyncio.wait({read})
+        await wait_until(lambda: cancellations, later[1])
+
+        has_ended.set()
+        gate.open()
+
+        assert (await later[1])["id"] == 5
+        assert cancellations == [[[2, 3]]]
+
+
 async def test_cancelled_lone_read_lets_the_waiting_ones_go_on(new_database: NewDatabase) -> None:
     async with new_database(coalesce_in_flight=1) as (database, gate):
         await database.read.one(BY_ID, 1)

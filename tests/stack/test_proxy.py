@@ -9,6 +9,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -114,6 +115,36 @@ def test_request_in_progress_on_a_vanished_machine_ends_soon(
 
     assert found.status_code == status
     assert other.executed - before[other.name] == (method == "GET")
+
+
+@contextmanager
+def sending(proxied: ProxiedReplicas, method: str, *options: str) -> Iterator[None]:
+    """Send a request in the block. Its client leaves at the end of the block, without an answer."""
+    certificate = str(proxied.secrets / "tls_ca_certificate")
+    command = ["curl", "--silent", "--cacert", certificate, "--request", method, *options, f"{proxied.url}/posts"]
+    before = executed(proxied)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as client:
+        try:
+            eventually(lambda: executed(proxied) == before + 1, within=10)
+            yield
+        finally:
+            client.kill()
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_replica_learns_that_the_client_of_a_read_has_left(proxied: ProxiedReplicas, version: str) -> None:
+    """It goes on with a write: a client may send one and leave."""
+    for replica in proxied.replicas:
+        replica.set("hang")
+    before = sum(replica.left for replica in proxied.replicas)
+
+    with sending(proxied, "POST", version):
+        pass
+    with sending(proxied, "GET", version):
+        assert sum(replica.left for replica in proxied.replicas) == before
+
+    eventually(lambda: sum(replica.left for replica in proxied.replicas) > before, within=10)
+    assert sum(replica.left for replica in proxied.replicas) == before + 1, "of the read"
 
 
 def test_new_replica_gets_requests_within_seconds(proxied: ProxiedReplicas) -> None:

@@ -105,7 +105,15 @@ class Replica:
     @property
     def executed(self) -> int:
         """Return the number of requests that it has executed."""
-        return int(httpx.get(f"http://{self.address}:8000/stub").json()["executed"])
+        return self._count("executed")
+
+    @property
+    def left(self) -> int:
+        """Return the number of requests whose connection the proxy has closed before an answer."""
+        return self._count("left")
+
+    def _count(self, name: str) -> int:
+        return int(httpx.get(f"http://{self.address}:8000/stub").json()[name])
 
 
 class ProxiedReplicas:

@@ -1,6 +1,7 @@
 """A stand-in for a replica of the API, run in a container: it counts requests, and fails as it is told to.
 
-`GET /stub?mode=MODE` sets what it does with the requests that follow, and returns how many it has executed:
+`GET /stub?mode=MODE` sets what it does with the requests that follow. It returns how many it has executed, and on how
+many of these the other end has closed the connection before an answer:
 
 - serve: answer with the headers of the request
 - drop: execute the request, and close the connection without an answer
@@ -14,7 +15,7 @@ import json
 import socket
 
 mode = "serve"
-executed = 0
+executed = left = 0
 
 
 async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -28,7 +29,7 @@ async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Answer the requests of a connection."""
-    global executed, mode
+    global executed, left, mode
     first = True
     while True:
         lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
@@ -50,8 +51,13 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             if mode == "drop":
                 return
             if mode == "hang":
-                await asyncio.Event().wait()
-        content = json.dumps({"name": socket.gethostname(), "executed": executed, "headers": headers}).encode()
+                try:
+                    await reader.read()
+                finally:
+                    left += 1
+                return
+        answer = {"name": socket.gethostname(), "executed": executed, "left": left, "headers": headers}
+        content = json.dumps(answer).encode()
         head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n"
         is_last = headers.get("connection") == "close"
         writer.write(f"{head}Connection: {'close' if is_last else 'keep-alive'}\r\n\r\n".encode() + content)

@@ -13,6 +13,7 @@ from fastapi.telemetry import TelemetryConfig
 from app import registry
 from app.budget.sources import from_settings
 from app.database import Database, PoolOptions, make_engine, warm_up
+from app.database.comments import comment_statements
 from app.database.pool import lane_states, pool_state
 from app.domains.auth.service import Authenticator, SignIn, SignInLimits
 from app.domains.auth.tokens import Tokens
@@ -20,6 +21,7 @@ from app.errors import InvalidInput
 from app.list_limits import ListLimits
 from app.observability import multiprocess
 from app.observability.http_metrics import HttpMetrics
+from app.observability.logging import request_scope
 from app.observability.pool_metrics import PoolMetrics
 from app.observability.process_metrics import ProcessMetrics
 from app.observability.request_log import RequestLog
@@ -28,6 +30,7 @@ from app.settings import Settings, load_settings
 from app.web import fast_routes, health, leak_detection
 from app.web.middleware import BodyLimitMiddleware, ErrorMiddleware, HeadMiddleware, RequestMiddleware
 from app.web.mounted import install_in_mounted
+from app.web.operation import route_template
 from app.web.pagination import document_limits
 from app.web.problems import DATABASE_ERRORS, document_problems, install_problem_handlers, problem_responses
 from app.web.route_checks import check_routes
@@ -36,9 +39,8 @@ from app.web.route_checks import check_routes
 DISPOSE_SECONDS = 1.0
 
 # FastAPI looks up OpenTelemetry's providers in each request: 5 % of its CPU time. Without the SDK there are none.
-TELEMETRY: TelemetryConfig = (
-    {} if find_spec("opentelemetry.sdk") else {"tracing": False, "metrics": False, "logs": False}
-)
+HAS_TRACER = find_spec("opentelemetry.sdk") is not None
+TELEMETRY: TelemetryConfig = {} if HAS_TRACER else {"tracing": False, "metrics": False, "logs": False}
 
 
 def provide_state(app: FastAPI, database: Database, settings: Settings) -> None:
@@ -60,6 +62,20 @@ def _list_limits(settings: Settings) -> ListLimits:
     return ListLimits(settings.list_max_offset, settings.list_max_count)
 
 
+def _new_pool_metrics() -> PoolMetrics:
+    if not HAS_TRACER:
+        return PoolMetrics("api")
+    from app.observability.span_events import TracedPoolMetrics  # the SDK requires what it imports
+
+    return TracedPoolMetrics("api")
+
+
+def _current_route() -> str:
+    """Return the route of the request in progress; empty outside a request."""
+    scope = request_scope.get()
+    return route_template(scope) if scope else ""
+
+
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Return the application. Raise ConfigurationError.
 
@@ -75,7 +91,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         check_routes(app)
         fast_routes.log_report(app)
-        pool_metrics = PoolMetrics("api")
+        pool_metrics = _new_pool_metrics()
         process_metrics = ProcessMetrics(app.version)
         engine = make_engine(
             url=database_url,
@@ -92,7 +108,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             process_metrics.publish()
             leak_detection.report(engine, settings.db_pool_leak_after)
 
-        provide_state(app, Database(engine), settings)
+        database = Database(engine)
+        if settings.db_statement_comments:
+            comment_statements(database, _current_route, settings.db_statement_comments)
+        provide_state(app, database, settings)
         await warm_up(engine)
         try:
             with multiprocess.Heartbeat(publish):

@@ -462,6 +462,12 @@ class Settings(BaseSettings):
         "each other.",
         json_schema_extra=_sets_option("coalesce_in_flight"),
     )
+    db_statement_comments: int = Field(
+        default=0,
+        ge=0,
+        description="Texts of statements per worker that may carry a comment with route and lane (sqlcommenter), at "
+        "most. 0: none.",
+    )
     db_pool_leak_after: float = Field(
         default=30.0,
         gt=0,

@@ -294,6 +294,8 @@ class BoundedPool(Pool):
                 self.refuse_second_checkout()
                 lane.enter(current_deadline())
             try:
+                if lane is not None:
+                    self._observer.lane_entered(lane.name, time.monotonic() - started)
                 connection = super().connect()
             except BaseException:
                 if lane is not None:
@@ -368,6 +370,11 @@ class BoundedPool(Pool):
 
     def _others_are_busy(self) -> bool:
         return self._costs.others_are_busy
+
+    def lane_name(self, work: str) -> LaneName:
+        """Return the lane of a checkout for this statement in the current context."""
+        lane = self._lane_of(current_lane.get(), work)
+        return NORMAL if lane is None else lane.name
 
     def _lane_of(self, name: LaneName, work: str) -> Lane | None:
         """Return the lane of a checkout; None for the normal one, which has no limit of its own."""

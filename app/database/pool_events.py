@@ -95,6 +95,9 @@ class PoolObserver(Protocol):
     def rejected(self) -> None:
         """Record a caller that was refused because the queue was full."""
 
+    def lane_entered(self, lane: LaneName, seconds: float) -> None:
+        """Record a caller that its lane has admitted, and the time that it waited for the lane."""
+
     def lane_shed(self, lane: LaneName, reason: ShedReason) -> None:
         """Record a caller that was refused because its lane had no room, or the pool no connection."""
 
@@ -128,7 +131,7 @@ class NullObserver:
 
     def _ignore(self, *_: object) -> None: ...
 
-    lane_shed = lane_moved = _ignore
+    lane_entered = lane_shed = lane_moved = _ignore
     acquired = released = queued = dequeued = timed_out = rejected = coalesced = _ignore
     opened = open_failed = pinged = closed = invalidated = leaked = _ignore
 

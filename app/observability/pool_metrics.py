@@ -27,7 +27,7 @@ class PoolMetrics:
     """
 
     def __init__(self, pool: str) -> None:
-        self._pool = pool
+        self.pool = pool
         self._count_checkout = incrementer(counter(catalogue.POOL_CHECKOUTS).labels(pool))
         self._observe_wait = observer(histogram(catalogue.POOL_WAIT).labels(pool))
         # An event that updates one metric is that metric's own method: no lookup and no extra call per event.
@@ -56,7 +56,7 @@ class PoolMetrics:
 
     def publish(self, state: PoolState) -> None:
         """Set the gauges to a snapshot of the pool."""
-        pool = self._pool
+        pool = self.pool
         gauge(catalogue.POOL_CONNECTIONS).labels(pool, IDLE).set(state.idle)
         gauge(catalogue.POOL_CONNECTIONS).labels(pool, USED).set(state.used)
         gauge(catalogue.POOL_CONNECTIONS_MAX).labels(pool).set(state.max_size)
@@ -68,10 +68,13 @@ class PoolMetrics:
     def publish_lanes(self, lanes: Iterable[LaneState], moved: int) -> None:
         """Set the gauges of the lanes to a snapshot. `moved` is the number of statements that were moved."""
         for name, running, waiting, limit in lanes:
-            gauge(catalogue.LANE_RUNNING).labels(self._pool, name).set(running)
-            gauge(catalogue.LANE_WAITING).labels(self._pool, name).set(waiting)
-            gauge(catalogue.LANE_LIMIT).labels(self._pool, name).set(limit)
-        gauge(catalogue.LANE_MOVED).labels(self._pool).set(moved)
+            gauge(catalogue.LANE_RUNNING).labels(self.pool, name).set(running)
+            gauge(catalogue.LANE_WAITING).labels(self.pool, name).set(waiting)
+            gauge(catalogue.LANE_LIMIT).labels(self.pool, name).set(limit)
+        gauge(catalogue.LANE_MOVED).labels(self.pool).set(moved)
+
+    def lane_entered(self, lane: LaneName, seconds: float) -> None:
+        """Do nothing: the wait for the lane is a part of the checkout's time."""
 
     def lane_shed(self, lane: LaneName, reason: ShedReason) -> None:
         """Record a refused checkout."""

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy.util import await_only, greenlet_spawn
 
-from app.errors import DeadlineExceeded
+from app.errors import DeadlineExceeded, OutcomeUnknown
 
 Result = TypeVar("Result")
 
@@ -21,32 +21,57 @@ _deadline: ContextVar[float] = ContextVar("checkout deadline", default=float("in
 
 @dataclass(slots=True)
 class RequestDeadline:
-    """The deadline of a request, on the clock of time.monotonic(). The web layer cancels the request then.
+    """The deadline of a request, on the clock of time.monotonic(). The web layer calls `expire()` then.
 
     It no longer ends the request when something `is_stored`: the client must learn that. Nor does it end background
-    tasks, which run after the response has begun. `holds` counts the blocks of `uninterrupted()`.
+    tasks, which run after the response has begun. `cancel` cancels the request. `holds` counts the blocks of
+    `uninterrupted()`.
     """
 
     at: float
     response_has_begun: Callable[[], bool]
+    cancel: Callable[[], object]
     is_over: bool = False
+    has_refused_commit: bool = False
     is_stored: bool = False
     holds: int = 0
+
+    def expire(self) -> None:
+        """Cancel the request, unless its response has begun or it has stored something."""
+        if not self.is_over and not self.is_stored and not self.response_has_begun():
+            self.is_over = True
+            if not self.holds:
+                self.cancel()
 
 
 # None without a deadline.
 request_deadline: ContextVar[RequestDeadline | None] = ContextVar("request deadline", default=None)
 
 
-def begin_commit() -> None:
-    """Note that COMMIT is sent now. Raise DeadlineExceeded if the deadline of the request has passed."""
+@contextmanager
+def committing() -> Iterator[None]:
+    """Let COMMIT come to its end in the block. Raise DeadlineExceeded if the deadline of the request has passed.
+
+    If COMMIT fails and its outcome is known, nothing is stored, and the deadline ends the request as before.
+    """
     deadline = request_deadline.get()
     if deadline is None or deadline.is_stored:
+        yield
         return
     # The timer fires late if the event loop is busy.
     if deadline.is_over or (time.monotonic() >= deadline.at and not deadline.response_has_begun()):
+        deadline.has_refused_commit = True
         raise DeadlineExceeded("the deadline passed before COMMIT")
     deadline.is_stored = True
+    try:
+        yield
+    except OutcomeUnknown:
+        raise
+    except Exception:
+        deadline.is_stored = False
+        if time.monotonic() >= deadline.at:  # the timer has fired, to no effect
+            deadline.expire()
+        raise
 
 
 def note_stored() -> None:

@@ -29,7 +29,7 @@ from app.database.error_mapping import translate
 from app.database.fast_path import Fetch, fast_path
 from app.database.stale_statements import READ_ONLY, statement_texts
 from app.database.statement_checks import Statement, require_entity, require_returning, require_select
-from app.database.write_session import WriteSession, open_write_session, watch_failed_statements
+from app.database.write_session import WriteSession, note_write, open_write_session, watch_failed_statements
 from app.errors import OutcomeUnknown, PoolExhausted, SchemaChanged, TransactionConflict, first_line
 
 # With any columns.
@@ -185,6 +185,7 @@ class StatementSession(_Statements):
 
         Raise as `ReadSession.all()`. Raise OutcomeUnknown if the connection is lost before the answer.
         """
+        note_write()
         rows = await self._run(statement, parameters)
         return rows[0] if rows else None
 
@@ -208,6 +209,7 @@ class Database:
         the block caught the error of a failed statement, or began the response: a commit would come too late.
         """
         session = self._new_write_session()
+        note_write()
         outer = open_write_session.get()
         open_write_session.set(session)
         try:

@@ -1,8 +1,10 @@
 """The write session: one transaction with one owner, which nothing else can end and nothing can use afterwards."""
 
+import asyncio
 import logging
 from contextvars import ContextVar
 from typing import Any
+from weakref import WeakSet
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, ExceptionContext
@@ -10,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
-from app.database.deadline import begin_commit
+from app.database.deadline import committing
 from app.database.error_mapping import translate
 from app.errors import DatabaseUnavailable
 
@@ -115,9 +117,9 @@ class WriteSession(AsyncSession):
         """Commit, unless the deadline of the request has passed. Only `Database.write()` calls this."""
         if self._refusal:
             raise RuntimeError(self._refusal)
-        begin_commit()
-        self.sync_session.is_owned = False
-        await self.commit()
+        with committing():
+            self.sync_session.is_owned = False
+            await self.commit()
 
     async def close_as_owner(self) -> None:
         """Roll back what is not committed and return the connection, even if the caller is cancelled meanwhile.
@@ -130,6 +132,16 @@ class WriteSession(AsyncSession):
         except Exception as error:  # noqa: BLE001 - of the driver, the pool or the network
             # The pool discards the connection, and the server rolls back when that is closed.
             logger.warning("closing a write session failed: %s", translate(error) or error)
+
+
+# Tasks that have begun to write: the web layer does not cancel such a request when its client disconnects.
+tasks_that_write: WeakSet[asyncio.Task[Any]] = WeakSet()
+
+
+def note_write() -> None:
+    """Note that the current task writes."""
+    if (task := asyncio.current_task()) is not None:
+        tasks_that_write.add(task)
 
 
 # The innermost open write session of this task. The web layer refuses to send a response while one is open.

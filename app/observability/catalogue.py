@@ -20,6 +20,8 @@ REFUSAL_REASONS = (
     "send_timeout",
     "discarded",
 )
+# Why a request ended before its response (app/web/cancellation.py).
+CANCELLATION_REASONS = ("client_gone", "deadline")
 
 
 class MetricSpec(NamedTuple):
@@ -152,6 +154,13 @@ HTTP_REFUSED_CLIENTS = MetricSpec(
     "http_refused_clients_total",
     "counter",
     f"Connections that the server ended because of their client, by reason: {', '.join(REFUSAL_REASONS)}.",
+    ("reason",),
+)
+HTTP_CANCELLED = MetricSpec(
+    "http_cancelled_requests_total",
+    "counter",
+    "Requests ended before their response: reads whose client has disconnected (client_gone), and requests whose "
+    "Request-Timeout has passed (deadline).",
     ("reason",),
 )
 WORKER_STARTS = MetricSpec("headroom_worker_starts_total", "counter", "Workers that started serving.")

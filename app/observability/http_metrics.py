@@ -10,6 +10,8 @@ REQUESTS = counter(catalogue.HTTP_REQUESTS)
 DURATION = histogram(catalogue.HTTP_DURATION)
 IN_FLIGHT = gauge(catalogue.HTTP_IN_FLIGHT)
 REFUSED_CLIENTS = counter(catalogue.HTTP_REFUSED_CLIENTS)
+# Every label set exists from the start, at zero: `increase()` misses the event that creates a series.
+CANCELLED = {reason: counter(catalogue.HTTP_CANCELLED).labels(reason) for reason in catalogue.CANCELLATION_REASONS}
 
 # A client may send any method, and each label value is a series of its own.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -43,6 +45,11 @@ class HttpMetrics:
 @cache
 def _recorders(method: str, route: str, status: int) -> tuple[Callable[[], None], Callable[[float], None]]:
     return incrementer(REQUESTS.labels(method, route, status)), observer(DURATION.labels(method, route))
+
+
+def count_cancelled_request(reason: str) -> None:
+    """Record a request that ended before its response. `reason` is one of `CANCELLATION_REASONS`."""
+    CANCELLED[reason].inc()
 
 
 def count_refused_client(reason: str) -> None:

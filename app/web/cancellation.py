@@ -17,6 +17,7 @@ from typing import Any
 from fastapi.dependencies.models import Dependant
 
 from app.database.deadline import RequestDeadline, request_deadline
+from app.database.write_session import tasks_that_write
 from app.web.deps import get_database, get_db, get_read_db, get_statement_db
 from app.web.operation import Exchange, exchange_of, selected_operation
 
@@ -32,32 +33,34 @@ def end_abandoned(scope: Mapping[str, Any]) -> None:
     exchange = exchange_of(scope)
     if exchange is None or exchange.task is None or exchange.status or not only_reads(scope):
         return
+    if exchange.task in tasks_that_write:  # with a session that is no parameter, such as `app.state.database`
+        return
     exchange.is_abandoned = True
     exchange.task.cancel()
 
 
 def requested_timeout(scope: Mapping[str, Any]) -> float | None:
-    """Return the Request-Timeout in seconds; None if the request has none. Raise ValueError if it is malformed."""
-    for name, value in scope["headers"]:
-        if name == b"request-timeout":
-            if not _SECONDS.fullmatch(value):
-                raise ValueError("Request-Timeout must be a number of seconds, such as 2 or 0.25.")
-            return float(value)
-    return None
+    """Return the Request-Timeout in seconds; None if the request has none. Raise ValueError if it is malformed.
+
+    Several ones are malformed, as they are when a proxy joins them with a comma.
+    """
+    values = [value for name, value in scope["headers"] if name == b"request-timeout"]
+    if not values:
+        return None
+    if len(values) > 1 or not _SECONDS.fullmatch(values[0]):
+        raise ValueError("Request-Timeout must be one number of seconds, such as 2 or 0.25.")
+    return float(values[0])
 
 
 @contextmanager
 def deadline_in(seconds: float, exchange: Exchange) -> Iterator[RequestDeadline]:
     """Cancel the request after `seconds`, unless its response has begun or it has stored something."""
-    deadline = RequestDeadline(time.monotonic() + seconds, lambda: bool(exchange.status))
-
-    def expire() -> None:
-        if exchange.task is not None and not exchange.status and not deadline.is_stored:
-            deadline.is_over = True
-            if not deadline.holds:
-                exchange.task.cancel()
-
-    timer = asyncio.get_running_loop().call_later(seconds, expire)
+    deadline = RequestDeadline(
+        time.monotonic() + seconds,
+        response_has_begun=lambda: bool(exchange.status),
+        cancel=lambda: exchange.task is not None and exchange.task.cancel(),
+    )
+    timer = asyncio.get_running_loop().call_later(seconds, deadline.expire)
     token = request_deadline.set(deadline)
     try:
         yield deadline

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.database.write_session import WriteSession, open_write_session
 from app.errors import DeadlineExceeded
-from app.observability.http_metrics import HttpMetrics
+from app.observability.http_metrics import HttpMetrics, count_cancelled_request
 from app.observability.logging import REQUEST_LOGGER, request_id, request_scope
 from app.observability.request_log import RequestLog
 from app.web.cancellation import deadline_in, requested_timeout
@@ -266,6 +266,7 @@ class ErrorMiddleware:
             if exchange.task is not None:
                 exchange.task.uncancel()
             exchange.status = 499  # no client reads it: for the metrics and the log
+            count_cancelled_request("client_gone")
         except Exception as error:
             logger.exception("unhandled exception in %s %r", scope["method"], scope["path"])
             if exchange.ended:
@@ -283,11 +284,15 @@ class ErrorMiddleware:
                 if seconds:
                     await self.app(scope, receive, send)
                     return
+                deadline.is_over = True
             except asyncio.CancelledError:
                 if not deadline.is_over or exchange.is_abandoned:
                     raise
                 if exchange.task is not None:
                     exchange.task.uncancel()
+            finally:
+                if (deadline.is_over or deadline.has_refused_commit) and not exchange.is_abandoned:
+                    count_cancelled_request("deadline")
         response = temporary_problem(scope, DeadlineExceeded(f"not completed within {seconds:g} s"))
         await response(scope, receive, send)
 

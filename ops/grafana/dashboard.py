@@ -276,6 +276,7 @@ def http() -> Iterator[timeseries.Panel]:
         "Requests per second, by status.",
         (rate("http_requests_total", "status", SELECTED_REPLICAS), "{{status}}"),
         unit="reqps",
+        span=QUARTER,
     )
     yield timeseries_panel(
         "Duration, p99",
@@ -285,11 +286,20 @@ def http() -> Iterator[timeseries.Panel]:
             "{{method}} {{route}}",
         ),
         unit="s",
+        span=QUARTER,
     )
     yield timeseries_panel(
         "In flight",
         "Requests being processed.",
         (f"sum by (replica) (http_requests_in_flight{{{SELECTED_REPLICAS}}})", "{{replica}}"),
+        span=QUARTER,
+    )
+    yield timeseries_panel(
+        "Cancelled",
+        "Requests per second that ended before their response: the client has left, or its deadline has passed.",
+        (rate("http_cancelled_requests_total", "reason", SELECTED_REPLICAS), "{{reason}}"),
+        unit="reqps",
+        span=QUARTER,
     )
 
 

@@ -202,13 +202,12 @@ WRITES = pytest.mark.parametrize("write", [ADD_USER, insert(User).values([ANN]).
 
 async def run_until_return(monkeypatch: pytest.MonkeyPatch, write: Awaitable[Any]) -> None:
     """Run the write in a request whose deadline passes while the connection is returned or closed."""
-    deadline = RequestDeadline(math.inf, lambda: False)
+    deadline = RequestDeadline(math.inf, response_has_begun=lambda: False, cancel=lambda: writing.cancel())
 
     def ending(end: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
         async def expire_and_end(*arguments: Any) -> None:
             if not deadline.is_stored:
-                deadline.is_over = True
-                writing.cancel()
+                deadline.expire()
                 await asyncio.sleep(0)
             await end(*arguments)
 

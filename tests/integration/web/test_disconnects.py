@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from sqlalchemy import URL, Float, bindparam, func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -16,6 +16,7 @@ from app.main import create_app
 from app.settings import Settings
 from app.web.deps import DatabaseDep, ReadDb, StatementDb, WriteDb
 from tests.integration.conftest import SECRET_KEY
+from tests.support.metrics import cancelled_requests
 from tests.support.postgres import connect, running_statements
 from tests.support.uvicorn_thread import Serving, serving
 from tests.support.waiting import eventually
@@ -62,6 +63,17 @@ def add_routes(app: FastAPI) -> None:
         async with database.write() as session:
             await session.execute(SLOW_INSERT)
         ended.append("/database")
+
+    @app.get("/state-write")
+    async def state_write(request: Request, db: ReadDb) -> None:
+        async with request.app.state.database.write() as session:
+            await session.execute(SLOW_INSERT)
+        ended.append("/state-write")
+
+    @app.get("/state-statement")
+    async def state_statement(request: Request, db: ReadDb) -> None:
+        await request.app.state.database.statement.returned(SLOW_INSERT)
+        ended.append("/state-statement")
 
 
 # The paths of the requests whose route has come to its end.
@@ -137,7 +149,16 @@ def test_read_of_entities_is_cancelled(served: Serving, engine: AsyncEngine, dat
 
 
 @pytest.mark.parametrize(
-    "request_line", ["POST /read-by-post", "POST /statement", "POST /write", "GET /write", "GET /database"]
+    "request_line",
+    [
+        "POST /read-by-post",
+        "POST /statement",
+        "POST /write",
+        "GET /write",
+        "GET /database",
+        "GET /state-write",
+        "GET /state-statement",
+    ],
 )
 def test_request_that_may_write_goes_on_to_its_end(served: Serving, database_url: URL, request_line: str) -> None:
     client = send(served, request_line)
@@ -152,7 +173,10 @@ def test_request_that_may_write_goes_on_to_its_end(served: Serving, database_url
             eventually(lambda: admin.execute("SELECT FROM users WHERE name = 'Gone'").fetchall(), within=10)
 
 
-def test_abandoned_read_is_logged_as_499(served: Serving, database_url: URL, caplog: pytest.LogCaptureFixture) -> None:
+def test_abandoned_read_is_logged_and_counted(
+    served: Serving, database_url: URL, caplog: pytest.LogCaptureFixture
+) -> None:
+    counted = cancelled_requests("client_gone")
     client = send(served, "GET /read?seconds=30")
     eventually(lambda: running_statements(database_url) == 1, within=20)
 
@@ -160,3 +184,4 @@ def test_abandoned_read_is_logged_as_499(served: Serving, database_url: URL, cap
 
     eventually(lambda: [each for each in caplog.messages if each.startswith("GET /read 499")], within=10)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    assert cancelled_requests("client_gone") == counted + 1

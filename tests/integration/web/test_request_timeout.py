@@ -2,13 +2,15 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from time import sleep
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient, Response
-from sqlalchemy import URL, Float, bindparam, func, insert, literal, select
+from sqlalchemy import URL, Float, bindparam, func, insert, literal, select, text
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database import Database, KeyedSelect
@@ -16,6 +18,7 @@ from app.database.pool import pool_state
 from app.domains.users import passwords
 from app.domains.users.models import User
 from app.web.deps import DatabaseDep, ReadDb, StatementDb, WriteDb
+from tests.support.metrics import cancelled_requests
 from tests.support.postgres import connect, running_statements
 
 SLEEP = select(func.pg_sleep(bindparam("seconds", type_=Float())).label("slept"))
@@ -31,6 +34,15 @@ INSERT = (
     )
     .returning(USERS.c.id)
 )
+
+# The constraint is checked at COMMIT. The function delays COMMIT until after the deadline.
+DEFERRED = """
+CREATE FUNCTION refuse_late() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN PERFORM pg_sleep(0.5); RAISE unique_violation USING MESSAGE = 'refused at COMMIT'; END $$;
+CREATE CONSTRAINT TRIGGER late AFTER INSERT ON users DEFERRABLE INITIALLY DEFERRED
+FOR EACH ROW EXECUTE FUNCTION refuse_late();
+"""
+FAILS_AT_COMMIT = text("INSERT INTO users (email, name, password_hash) VALUES ('late@example.com', 'Late', '')")
 
 
 @pytest.fixture
@@ -73,6 +85,14 @@ def send(app: FastAPI, client: AsyncClient) -> Callable[..., Awaitable[Response]
         await database.read.first(SLEEP, seconds=0.5)
         return "stored"
 
+    @app.post("/failing-commit")
+    async def failing_commit(database: DatabaseDep) -> str:
+        with suppress(IntegrityError):
+            async with database.write() as session:
+                await session.execute(FAILS_AT_COMMIT)
+        await database.read.first(SLEEP, seconds=30)
+        return "not ended"
+
     async def send(method: str, path: str, seconds: str) -> Response:
         return await client.request(method, path, headers={"Request-Timeout": seconds})
 
@@ -88,12 +108,14 @@ def stored(url: URL) -> bool:
 async def test_read_ends_on_the_server_at_the_deadline(
     send: Callable[..., Awaitable[Response]], engine: AsyncEngine, database_url: URL
 ) -> None:
+    counted = cancelled_requests("deadline")
     assert (await send("GET", "/read?seconds=0", "20")).status_code == 200
 
     late = await send("GET", "/read?seconds=30", "0.2")
 
     assert (late.status_code, late.json()["type"]) == (503, "/problems/deadline-exceeded")
     assert late.headers["retry-after"] == "1"
+    assert cancelled_requests("deadline") == counted + 1
     assert running_statements(database_url) == 0, "the response is sent when the statement has ended"
     state = pool_state(engine)
     assert state is not None
@@ -142,6 +164,19 @@ async def test_request_that_has_stored_something_goes_on(
     assert stored(database_url)
 
 
+async def test_request_whose_commit_failed_ends_at_the_deadline(
+    send: Callable[..., Awaitable[Response]], database_url: URL
+) -> None:
+    """The deadline passes during COMMIT, which is finished. It has stored nothing, so the request ends then."""
+    with connect(database_url) as admin:
+        admin.execute(DEFERRED.encode())
+
+    late = await send("POST", "/failing-commit", "0.3")
+
+    assert (late.status_code, late.json()["type"]) == (503, "/problems/deadline-exceeded")
+    assert not stored(database_url)
+
+
 async def test_used_up_timeout_is_refused_before_the_route_runs(
     send: Callable[..., Awaitable[Response]], database_url: URL
 ) -> None:
@@ -157,6 +192,15 @@ async def test_malformed_timeout_is_400(send: Callable[..., Awaitable[Response]]
 
     assert (refused.status_code, refused.json()["type"]) == (400, "/problems/bad-request")
     assert "x-request-id" in refused.headers
+
+
+async def test_two_timeouts_in_a_request_are_400(app: FastAPI, client: AsyncClient) -> None:
+    """Joined with a comma by a proxy, they are malformed too."""
+    headers = [("Request-Timeout", "2"), ("Request-Timeout", "20")]
+
+    refused = await client.get("/livez", headers=headers)
+
+    assert (refused.status_code, refused.json()["type"]) == (400, "/problems/bad-request")
 
 
 async def test_password_hash_keeps_its_thread_beyond_the_deadline(

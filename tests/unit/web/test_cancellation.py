@@ -7,7 +7,7 @@ import pytest
 from fastapi import Depends, FastAPI, Request
 from httpx import AsyncClient
 
-from app.database.deadline import begin_commit
+from app.database.deadline import committing
 from app.errors import DeadlineExceeded
 from app.web.cancellation import deadline_in, end_abandoned, only_reads
 from app.web.deps import DatabaseDep, ReadDb, StatementDb, WriteDb
@@ -89,12 +89,13 @@ async def test_response_that_has_begun_is_not_cancelled(app: FastAPI, client: As
 async def test_late_transaction_of_a_background_task_is_committed() -> None:
     exchange = Exchange({}, "id")
     with deadline_in(0, exchange):
-        with pytest.raises(DeadlineExceeded):
-            begin_commit()
+        with pytest.raises(DeadlineExceeded), committing():
+            pass
 
         exchange.status = 200
 
-        begin_commit()
+        with committing():
+            pass
 
 
 async def test_late_transaction_of_an_ended_request_is_not_committed() -> None:
@@ -108,5 +109,5 @@ async def test_late_transaction_of_an_ended_request_is_not_committed() -> None:
 
         exchange.status = 503
 
-        with pytest.raises(DeadlineExceeded):
-            begin_commit()
+        with pytest.raises(DeadlineExceeded), committing():
+            pass

@@ -84,7 +84,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or load_settings()
     database_url = settings.require_database_url()
     settings.require_secret_key()
-    lanes = from_settings(settings).budget.lanes
+    budget = from_settings(settings).budget
     http_metrics = HttpMetrics()
 
     @asynccontextmanager
@@ -96,7 +96,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         engine = make_engine(
             url=database_url,
             application_name=f"headroom:api:{settings.api_replica}:{multiprocess.current_slot()}",
-            pool=PoolOptions(one_per_task=True, expensive_share=lanes.expensive, **settings.pool_options()),
+            pool=PoolOptions(
+                one_per_task=True,
+                expensive_share=budget.lanes.expensive,
+                own_lanes=budget.api.own_lanes,
+                **settings.pool_options(),
+            ),
             observer=pool_metrics,
         )
 

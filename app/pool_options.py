@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from app.lanes import LaneSpec
+
 # The default of `ping_after`, and of its setting, which is never None.
 PING_AFTER = 0.5
 
@@ -39,6 +41,8 @@ class PoolOptions:
     expensive_after: float = 0.05
     """Time a statement holds a connection from which on it may be moved to the expensive lane, if it takes a multiple
     of all others. 0: none is moved."""
+    own_lanes: tuple[LaneSpec, ...] = ()
+    """Lanes besides those of Headroom."""
     recycle: int = 3600
     """Age at which a connection is replaced, at the latest. Up to a tenth of it is taken off at random."""
     ping_after: float | None = PING_AFTER

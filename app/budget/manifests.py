@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from app import lanes
 from app.budget.model import ApiPools, Budget, Pooler, Server
 from app.budget.sources import BudgetReport
 from app.errors import ConfigurationError
@@ -45,6 +46,7 @@ def _report(manifests: Sequence[Manifest]) -> BudgetReport:
         workers=_number(environment, "WEB_CONCURRENCY"),
         pool_size=_number(environment, "DB_POOL_SIZE"),
         max_overflow=_number(environment, "DB_MAX_OVERFLOW"),
+        own_lanes=lanes.OWN_LANES,
     )
     declared = _number(environment, "API_REPLICAS") + _number(environment, "API_SURGE")
     if declared < replicas + surge:

@@ -19,11 +19,12 @@ A CONNECTION LIMIT of the database or of the API's role adds an inequality of it
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from app.errors import ConfigurationError
+from app.lanes import CRITICAL, EXPENSIVE, NORMAL, LaneName, LaneSpec
 
 
 def _require_minimum(minimum: int, **variables: int) -> None:
@@ -95,7 +96,8 @@ class Inequality(NamedTuple):
 class ApiPools:
     """The connection pools of all API workers, at the moment of a deploy when old and new replicas run together.
 
-    `expensive_share` is the share of the expensive lane if it is set, in connections of a worker.
+    `expensive_share` is the share of the expensive lane if it is set, in connections of a worker. `own_lanes` are the
+    lanes that the application declares.
     """
 
     replicas: int
@@ -104,6 +106,7 @@ class ApiPools:
     pool_size: int
     max_overflow: int
     expensive_share: float | None = None
+    own_lanes: tuple[LaneSpec, ...] = ()
 
     def __post_init__(self) -> None:
         _require_minimum(1, API_REPLICAS=self.replicas, WEB_CONCURRENCY=self.workers, DB_POOL_SIZE=self.pool_size)
@@ -208,18 +211,24 @@ class Pooler:
 class Lanes(NamedTuple):
     """The lanes of a worker's pool: the connections that each may use at a time (docs/decisions/0037-lanes.md).
 
-    An `expensive` share less than 1 is a share of the time, of one connection.
+    A share less than 1 is a share of the time, of one connection. `own` are the lanes that the application declares.
     """
 
     critical: float
     normal: float
     expensive: float
+    own: Mapping[LaneName, float]
     formula: str
 
     @property
     def limits(self) -> dict[str, float]:
         """Return the connections by the name of the lane."""
-        return {"critical": self.critical, "normal": self.normal, "expensive": self.expensive}
+        return {CRITICAL: self.critical, NORMAL: self.normal, EXPENSIVE: self.expensive, **self.own}
+
+
+def _limit(share: float, pool: int) -> float:
+    """Return how much of its share a lane can use in a pool of this many connections."""
+    return min(share if share < 1 else math.floor(share), pool)
 
 
 class Suggestion(NamedTuple):
@@ -260,7 +269,8 @@ class Budget:
             spare = max(1, self.server.cores - 1)
             share = spare / self.api.processes
             formula = f"expensive = {spare} of POSTGRES_CORES {self.server.cores} / {self.api.processes} workers"
-        return Lanes(pool, pool, min(share if share < 1 else math.floor(share), pool), formula)
+        own = {each.name: _limit(each.share, pool) for each in self.api.own_lanes}
+        return Lanes(pool, pool, _limit(share, pool), own, formula)
 
     @property
     def programs(self) -> Sequence[Program]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from sqlalchemy import URL
 
+from app import lanes
 from app.budget.model import ApiPools, Budget, Pooler, Server
 from app.database.admin_connection import AdminConnection, AdminRow
 from app.errors import DatabaseUnavailable
@@ -69,6 +70,7 @@ def from_settings(settings: Settings) -> BudgetReport:
         pool_size=settings.db_pool_size,
         max_overflow=settings.db_max_overflow,
         expensive_share=settings.db_expensive_share,
+        own_lanes=lanes.OWN_LANES,
     )
     server = replace(Server(cores=settings.postgres_cores), **_given(settings, "postgres_", _SERVER_LIMITS))
     pooler = None

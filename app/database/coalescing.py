@@ -17,8 +17,10 @@ from typing import Any, NamedTuple
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database.checkout import Checkout, check_out
+from app.database.lanes import current_lane
 from app.database.pool import BoundedPool
 from app.errors import PoolExhausted, StatementTimeout, TransientDatabaseError
+from app.lanes import NORMAL, LaneName
 
 
 class _Read(NamedTuple):
@@ -37,16 +39,22 @@ class Queue(ABC):
     """The reads of one kind that wait in a worker, and the statements that answer them."""
 
     def __init__(
-        self, engine: AsyncEngine, work: str, most: int | None, forget: Callable[[], object] | None = None
+        self,
+        engine: AsyncEngine,
+        work: str,
+        most: int | None,
+        lane: LaneName = NORMAL,
+        forget: Callable[[], object] | None = None,
     ) -> None:
         """Begin an empty queue.
 
-        `work` is the text of the statement. `most` is how many reads a statement answers; None: all that wait. `forget`
-        is called when nothing is under way and nothing waits.
+        `work` is the text of the statement. `most` is how many reads a statement answers; None: all that wait. All of
+        them are in `lane`. `forget` is called when nothing is under way and nothing waits.
         """
         self._engine = engine
         self._work = work
         self._most = most
+        self._lane = lane
         self._forget = forget
         self._loop: asyncio.AbstractEventLoop | None = None
         self._start_in(asyncio.get_running_loop())
@@ -86,7 +94,7 @@ class Queue(ABC):
         future = loop.create_future()
         self._waiting.append(_Read(key, future, now, alone))
         if self._expiry is None:
-            self._expiry = loop.call_later(self._pool.timeout(), self._expire, context=Context())
+            self._expiry = loop.call_later(self._pool.timeout_in(self._lane), self._expire, context=Context())
         if not self._is_scheduled and self._under_way < self._pool.coalesce_in_flight:
             # In the next iteration: the reads of this one go together.
             self._is_scheduled = True
@@ -150,6 +158,7 @@ class Queue(ABC):
         """Send one statement, and answer the reads that wait when it has a connection. Put these into `reads`."""
         loop = self._loop
         assert loop is not None
+        current_lane.set(self._lane)
         began = loop.time()
         try:
             try:
@@ -215,7 +224,7 @@ class Queue(ABC):
         """End the waiting of reads at their deadline. One timer for all of them."""
         assert self._loop is not None
         self._expiry = None
-        seconds = self._pool.timeout()
+        seconds = self._pool.timeout_in(self._lane)
         due = self._loop.time() - seconds
         waiting = self._waiting
         while waiting and (waiting[0].future.done() or waiting[0].asked <= due):
@@ -327,17 +336,18 @@ def several_rows(rows: Sequence[Any], key_of: Callable[[Any], Any]) -> LookupErr
 
 
 class SameReads(Queue):
-    """The reads of one statement with the same parameters."""
+    """The reads of one statement with the same parameters, in one lane."""
 
     def __init__(
         self,
         engine: AsyncEngine,
         work: str,
+        lane: LaneName,
         run: Callable[[Checkout], Awaitable[Sequence[Any]]],
         copy_row: Callable[[Any], Any],
         forget: Callable[[], object],
     ) -> None:
-        super().__init__(engine, work, None, forget)
+        super().__init__(engine, work, None, lane, forget)
         self._run_same = run
         self._copy_row = copy_row
 

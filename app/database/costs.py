@@ -135,7 +135,9 @@ class CostWatch:
             return  # nothing to compare with: the server may be too busy to answer anything else
         if sum(added[work].use for work in candidates) / elapsed <= self._share:
             candidates = {}
-        self.suspects = {work: self.suspects.get(work, 0) + 1 for work in candidates}
+        suspects = {work: self.suspects.get(work, 0) + 1 for work in candidates}
+        self.suspects.clear()
+        self.suspects.update(suspects)
         for work, periods in tuple(self.suspects.items()):
             if periods >= MOVE_AFTER_PERIODS and len(self.moved) < MAX_MOVED:
                 self._move(work, now, added[work], candidates[work])

@@ -28,13 +28,14 @@ from app.database.checkout import Checkout, check_out
 from app.database.coalescing import KeyQueue, SameReads, several_rows
 from app.database.deadline import is_overdue, note_stored
 from app.database.error_mapping import server_is_leaving, staleness, translate
-from app.database.lanes import EXPENSIVE, current_lane
+from app.database.lanes import current_lane
 from app.database.liveness import is_closed
 from app.database.pool import BoundedPool
 from app.database.result_types import Convert, TypeNotSupported, is_immutable, result_converter
 from app.database.stale_statements import StatementTexts
 from app.database.statement_checks import Statement, depends_on_more_than_rows, is_plain
 from app.errors import DatabaseUnavailable, OutcomeUnknown, PoolExhausted, first_line
+from app.lanes import CRITICAL, NORMAL
 
 # PostgreSQL cuts longer names.
 MAX_NAME_BYTES = 63
@@ -150,6 +151,9 @@ async def _fetch_psycopg(
 
 Check = Callable[[Statement], None]
 
+# In another lane, a read by key is sent by itself: the shared statements of all keys are in the lane normal.
+_LANES_OF_KEYS = (NORMAL, CRITICAL)
+
 # Types whose equal values are the same to the server: 0.0 equals -0.0, and Decimal("1.0") equals Decimal("1.00").
 _SIMPLE = frozenset({bool, bytes, date, int, NoneType, str, UUID})
 
@@ -223,7 +227,7 @@ class FastPath:
         if compiled is None:
             return None
         alone = partial(self._fetch_one, statement, compiled, key)
-        if not self._may_share() or not statement.can_share(key):
+        if not self._may_share() or not statement.can_share(key) or current_lane.get() not in _LANES_OF_KEYS:
             return alone()
         queue = self._key_queues.get(statement)
         if queue is None:
@@ -232,9 +236,8 @@ class FastPath:
 
     def _may_share(self) -> bool:
         # Listeners run in the context of a request, and may set up its connection.
-        # The statement of a declared lane must wait for that lane, with its caller.
         pool = self._pool
-        return pool.coalesce_max > 1 and not pool.has_listeners and current_lane.get() != EXPENSIVE
+        return pool.coalesce_max > 1 and not pool.has_listeners
 
     @property
     def _pool(self) -> BoundedPool:
@@ -283,12 +286,14 @@ class FastPath:
         kinds = tuple(map(type, values))
         if not _SIMPLE.issuperset(kinds):
             return self.fetch(statement, parameters)
-        key = (*kinds, *parameters, *values)
+        lane = current_lane.get()
+        key = (lane, *kinds, *parameters, *values)
         queue = same_reads.get(key)
         if queue is None:
             queue = same_reads[key] = SameReads(
                 self._engine,
                 statement.sql,
+                lane,
                 partial(self._run_on, statement=statement, parameters=parameters),
                 statement.copy_row,
                 partial(same_reads.pop, key, None),

@@ -3,8 +3,9 @@
 - critical: sign-in. Waits in front of the others for a connection, and is never shed.
 - normal: everything else, without a limit of its own.
 - expensive: declared with `in_lane()`, or moved here by its measured cost (`costs.py`). Few statements run at a time.
+- the lanes that an application declares in `app/lanes.py`.
 
-docs/decisions/0037-lanes.md tells why and what was measured.
+docs/decisions/0037-lanes.md and 0046-declared-lanes.md tell why and what was measured.
 """
 
 import asyncio
@@ -19,17 +20,13 @@ from sqlalchemy.util import await_only
 
 from app.database.wait_queue import ControlledDelay, Shed, WaitQueue
 from app.errors import PoolExhausted
+from app.lanes import NORMAL, LaneName
 
-LaneName = Literal["critical", "normal", "expensive"]
 ShedReason = Literal[
     "full",  # the queue was full
     "overload",  # CoDel: it waited too long in a queue that is overloaded
     "timeout",  # it waited until its deadline
 ]
-CRITICAL: LaneName = "critical"
-NORMAL: LaneName = "normal"
-EXPENSIVE: LaneName = "expensive"
-LANES: tuple[LaneName, ...] = get_args(LaneName)
 SHED_REASONS: tuple[ShedReason, ...] = get_args(ShedReason)
 
 # The longest pause of a lane whose share is less than a connection.
@@ -79,10 +76,10 @@ class Lane:
         others_are_busy: Callable[[], bool],
     ) -> None:
         self.name = name
-        self.share = share
+        self.share = math.floor(share) if 1 <= share < math.inf else share
         self.timeout = timeout
         self.running = 0
-        self._limit = max(1, math.floor(share)) if math.isfinite(share) else math.inf
+        self._limit = max(1, self.share)
         self._rest = 1 / share - 1 if share < 1 else 0.0
         self._rests_until = 0.0
         self._max_waiters = max_waiters

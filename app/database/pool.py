@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from contextvars import Context, copy_context
+from functools import partial
 from typing import Any, Self
 
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -22,18 +23,7 @@ from sqlalchemy.util import await_only, greenlet_spawn
 from app.database._sqlalchemy import close_proxy, entry_of, is_invalidated
 from app.database.costs import CostWatch
 from app.database.deadline import AnswerLimit, checkout_deadline, current_deadline, seconds_left
-from app.database.lanes import (
-    CRITICAL,
-    EXPENSIVE,
-    NORMAL,
-    Lane,
-    LaneName,
-    LaneState,
-    ShedReason,
-    current_lane,
-    current_work,
-    expire,
-)
+from app.database.lanes import Lane, LaneState, ShedReason, current_lane, current_work, expire
 from app.database.liveness import SocketProbe, is_closed, ping, shut_down
 from app.database.pool_events import (
     CLOSE_REASON,
@@ -49,6 +39,7 @@ from app.database.pool_events import (
 )
 from app.database.wait_queue import ControlledDelay, Shed, WaitQueue
 from app.errors import DatabaseUnavailable, PoolExhausted
+from app.lanes import CRITICAL, EXPENSIVE, NORMAL, LaneName, lane_names
 from app.pool_options import PoolOptions
 
 logger = logging.getLogger(__name__)
@@ -147,13 +138,20 @@ class BoundedPool(Pool):
         self._runs = 0
         self._run_seconds = 0.0
         self._costs = CostWatch(options.expensive_after, options.expensive_share, self._observer.lane_moved)
+        # Looked up for each statement: an attribute of the pool costs less than one of the watch.
         self._moved = self._costs.moved
-        self._lanes = {
-            CRITICAL: self._new_lane(CRITICAL, math.inf, options.max_waiters, options.timeout),
-            EXPENSIVE: self._new_lane(
+        self._suspects = self._costs.suspects
+        self._slow_after = self._costs.after
+        lane_names(options.own_lanes)  # refuses a repeated name
+        critical = self._new_lane(CRITICAL, math.inf, options.max_waiters, options.timeout)
+        # The lanes that have a limit of their own.
+        self._limited = (
+            self._new_lane(
                 EXPENSIVE, options.expensive_share, options.expensive_max_waiters, options.expensive_timeout
             ),
-        }
+            *(self._new_lane(each.name, each.share, each.queue, each.deadline) for each in options.own_lanes),
+        )
+        self._lanes = {lane.name: lane for lane in (critical, *self._limited)}
 
     @property
     def state(self) -> PoolState:
@@ -165,18 +163,13 @@ class BoundedPool(Pool):
     @property
     def lane_states(self) -> list[LaneState]:
         """Return a snapshot of each lane."""
-        critical, expensive = self._lanes[CRITICAL], self._lanes[EXPENSIVE]
         waiting = self._waiters.critical
         maximum = self._options.max_size
+        in_lanes = sum(lane.running for lane in self._lanes.values())
         return [
-            LaneState(CRITICAL, max(0, critical.running - waiting), waiting, maximum),
-            LaneState(
-                NORMAL,
-                max(0, len(self._holders) - critical.running - expensive.running),
-                max(0, self._waiting - waiting),
-                maximum,
-            ),
-            LaneState(EXPENSIVE, expensive.running, expensive.waiting, min(expensive.share, maximum)),
+            LaneState(CRITICAL, max(0, self._lanes[CRITICAL].running - waiting), waiting, maximum),
+            LaneState(NORMAL, max(0, len(self._holders) - in_lanes), max(0, self._waiting - waiting), maximum),
+            *(LaneState(each.name, each.running, each.waiting, min(each.share, maximum)) for each in self._limited),
         ]
 
     @property
@@ -188,6 +181,10 @@ class BoundedPool(Pool):
     def observer(self) -> PoolObserver:
         """Return the observer of the pool's events."""
         return self._observer
+
+    def timeout_in(self, lane: LaneName) -> float:
+        """Return the deadline of a checkout in a lane, in seconds."""
+        return self._options.timeout if lane == NORMAL else self._lane_named(lane).timeout
 
     @property
     def max_waiting_reads(self) -> int:
@@ -301,7 +298,7 @@ class BoundedPool(Pool):
                 if lane is not None:
                     lane.leave(0.0)
                 raise
-        self._record_acquired(entry_of(connection), started, math.inf, work, lane)
+        self._record_acquired(entry_of(connection), started, time.monotonic(), math.inf, work, lane)
         return connection
 
     def checkout_nowait(self, work: str = "") -> ConnectionPoolEntry | None:
@@ -315,16 +312,17 @@ class BoundedPool(Pool):
         started = time.monotonic()
         if not self._idle or not self._is_ready(self._idle[-1], started):
             return None
-        self.refuse_second_checkout()
+        task = self.refuse_second_checkout()
         lane = None
         # Without a call in the normal lane: this is the path of most statements.
-        if (name := current_lane.get()) != NORMAL or work in self._moved:
+        if (name := current_lane.get()) != NORMAL or (self._moved and work in self._moved):
             lane = self._lane_of(name, work)
             if lane is not None and not lane.enter_nowait(started):
                 return None
         record = self._idle.pop()
-        self._record_task(record)
-        self._record_acquired(record, started, self._answer_limit.seconds, work, lane)
+        if task is not None:
+            self._record_task(record, task)
+        self._record_acquired(record, started, started, self._answer_limit.seconds, work, lane)
         return record
 
     async def checkout_queued(self, work: str = "") -> ConnectionPoolEntry | None:
@@ -337,22 +335,22 @@ class BoundedPool(Pool):
             return None
         if self._lane_of(current_lane.get(), work) is not None:
             return None
-        self.refuse_second_checkout()
+        task = self.refuse_second_checkout()
         started = time.monotonic()
         with checkout_deadline(started + self._options.timeout):
             record = await self._queue()
             if not self._is_ready(record, time.monotonic()):
                 record = await greenlet_spawn(self._get_usable, started, record)
-        self._record_task(record)
-        self._record_acquired(record, started, self._answer_limit.seconds, work, None)
+        if task is not None:
+            self._record_task(record, task)
+        self._record_acquired(record, started, time.monotonic(), self._answer_limit.seconds, work, None)
         return record
 
     def return_nowait(self, record: ConnectionPoolEntry) -> bool:
         """Return an entry of `checkout_nowait()`; False if that needs a wait, and `return_entry()` must do it."""
         if self._disposed or is_closed(record.driver_connection):
             return False
-        self._record_released(record)
-        self._pass_on(record)
+        self._pass_on(record, self._record_released(record))
         return True
 
     def return_proxy_nowait(self, connection: PoolProxiedConnection) -> bool:
@@ -366,10 +364,11 @@ class BoundedPool(Pool):
     def _new_lane(self, name: LaneName, share: float, max_waiters: int, timeout: float) -> Lane:
         # A statement of a lane may take much longer than the target of the pool's queue.
         delay = ControlledDelay(timeout / TARGETS_PER_TIMEOUT, self._options.queue_interval)
-        return Lane(name, share, max_waiters, timeout, delay, self._observer.lane_shed, self._others_are_busy)
+        others_are_busy = partial(self._others_are_busy, name)
+        return Lane(name, share, max_waiters, timeout, delay, self._observer.lane_shed, others_are_busy)
 
-    def _others_are_busy(self) -> bool:
-        return self._costs.others_are_busy
+    def _others_are_busy(self, name: LaneName) -> bool:
+        return self._costs.others_are_busy or any(each.running for each in self._limited if each.name != name)
 
     def lane_name(self, work: str) -> LaneName:
         """Return the lane of a checkout for this statement in the current context."""
@@ -380,7 +379,13 @@ class BoundedPool(Pool):
         """Return the lane of a checkout; None for the normal one, which has no limit of its own."""
         if name == NORMAL:
             return self._lanes[EXPENSIVE] if work in self._moved else None
-        return self._lanes[name]
+        return self._lane_named(name)
+
+    def _lane_named(self, name: LaneName) -> Lane:
+        try:
+            return self._lanes[name]
+        except KeyError:
+            raise LookupError(f"the pool has no lane {name!r}: declare it in OWN_LANES of app/lanes.py") from None
 
     def _is_ready(self, record: ConnectionPoolEntry, now: float) -> bool:
         """Return True if the connection needs no event hook, no ping and no recycling."""
@@ -402,43 +407,56 @@ class BoundedPool(Pool):
             probe = record.info[_PROBE] = SocketProbe(record.driver_connection)
         return probe
 
-    def refuse_second_checkout(self) -> None:
-        """Raise RuntimeError if this task holds a connection: under load such tasks would wait for each other."""
-        if self._options.one_per_task and asyncio.current_task() in self._holding_tasks:
+    def refuse_second_checkout(self) -> asyncio.Task[Any] | None:
+        """Raise RuntimeError if this task holds a connection: under load such tasks would wait for each other.
+
+        Return the task if it may hold only one connection.
+        """
+        if not self._options.one_per_task:
+            return None
+        task = asyncio.current_task()
+        if task in self._holding_tasks:
             raise RuntimeError(
                 "this task already holds a connection and checks out a second one: use the session it has, or end "
                 "that session first"
             )
+        return task
 
-    def _record_task(self, record: ConnectionPoolEntry) -> None:
-        if self._options.one_per_task and (task := asyncio.current_task()) is not None:
-            self._holding_tasks.add(task)
-            slot_info(record)[_TASK] = task
+    def _record_task(self, record: ConnectionPoolEntry, task: asyncio.Task[Any]) -> None:
+        self._holding_tasks.add(task)
+        slot_info(record)[_TASK] = task
 
     def _record_acquired(
-        self, record: ConnectionPoolEntry, started: float, answer_within: float, work: str, lane: Lane | None
+        self,
+        record: ConnectionPoolEntry,
+        started: float,
+        now: float,
+        answer_within: float,
+        work: str,
+        lane: Lane | None,
     ) -> None:
-        now = time.monotonic()
         self._holders[record] = Holder(now, copy_context(), now + answer_within, work, lane)
         if self._watch is None:
             self._schedule_watch()
         self._observer.acquired(now - started)
 
-    def _record_released(self, record: ConnectionPoolEntry) -> None:
+    def _record_released(self, record: ConnectionPoolEntry) -> float:
+        """Note that the connection was returned, and return the time."""
+        now = time.monotonic()
         if (holder := self._holders.pop(record, None)) is not None:
-            seconds = time.monotonic() - holder.since
+            seconds = now - holder.since
             self._observer.released(seconds)
             if holder.lane is None:
                 self._runs += 1
                 self._run_seconds += seconds
-                costs = self._costs
-                if seconds >= costs.after or holder.work in costs.suspects:
-                    costs.add(holder.work, seconds)
+                if seconds >= self._slow_after or (self._suspects and holder.work in self._suspects):
+                    self._costs.add(holder.work, seconds)
             else:
                 self._costs.add_moved(holder.work, seconds)
                 holder.lane.leave(seconds)
         if self._options.one_per_task:
             self._holding_tasks.discard(slot_info(record).pop(_TASK, None))
+        return now
 
     def expect_answer(self, record: ConnectionPoolEntry) -> None:
         """Shut the connection down unless `expect_no_answer()` is called within the limit of a statement."""
@@ -477,9 +495,10 @@ class BoundedPool(Pool):
     # SQLAlchemy calls the two methods below in a greenlet, where `await_only` takes the place of `await`.
 
     def _do_get(self) -> ConnectionPoolEntry:
-        self.refuse_second_checkout()
+        task = self.refuse_second_checkout()
         record = self._get_usable(time.monotonic())
-        self._record_task(record)
+        if task is not None:
+            self._record_task(record, task)
         try:
             if record.dbapi_connection is not None and getattr(record.driver_connection, "autocommit", False):
                 record.dbapi_connection.autocommit = False  # psycopg's, left on by a statement outside a transaction
@@ -517,7 +536,7 @@ class BoundedPool(Pool):
         if self._loop is not _running_loop():
             self.return_from_anywhere(record)
             return
-        self._record_released(record)
+        now = self._record_released(record)
         if record.dbapi_connection is not None and is_closed(record.driver_connection):
             # psycopg closes a connection whose cancelled statement does not end, and fires no event.
             try:
@@ -527,7 +546,7 @@ class BoundedPool(Pool):
         elif record.dbapi_connection is None:  # invalidated, or returned by the garbage collector
             self._free_slot()
         else:
-            self._pass_on(record)
+            self._pass_on(record, now)
 
     return_entry = _do_return_conn  # for callers other than SQLAlchemy
 
@@ -547,9 +566,9 @@ class BoundedPool(Pool):
             self._record_released(record)
             self._occupied -= 1
 
-    def _pass_on(self, record: ConnectionPoolEntry) -> None:
+    def _pass_on(self, record: ConnectionPoolEntry, now: float) -> None:
         """Give the connection to the first waiter, or keep it."""
-        record.info[_IDLE_SINCE] = time.monotonic()
+        record.info[_IDLE_SINCE] = now
         if (waiter := self._pop_waiter()) is not None:
             waiter.set_result(record)
         elif self._disposed:
@@ -674,7 +693,7 @@ class BoundedPool(Pool):
             raise
         self._opening.discard(task)
         if record is not None:
-            await greenlet_spawn(self._pass_on, record)
+            await greenlet_spawn(self._pass_on, record, time.monotonic())
         else:
             self._free_slot()
 

@@ -15,8 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from app.database.costs import Direction
-from app.database.lanes import Lane, LaneName, ShedReason
+from app.database.lanes import Lane, ShedReason
 from app.database.liveness import SocketProbe
+from app.lanes import LaneName
 
 CloseReason = Literal[
     "surplus",  # beyond the pool's size, and idle for `shrink_after`

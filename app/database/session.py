@@ -68,6 +68,11 @@ class _Statements:
         if self._fast_path is not None:
             self._fast_path.wrap_fetch(wrap)
 
+    @property
+    def has_lanes(self) -> bool:
+        """Return True if the session's connections come from a BoundedPool, which has lanes."""
+        return self._fast_path is not None
+
     async def _run(self, statement: Statement, parameters: dict[str, Any]) -> Sequence[Row]:
         if self._fast_path is None:
             self._check(statement)

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from app.database.costs import DIRECTIONS
-from app.database.lanes import LANES, SHED_REASONS
+from app.database.lanes import SHED_REASONS
 from app.database.pool_events import CLOSE_REASONS, IDLE, INVALIDATION_CAUSES, USED
+from app.lanes import BUILT_IN
 
 # Why the server ends the connection of a client (app/server/protocol.py).
 REFUSAL_REASONS = (
@@ -83,7 +84,10 @@ POOL_REJECTIONS = MetricSpec(
     "db_pool_rejections_total", "counter", "Requests that were rejected because the queue was full.", ("pool",)
 )
 LANE_RUNNING = MetricSpec(
-    "db_lane_running", "gauge", f"Connections in use by lane: {', '.join(LANES)}.", ("pool", "lane")
+    "db_lane_running",
+    "gauge",
+    f"Connections in use by lane: {', '.join(BUILT_IN)}, and those of app/lanes.py.",
+    ("pool", "lane"),
 )
 LANE_WAITING = MetricSpec(
     "db_lane_waiting", "gauge", "Requests that wait for the lane or, in the lane, for a connection.", ("pool", "lane")

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from itertools import product
 
 from app.database.costs import DIRECTIONS, Direction
-from app.database.lanes import LANES, SHED_REASONS, LaneName, LaneState, ShedReason
+from app.database.lanes import SHED_REASONS, LaneState, ShedReason
 from app.database.pool_events import (
     CLOSE_REASONS,
     IDLE,
@@ -16,6 +16,7 @@ from app.database.pool_events import (
     InvalidationKind,
     PoolState,
 )
+from app.lanes import LaneName, lane_names
 from app.observability import catalogue
 from app.observability.instruments import counter, gauge, histogram, incrementer, observer
 
@@ -45,7 +46,7 @@ class PoolMetrics:
         self._observe_coalesced = observer(histogram(catalogue.POOL_COALESCE_WAIT).labels(pool))
         self._shed = {
             (lane, reason): counter(catalogue.LANE_SHED).labels(pool, lane, reason)
-            for lane, reason in product(LANES, SHED_REASONS)
+            for lane, reason in product(lane_names(), SHED_REASONS)
         }
         self._moves = {direction: counter(catalogue.LANE_MOVES).labels(pool, direction) for direction in DIRECTIONS}
         self._closed = {reason: counter(catalogue.POOL_CLOSED).labels(pool, reason) for reason in CLOSE_REASONS}

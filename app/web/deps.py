@@ -15,13 +15,15 @@ its first request: `RequestMiddleware` does not send a response while its transa
 """
 
 from collections.abc import AsyncIterator, Callable
+from functools import cache
 from typing import Annotated, Any
 
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from app.database import Database, ReadSession, StatementSession, WriteSession
-from app.database.lanes import LANES, LaneName, in_lane
+from app.database.lanes import in_lane
+from app.lanes import LaneName, lane_names
 from app.web.operation import outer_application
 
 
@@ -72,18 +74,18 @@ DatabaseDep = Annotated[Database, Depends(get_database)]
 def lane(name: LaneName) -> Any:
     """Return a dependency that puts a route into a lane: `@router.get("/report", dependencies=[lane("expensive")])`.
 
-    Every connection that the route checks out belongs to the lane, those of its other dependencies included.
+    Every connection that the route checks out belongs to the lane, those of its other dependencies included. Raise
+    ValueError for a lane that is neither Headroom's nor declared in `app/lanes.py`.
     """
-    return Depends(_LANES[name])
+    if name not in lane_names():
+        raise ValueError(f"there is no lane {name!r}; the lanes are {', '.join(lane_names())} (app/lanes.py)")
+    return Depends(_lane_dependency(name))
 
 
+@cache  # one function for each lane, so that FastAPI runs it once in a request
 def _lane_dependency(name: LaneName) -> Callable[[], AsyncIterator[None]]:
     async def enter() -> AsyncIterator[None]:
         with in_lane(name):
             yield
 
     return enter
-
-
-# One function for each lane, so that FastAPI runs it once in a request.
-_LANES = {name: _lane_dependency(name) for name in LANES}

@@ -8,12 +8,12 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from app.budget.model import Inequality
-from app.database.lanes import LANES
 from app.database.pool_events import IDLE, USED
 from app.exporter.collectors.budget import BudgetCollector
 from app.exporter.scraper import CollectorResult, Scraper
 from app.exporter.status.conditions import CONDITIONS, disagreement, since
 from app.exporter.status.snapshot import Snapshot, increase, quantiles
+from app.lanes import lane_names
 from app.observability import catalogue
 from app.observability.catalogue import MetricSpec
 
@@ -138,7 +138,7 @@ class LiveStatus:
             "server": _server(now),
             "workers": _workers(now),
             "durations": [_duration(recent, key, spec) for key, spec in _DURATIONS.items()],
-            "lanes": [_lane(recent, name) for name in LANES],
+            "lanes": lane_rows(recent),
             "moved_statements": _total(now, catalogue.LANE_MOVED),
             "coalescing": {
                 "reads_per_second": _rate(recent, catalogue.POOL_COALESCED_READS),
@@ -232,6 +232,11 @@ def _pools(now: Snapshot) -> dict[str, int]:
         "max": _total(now, catalogue.POOL_CONNECTIONS_MAX),
         "size": _total(now, catalogue.POOL_CONNECTIONS_IDLE_MAX),
     }
+
+
+def lane_rows(snapshots: Sequence[Snapshot]) -> list[dict[str, Any]]:
+    """Return what runs, waits and was refused in each lane, those of the application included."""
+    return [_lane(snapshots, name) for name in lane_names()]
 
 
 def _lane(snapshots: Sequence[Snapshot], name: str) -> dict[str, Any]:

@@ -9,9 +9,10 @@ import pytest
 from sqlalchemy import URL, Text, cast, literal, select, update
 
 from app.database import Database, PoolOptions, make_engine
-from app.database.lanes import CRITICAL, EXPENSIVE, LaneState, in_lane
+from app.database.lanes import LaneState, in_lane
 from app.domains.users.models import User
 from app.errors import PoolExhausted
+from app.lanes import CRITICAL, EXPENSIVE, NORMAL, LaneSpec
 from app.observability.logging import request_id
 from tests.integration.database.helpers import PID, SLEEP, change_options, checked_out, pool_of, state, wait_until
 
@@ -118,6 +119,99 @@ async def test_lane_beyond_its_queue_refuses_and_names_itself(new_database: NewD
             await expensive(database)
 
         await end(noisy)
+
+
+REPORTS = LaneSpec("reports", share=2, queue=1, deadline=MINUTE)
+
+
+async def report(database: Database, seconds: float = MINUTE) -> None:
+    with in_lane("reports"):
+        await database.read.first(SLEEP, seconds=seconds)
+
+
+async def test_lane_of_the_application_holds_its_share_and_its_queue(new_database: NewDatabase) -> None:
+    async with new_database(size=3, own_lanes=(REPORTS,)) as database:
+        reports = [asyncio.create_task(report(database)) for _ in range(3)]
+        await wait_until(lambda: lane(database, "reports") == ("reports", 2, 1, 2), *reports)
+
+        with pytest.raises(PoolExhausted, match=r"lane reports .* its queue is full \(1\)"):
+            await report(database)
+        assert await database.read.first(PID)
+        await expensive(database, 0)
+
+        await end(reports)
+        assert lane(database, "reports")[1:3] == (0, 0)
+
+
+async def test_lane_of_the_application_holds_its_deadline(new_database: NewDatabase) -> None:
+    lanes = (LaneSpec("reports", share=1, queue=1, deadline=0.05),)
+    async with new_database(own_lanes=lanes) as database:
+        async with checked_out(database):  # opens a connection, which may take longer than the deadline
+            pass
+        reports = [asyncio.create_task(report(database))]
+        await wait_until(lambda: lane(database, "reports").running == 1, *reports)
+
+        with pytest.raises(PoolExhausted, match=r"lane reports .* no room after 0\.\d s"):
+            await report(database)
+
+        await end(reports)
+
+
+async def test_connections_of_an_unused_lane_serve_the_others(new_database: NewDatabase) -> None:
+    async with new_database(size=2, own_lanes=(REPORTS,)) as database:
+        reading = [asyncio.create_task(database.read.first(SLEEP, seconds=MINUTE + number)) for number in range(2)]
+        await wait_until(lambda: lane(database, NORMAL).running == 2, *reading)
+
+        reports = [asyncio.create_task(report(database))]
+        await wait_until(lambda: state(database).waiting == 1, *reading, *reports)
+        await end(reading[:1])
+        await wait_until(lambda: (lane(database, NORMAL).running, lane(database, "reports").running) == (1, 1))
+
+        await end([*reading, *reports])
+
+
+async def test_lane_rests_only_while_another_lane_is_used(new_database: NewDatabase) -> None:
+    lanes = (LaneSpec("reports", share=0.001, queue=9, deadline=MINUTE),)
+    async with new_database(own_lanes=lanes) as database:
+        await report(database, 0)
+        await report(database, 0)  # rests for MAX_REST_SECONDS otherwise
+
+        running = [asyncio.create_task(expensive(database))]
+        await wait_until(lambda: lane(database, EXPENSIVE).running == 1, *running)
+        await report(database, 0.01)
+        waiting = [asyncio.create_task(report(database, 0))]
+        await wait_until(lambda: lane(database, "reports")[1:3] == (0, 1), *waiting)
+        await asyncio.gather(*waiting)
+
+        await end(running)
+
+
+async def test_unknown_lane_is_refused_with_the_place_to_declare_it(new_database: NewDatabase) -> None:
+    async with new_database() as database:
+        for _ in range(2):  # without and with an idle connection
+            with pytest.raises(LookupError, match=r"no lane 'reports': declare it in OWN_LANES of app/lanes\.py"):
+                await report(database)
+            assert await database.read.first(PID)
+
+
+async def test_equal_reads_in_a_lane_share_its_statements(new_database: NewDatabase) -> None:
+    async def read() -> Any:
+        with in_lane(EXPENSIVE):
+            return await database.read.all(QUICK)
+
+    async with new_database() as database:
+        noisy = [asyncio.create_task(expensive(database))]
+        await wait_until(lambda: lane(database, EXPENSIVE).running == 1, *noisy)
+        reading = [asyncio.create_task(read()) for _ in range(5)]
+        # The first read is sent as it is; the others share a statement.
+        await wait_until(lambda: lane(database, EXPENSIVE).waiting == 2, *reading)
+
+        assert await database.read.all(QUICK), "the lane normal does not wait for them"
+        assert lane(database, EXPENSIVE)[1:3] == (1, 2)
+
+        await end(noisy)
+        rows = await asyncio.gather(*reading)
+        assert [[row["one"] for row in each] for each in rows] == [[1]] * 5
 
 
 async def test_failed_statement_leaves_its_lane(new_database: NewDatabase) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from app.budget.model import ApiPools, Budget, Pooler, Server
 from app.errors import ConfigurationError
+from app.lanes import LaneSpec
 
 API = ApiPools(replicas=1, surge=0, workers=4, pool_size=5, max_overflow=10)
 DIRECT = Budget(API)
@@ -206,6 +207,23 @@ def test_expensive_lane_has_the_cores_to_spare(
     assert budget.table().splitlines()[-1] == budget.lanes.formula
     [line] = [line.split() for line in budget.table().splitlines() if line.startswith("  expensive")]
     assert line == ["expensive", f"{expected:g}"]
+
+
+def test_lane_of_the_application_is_part_of_the_budget() -> None:
+    own = (LaneSpec("reports", 0.5, 10, 5.0), LaneSpec("exports", 2.5, 10, 5.0), LaneSpec("imports", 99, 10, 5.0))
+    budget = Budget(replace(API, own_lanes=own))
+
+    assert budget.lanes.limits == {
+        "critical": 15,
+        "normal": 15,
+        "expensive": 1,
+        "reports": 0.5,
+        "exports": 2,
+        "imports": 15,
+    }
+    rows = [line.split() for line in budget.table().splitlines()]
+    assert rows[rows.index(["reports", "0.5"]) :][:3] == [["reports", "0.5"], ["exports", "2"], ["imports", "15"]]
+    assert budget.as_dict()["lanes"]["reports"] == 0.5
 
 
 def test_surge_of_a_deploy_shares_the_cores_too() -> None:

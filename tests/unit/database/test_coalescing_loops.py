@@ -4,6 +4,7 @@ import asyncio
 from typing import Any, ClassVar
 
 from app.database.coalescing import SameReads
+from app.lanes import NORMAL
 
 
 class _Pool:
@@ -16,7 +17,7 @@ class _Reads(SameReads):
 
 def test_read_of_an_ended_loop_is_not_counted_in_the_next_one() -> None:
     async def new() -> _Reads:
-        return _Reads(Any, "SELECT 1", Any, Any, lambda: None)  # type: ignore[arg-type]
+        return _Reads(Any, "SELECT 1", NORMAL, Any, Any, lambda: None)  # type: ignore[arg-type]
 
     async def wait() -> Any:
         await asyncio.get_running_loop().create_future()

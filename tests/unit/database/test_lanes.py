@@ -7,9 +7,10 @@ import pytest
 from sqlalchemy.util import greenlet_spawn
 
 from app.database import lanes
-from app.database.lanes import CRITICAL, EXPENSIVE, NORMAL, Lane, current_lane, in_lane
+from app.database.lanes import Lane, current_lane, in_lane
 from app.database.wait_queue import ControlledDelay
 from app.errors import PoolExhausted
+from app.lanes import CRITICAL, EXPENSIVE, NORMAL, LaneSpec, lane_names
 from tests.support.clock import Clock
 
 LATER = float("inf")
@@ -179,6 +180,22 @@ async def test_cancelled_waiter_passes_its_room_on(clock: Clock) -> None:
     await second
 
     assert (tested.lane.running, tested.lane.waiting) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "values", [("Reports", 1, 1, 1), ("", 1, 1, 1), ("r", 0, 1, 1), ("r", 1, -1, 1), ("r", 1, 1, 0)]
+)
+def test_declared_lane_with_a_wrong_value_is_refused(values: tuple[str, float, int, float]) -> None:
+    with pytest.raises(ValueError, match=f"lane '{values[0]}': "):
+        LaneSpec(*values)
+
+
+@pytest.mark.parametrize("names", [("expensive",), ("reports", "reports")])
+def test_lane_with_the_name_of_another_lane_is_refused(names: tuple[str, ...]) -> None:
+    own = tuple(LaneSpec(name, 1, 1, 1.0) for name in names)
+
+    with pytest.raises(ValueError, match=f"lane '{names[0]}' is declared twice"):
+        lane_names(own)
 
 
 def test_lane_of_a_block_ends_with_the_block() -> None:

@@ -3,8 +3,10 @@ from itertools import product
 import pytest
 from prometheus_client import REGISTRY
 
-from app.database.lanes import LANES, SHED_REASONS, LaneState
+from app import lanes
+from app.database.lanes import SHED_REASONS, LaneState
 from app.database.pool_events import CLOSE_REASONS, INVALIDATION_CAUSES, INVALIDATION_KINDS, PoolObserver, PoolState
+from app.lanes import LaneSpec, lane_names
 from app.observability.pool_metrics import PoolMetrics
 
 
@@ -57,9 +59,21 @@ def test_pool_event_updates_its_metrics(event: str, arguments: tuple[float, ...]
     assert {name: sample(name, pool=pool) for name in expected} == expected
 
 
+def test_lane_of_the_application_has_its_series_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "OWN_LANES", (LaneSpec("reports", 0.5, 10, 5.0),))
+    observer = PoolMetrics("own lanes")
+
+    observer.lane_shed("reports", "full")
+
+    shed = {
+        reason: sample("db_lane_shed_total", pool="own lanes", lane="reports", reason=reason) for reason in SHED_REASONS
+    }
+    assert shed == {"full": 1, "overload": 0, "timeout": 0}
+
+
 def test_lanes_are_published_and_counted() -> None:
     observer = PoolMetrics("lanes")
-    for lane, reason in product(LANES, SHED_REASONS):
+    for lane, reason in product(lane_names(), SHED_REASONS):
         assert sample("db_lane_shed_total", pool="lanes", lane=lane, reason=reason) == 0
 
     observer.lane_shed("expensive", "overload")

@@ -6,7 +6,9 @@ import pytest
 from fastapi import Depends, FastAPI
 from httpx import AsyncClient
 
+from app import lanes
 from app.database.lanes import current_lane
+from app.lanes import LaneSpec
 from app.web import fast_routes
 from app.web.deps import lane
 
@@ -34,20 +36,39 @@ async def test_route_and_its_dependencies_are_in_the_declared_lane(
     assert (await client.get("/other")).json() == ["normal"]
 
 
+async def test_route_may_be_in_a_lane_of_the_application(
+    client: AsyncClient, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "OWN_LANES", (LaneSpec("reports", 0.5, 10, 5.0),))
+
+    @app.get("/report", dependencies=[lane("reports")])
+    async def report() -> str:
+        return current_lane.get()
+
+    assert (await client.get("/report")).json() == "reports"
+
+
+def test_route_in_an_unknown_lane_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"no lane 'report'; the lanes are critical, normal, expensive \(app/lanes.py\)"
+    ):
+        lane("report")
+
+
 async def test_sign_in_is_in_the_critical_lane(
     client: AsyncClient, monkeypatch: pytest.MonkeyPatch, app: FastAPI
 ) -> None:
-    lanes = []
+    seen = []
 
     class SignIn:
         token_seconds = 1
 
         async def __call__(self, **_: str) -> str:
-            lanes.append(current_lane.get())
+            seen.append(current_lane.get())
             return "token"
 
     monkeypatch.setattr(app.state, "sign_in", SignIn())
     form = {"username": "ann@example.com", "password": "correct horse"}
 
     assert (await client.post("/auth/token", data=form)).status_code == 200
-    assert lanes == ["critical"]
+    assert seen == ["critical"]

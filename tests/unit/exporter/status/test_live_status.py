@@ -1,9 +1,11 @@
 import pytest
 
+from app import lanes
 from app.budget.model import Inequality, Term
 from app.exporter.scraper import family
-from app.exporter.status.live_status import segments
+from app.exporter.status.live_status import lane_rows, segments
 from app.exporter.status.snapshot import Snapshot
+from app.lanes import LaneSpec
 from app.observability import catalogue
 
 
@@ -39,3 +41,17 @@ def test_segments_of_a_limit_count_each_connection_once(
     assert parts["used"] + parts["overflow"] + parts["idle"] + parts["other"] == open_now
     assert sum(parts.values()) == max(supply, demand, open_now) + parts["reserved"]
     assert parts["reserved"] == 8
+
+
+def test_lane_of_the_application_is_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "OWN_LANES", (LaneSpec("reports", 0.5, 10, 5.0),))
+    running = [({"lane": "normal"}, 3), ({"lane": "reports"}, 1)]
+
+    rows = lane_rows([Snapshot.of(0, [family(catalogue.LANE_RUNNING, running)])])
+
+    assert [(row["name"], row["running"]) for row in rows] == [
+        ("critical", 0),
+        ("normal", 3),
+        ("expensive", 0),
+        ("reports", 1),
+    ]

@@ -7,9 +7,11 @@ from typing import Annotated, Any, Generic, Literal, NotRequired, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
+from app.database.lanes import current_lane, in_lane
 from app.database.session import ReadSession, Row
 from app.errors import InvalidInput
 from app.fields import BIGINT_MAX, NoNul
+from app.lanes import EXPENSIVE, NORMAL
 from app.pagination.cursor import Cursors
 from app.pagination.statements import ListStatements, Part, has_trigram, like_pattern
 
@@ -116,26 +118,47 @@ async def read_page(
 ) -> Page[Item]:
     """Return the page that `params` describes, with `make(row)` as its items.
 
-    `also` holds filters that do not come from the query string. Raise InvalidCursor, SearchTooShort.
+    `also` holds filters that do not come from the query string. A search without an index is in the lane expensive.
+    Raise InvalidCursor, SearchTooShort.
     """
     filters = params.filters() | dict(also or {})
-    names = frozenset(filters)
     if params.q and not has_trigram(params.q):
         max_count = cursors.limits.max_count
         others = {name: value for name, value in filters.items() if name != "q"}
         if await _count(session, statements, others, max_count + 1) > max_count:
             raise SearchTooShort(max_count)
-    if params.cursor is None:
-        return await _page_by_offset(session, statements, params, filters, make, cursors.limits.max_count)
+    read = _page_by_offset if params.cursor is None else _page_by_cursor
+    if params.q and await _is_expensive(session, statements):
+        with in_lane(EXPENSIVE):
+            return await read(session, statements, params, filters, make, cursors)
+    return await read(session, statements, params, filters, make, cursors)
 
+
+async def _is_expensive(session: ReadSession, statements: ListStatements) -> bool:
+    """Return True if a search belongs to the lane expensive. A lane that the route has declared remains."""
+    index = statements.search_index
+    if index is None or not session.has_lanes or current_lane.get() != NORMAL:
+        return False
+    return not await index.exists(session)
+
+
+async def _page_by_cursor(
+    session: ReadSession,
+    statements: ListStatements,
+    params: ListParams,
+    filters: Mapping[str, Any],
+    make: Callable[[Row], Item],
+    cursors: Cursors,
+) -> Page[Item]:
+    names = frozenset(filters)
     order = statements.order(params.sort)
     context = [order.context, filters]
-    after = {} if params.cursor == "" else order.parameters(cursors.read(params.cursor, context))
+    after = {} if not params.cursor else order.parameters(cursors.read(params.cursor, context))
     row_limit = params.limit + 1  # the row after the page tells whether there is a next page
     # A literal LIMIT is planned once, but each literal is a statement of its own: only the common limits get one. Not
     # with filters: there, the best plan depends on the filter's value.
     is_common = not filters and params.limit in (DEFAULT_LIMIT, MAX_LIMIT)
-    limit, parameters = (row_limit, after) if is_common else (None, filters | after | {"limit": row_limit})
+    limit, parameters = (row_limit, after) if is_common else (None, {**filters, **after, "limit": row_limit})
     part: Part = "nulls" if after and after["after_0"] is None else "values"
     select = statements.page_after if after else statements.first_page
     rows = await session.all(select(params.sort, names, limit, part), **parameters)
@@ -159,8 +182,9 @@ async def _page_by_offset(
     params: ListParams,
     filters: Mapping[str, Any],
     make: Callable[[Row], Item],
-    max_count: int,
+    cursors: Cursors,
 ) -> Page[Item]:
+    max_count = cursors.limits.max_count
     offset = params.offset or 0
     select = statements.by_offset(params.sort, frozenset(filters))
     rows = await session.all(select, offset=offset, limit=params.limit + 1, **filters)

@@ -202,7 +202,7 @@ bench-servers: $(READY) ## benchmark servers and parsers of ASGI under Gunicorn,
 bench-overload: $(READY) ## benchmark overload: goodput and rejections with 300 and 1,000 clients
 	@$(BIN)/python -m benchmarks.overload $(args)
 
-bench-lanes: $(READY) ## benchmark ordinary readers next to expensive requests; with args="--overload", 5 times overload
+bench-lanes: $(READY) ## benchmark ordinary readers next to expensive requests; args="--stack prod", args="--overload"
 	@$(BIN)/python -m benchmarks.lanes $(args)
 
 bench-listener: $(READY) ## benchmark the listener against plain Uvicorn workers, and the balance of kept clients over time

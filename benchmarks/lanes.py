@@ -1,13 +1,19 @@
 """Measure ordinary reads and sign-ins while noisy clients request expensive pages: `make bench-lanes`.
 
-Each measurement starts the API twice: with lanes and CoDel, and without them. Noisy clients obey Retry-After. With
-`--overload`, it measures 5 times more ordinary requests than the pool can serve instead.
+Each measurement starts the API twice: with lanes and CoDel, and without them. Noisy clients obey Retry-After. The API
+runs as local processes; with `--stack prod`, as two replicas of compose.prod.yml behind its proxy and PgBouncer (needs
+Docker). With `--overload`, it measures 5 times more ordinary requests than the pool can serve instead.
 """
 
 import argparse
 import os
+import tempfile
 from asyncio import Event, create_task, sleep
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from ssl import SSLContext
 from time import monotonic
 from typing import NamedTuple
 from urllib.parse import urlencode
@@ -21,9 +27,13 @@ from benchmarks.database import BenchmarkDatabase, benchmark_database
 from benchmarks.tables import print_header, print_row
 from tests.support.load import Answers, connect, load, percentile, post
 from tests.support.postgres import as_role
-from tests.support.serving import Served, gunicorn
+from tests.support.postgres import connect as connect_to_database
+from tests.support.serving import gunicorn
+from tests.support.stacks import ProdStack, build_images
+from tests.support.waiting import eventually
 
 PASSWORD = "correct horse"
+USERS = 1_000
 READERS = 20
 NOISY_CLIENTS = (40, 200)
 # Enough to learn the costs, and to answer what was begun before.
@@ -31,9 +41,17 @@ LEARNING_SECONDS = 20.0
 WARM_UP_SECONDS = 2.0
 SETTLING_SECONDS = 3.0
 VARIANTS = {
-    "without": {"DB_EXPENSIVE_AFTER": "0", "DB_QUEUE_TARGET": "1000"},
+    "without": {
+        "DB_EXPENSIVE_AFTER": "0",
+        "DB_EXPENSIVE_SHARE": "1000",
+        "DB_EXPENSIVE_MAX_WAITERS": "1000",
+        "DB_QUEUE_TARGET": "1000",
+    },
     "with": {"POSTGRES_CORES": str(os.cpu_count() or 1)},
 }
+# The limit of offsets would refuse a kind of request that is found by its cost.
+LIMITS = {"SIGN_IN_ACCOUNT_LIMIT": "1000000", "SIGN_IN_ADDRESS_LIMIT": "1000000", "LIST_MAX_OFFSET": "1000000"}
+TRIGRAM_INDEX = "ix_posts_title_content_trgm"
 COLUMNS = (
     "noisy clients",
     "ask for",
@@ -45,37 +63,102 @@ COLUMNS = (
     "noisy: 200/s",
     "p99 ms",
     "503/s",
-    "longest ms",
+    "longest ms since the start",
     "others",
     "sign-ins",
     "longest ms",
+    "readers at half of quiet after s",
 )
 # Kinds of expensive requests. The number of the client makes each differ: equal reads would share a statement.
 KINDS: dict[str, Callable[[int], str]] = {
     "same search": lambda number: "/posts?q=zzzzqqq",
     "search": lambda number: f"/posts?q=zzzz{number}",
     "one letter": lambda number: f"/posts?q={'etaoinshrdlu'[number % 12]}&limit={20 + number // 12}",
+    "common word": lambda number: f"/posts?q={('answer', 'budget', 'cache', 'query')[number % 4]}&limit={20 + number}",
     "offset": lambda number: f"/posts?offset={190_000 + number}",
     "search by title": lambda number: f"/posts?q=zzzz{number}&sort=title",
     "search by cursor": lambda number: f"/posts?cursor=&q=zzzz{number}",
 }
 
 
+class Api(NamedTuple):
+    """An API that is ready, with the certificate of its authority if it needs TLS."""
+
+    port: int
+    tls: SSLContext | None = None
+
+    @property
+    def address(self) -> str:
+        return f"http{'s' if self.tls else ''}://127.0.0.1:{self.port}"
+
+
+# Starts the API with these settings.
+Start = Callable[[dict[str, str]], AbstractContextManager[Api]]
+
+
+@contextmanager
+def local_processes(posts: int, *, has_index: bool) -> Iterator[Start]:
+    """Serve the API as processes of this machine."""
+    with benchmark_database() as database:
+        configure_logging(format="json", level="error")  # migrations have set their own
+        seed(url=database.url, users=USERS, posts=posts)
+        if not has_index:
+            with connect_to_database(database.url) as admin:
+                admin.execute(f"DROP INDEX IF EXISTS {TRIGRAM_INDEX}")
+
+        @contextmanager
+        def start(settings: dict[str, str]) -> Iterator[Api]:
+            url = as_role(database.url, "headroom_app")
+            with gunicorn("app.main:create_app()", url, database.directory, **LIMITS, **settings) as served:
+                yield Api(served.port)
+
+        yield start
+
+
+@contextmanager
+def production(posts: int, *, has_index: bool) -> Iterator[Start]:
+    """Serve the API with compose.prod.yml."""
+    build_images()
+    with tempfile.TemporaryDirectory() as directory:
+        stack = ProdStack(f"headroom-lanes-{os.getpid()}", Path(directory) / "secrets", build=False, **LIMITS)
+        with stack.running():
+            adding = ("--users", str(USERS), "--posts", str(posts))
+            stack.compose("run", "--rm", "--no-deps", "migrate", "headroom", "seed", *adding)
+            if not has_index:
+                stack.sql(f"DROP INDEX IF EXISTS {TRIGRAM_INDEX}")
+
+            @contextmanager
+            def start(settings: dict[str, str]) -> Iterator[Api]:
+                stack.compose("stop", "api")
+                eventually(lambda: not stack.replicas_in_proxy(), within=60)
+                names = {name for variant in VARIANTS.values() for name in variant}
+                stack.environment |= dict.fromkeys(names, "") | settings
+                stack.compose("up", "--no-build", "--detach", "--no-deps", "api")
+                eventually(lambda: stack.replicas_in_proxy() == 2, within=120)
+                yield Api(httpx.URL(stack.api).port or 443, stack.tls)
+
+            yield start
+
+
+STACKS = {"local": local_processes, "prod": production}
+
+
 class Round(NamedTuple):
-    """What the clients of one measurement got."""
+    """What the clients of one measurement got. `rates` are the readers' answers in each second from the start."""
 
     readers: Answers
     noisy: Answers
     sign_ins: Answers
+    rates: list[int]
 
 
-async def sign_in(port: int, until: Event) -> Answers:
+async def sign_in(api: Api, until: Event) -> Answers:
     """Sign in again and again, and return the answers."""
     form = urlencode({"username": "lanes@example.com", "password": PASSWORD}).encode()
     request = post("/auth/token", form, **{"Content-Type": "application/x-www-form-urlencoded"})
     answers = Answers()
     while not until.is_set():
-        connection = await connect(port)
+        connection = await connect(api.port, api.tls)
         started = monotonic()
         answer = await connection.ask(request)
         answers.each.append((started, answer.status, monotonic() - started))
@@ -84,26 +167,38 @@ async def sign_in(port: int, until: Event) -> Answers:
     return answers
 
 
-async def run_round(served: Served, noisy: list[str], clients: int, seconds: float) -> Round:
+def since(answers: Answers, began: float) -> Answers:
+    """Return the answers to requests that were sent from then on, and all refusals."""
+    return Answers([each for each in answers.each if each[0] >= began], answers.refusals)
+
+
+async def run_round(api: Api, noisy: list[str], clients: int, seconds: float, learning: float) -> Round:
     """Run readers, noisy clients and sign-ins together. The first seconds, in which costs are learnt, do not count."""
-    api = served.address
     stop = Event()
-    disturbing = create_task(load([api + path for path in noisy], clients=clients, until=stop)) if clients else None
-    signing_in = create_task(sign_in(served.port, stop))
-    urls = [f"{api}/users/{number}" for number in range(1, READERS + 1)]
-    await load(urls, clients=READERS, seconds=LEARNING_SECONDS if clients else WARM_UP_SECONDS)
-    began = monotonic()
-    readers = await load(urls, clients=READERS, seconds=seconds)
+    disturbed = [api.address + path for path in noisy]
+    disturbing = create_task(load(disturbed, clients=clients, until=stop, tls=api.tls)) if clients else None
+    signing_in = create_task(sign_in(api, stop))
+    urls = [f"{api.address}/users/{number}" for number in range(1, READERS + 1)]
+    started = monotonic()
+    readers = await load(urls, clients=READERS, seconds=learning + seconds, tls=api.tls)
     stop.set()
     others = await disturbing if disturbing else Answers()
-    signed_in = await signing_in
-    return Round(readers, *(Answers([each for each in got.each if each[0] >= began]) for got in (others, signed_in)))
+    counts = Counter(int(sent + took - started) for sent, status, took in readers.each if status == 200)
+    began = started + learning
+    return Round(
+        since(readers, began),
+        since(others, began),
+        since(await signing_in, began),
+        [counts[second] for second in range(int(learning + seconds))],
+    )
 
 
 def show(kind: str, clients: int, lanes: str, got: Round, seconds: float, quiet: float) -> float:
     """Print a row, and return the readers' rate."""
     rate = len(got.readers.seconds(200)) / seconds
     refused = got.noisy.seconds(503)
+    longest = {problem: took for _, problem, took in sorted(got.noisy.refusals, key=lambda each: each[2])}
+    recovered = next((second for second, count in enumerate(got.rates) if count >= quiet / 2), None)
     print_row(
         (
             clients,
@@ -116,32 +211,37 @@ def show(kind: str, clients: int, lanes: str, got: Round, seconds: float, quiet:
             f"{len(got.noisy.seconds(200)) / seconds:.1f}",
             f"{percentile(got.noisy.seconds(200), 0.99) * 1000:.0f}",
             f"{len(refused) / seconds:.1f}",
-            f"{refused[-1] * 1000:.0f}" if refused else "",
-            sum(count for each in got for status, count in each.statuses.items() if status not in (200, 503)),
+            ", ".join(f"{problem} {took * 1000:.0f}" for problem, took in longest.items()),
+            sum(
+                status not in (200, 503)
+                for each in (got.readers, got.noisy, got.sign_ins)
+                for _, status, _ in each.each
+            ),
             f"{len(got.sign_ins.seconds(200))} of {len(got.sign_ins.each)}",
             f"{percentile(got.sign_ins.seconds(200, 503), 1) * 1000:.0f}",
+            "" if not quiet else "never" if recovered is None else recovered,
         )
     )
     return rate
 
 
-def measure_noise(database: BenchmarkDatabase, kinds: list[str], counts: list[int], seconds: float) -> None:
+def measure_noise(start: Start, kinds: list[str], counts: list[int], seconds: float, learning: float) -> None:
     """Print what ordinary readers get, for each kind of expensive request."""
-    url = as_role(database.url, "headroom_app")
-    limits = {"SIGN_IN_ACCOUNT_LIMIT": "1000000", "SIGN_IN_ADDRESS_LIMIT": "1000000"}
     print_header(COLUMNS)
     quiet = {}
     for lanes, settings in VARIANTS.items():
-        with gunicorn("app.main:create_app()", url, database.directory, **limits, **settings) as served:
+        with start(settings) as api:
             user = {"email": "lanes@example.com", "name": "Lanes", "password": PASSWORD}
-            assert httpx.post(f"{served.address}/users", json=user, timeout=30).status_code in (201, 409)
-            quiet[lanes] = show("nothing", 0, lanes, uvloop.run(run_round(served, [], 0, seconds)), seconds, 0.0)
+            created = httpx.post(f"{api.address}/users", json=user, timeout=30, verify=api.tls or True)
+            assert created.status_code in (201, 409)
+            got = uvloop.run(run_round(api, [], 0, seconds, WARM_UP_SECONDS))
+        quiet[lanes] = show("nothing", 0, lanes, got, seconds, 0.0)
     for clients in counts:
         for kind in kinds:
             for lanes, settings in VARIANTS.items():
                 paths = [KINDS[kind](number) for number in range(clients)]
-                with gunicorn("app.main:create_app()", url, database.directory, **limits, **settings) as served:
-                    got = uvloop.run(run_round(served, paths, clients, seconds))
+                with start(settings) as api:
+                    got = uvloop.run(run_round(api, paths, clients, seconds, learning))
                 show(kind, clients, lanes, got, seconds, quiet[lanes])
 
 
@@ -183,15 +283,20 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8, help="length of a measurement (default: 8)")
     parser.add_argument("--clients", type=int, nargs="+", default=[*NOISY_CLIENTS], help="default: 40 200")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=[*KINDS], help="default: all")
+    parser.add_argument(
+        "--learning", type=float, default=LEARNING_SECONDS, help="load before a measurement, in seconds (default: 20)"
+    )
+    parser.add_argument("--stack", choices=STACKS, default="local", help="where the API runs (default: local)")
+    parser.add_argument("--index", action="store_true", help="keep the index for the search, if there is one")
     parser.add_argument("--overload", action="store_true", help="measure overload by ordinary requests")
     options = parser.parse_args()
-    with benchmark_database() as database:
-        configure_logging(format="json", level="error")  # migrations have set their own
-        if options.overload:
+    if options.overload:
+        with benchmark_database() as database:
+            configure_logging(format="json", level="error")
             measure_overload(database, options.seconds)
-        else:
-            seed(url=database.url, users=1_000, posts=options.posts)
-            measure_noise(database, options.kinds, options.clients, options.seconds)
+    else:
+        with STACKS[options.stack](options.posts, has_index=options.index) as start:
+            measure_noise(start, options.kinds, options.clients, options.seconds, options.learning)
     print(f"\nload average: {os.getloadavg()[0]:.1f}")
 
 

@@ -19,9 +19,11 @@ class Answers:
     """The start (as monotonic() has it), status and duration in seconds of every response.
 
     The status is 0 if the connection broke during a request, and -1 if no response came within ANSWER_WITHIN_SECONDS.
+    `refusals` has the start, the kind of problem and the duration of every 503.
     """
 
     each: list[tuple[float, int, float]] = field(default_factory=list)
+    refusals: list[tuple[float, str, float]] = field(default_factory=list)
 
     @property
     def statuses(self) -> Counter[int]:
@@ -96,6 +98,8 @@ async def _client(
             connection.close()
             connection = None
         answers.each.append((started, status, monotonic() - started))
+        if status == 503:
+            answers.refusals.append((started, answer.problem, monotonic() - started))
         wait = retry_after if patient else 0.0
         await asyncio.sleep(min(max(wait, pause), max(0.0, ends - monotonic())))
     if connection is not None:
@@ -119,6 +123,12 @@ class Answer(NamedTuple):
     @property
     def status(self) -> int:
         return int(self.head[9:12])
+
+    @property
+    def problem(self) -> str:
+        """Return the last part of the type of a problem; empty if the body is none."""
+        found = re.search(rb'"type":"/problems/([a-z-]+)"', self.body)
+        return found[1].decode() if found else ""
 
     @property
     def is_last(self) -> bool:

@@ -24,6 +24,9 @@ from app.errors import OutcomeUnknown
 
 # Maximum time of a cancel request, and of the wait until the cancelled statement has ended.
 CANCEL_SECONDS = 2.0
+# After this time the request is sent again. The server ignores one that overtakes its statement, and PgBouncer ignores
+# one for a statement in its queue.
+CANCEL_AGAIN_SECONDS = 0.1
 
 _UNKNOWN = "COMMIT was sent, and the connection was lost before its answer"
 # PostgreSQL sends this error only after it rolled back: a backend that has committed answers before it exits. PgBouncer
@@ -61,25 +64,47 @@ class CancellableConnection(psycopg.AsyncConnection[Any]):
     """A connection of psycopg's that ends a cancelled statement within CANCEL_SECONDS. psycopg takes up to 10 s."""
 
     _overdue: asyncio.TimerHandle | None = None
+    _repeating: asyncio.Task[None] | None = None
     # A cancel request that failed may still be on its way, and would cancel the next statement.
     _may_be_cancelled = False
 
     async def cancel_safe(self, *, timeout: float = CANCEL_SECONDS) -> None:  # noqa: ASYNC109 - psycopg's parameter
         """Cancel the statement that is running. If it does not end, the connection is shut down."""
         self._overdue = asyncio.get_running_loop().call_later(CANCEL_SECONDS, self._shut_down_if_active)
+        await self._request_cancel(min(timeout, CANCEL_SECONDS))
+        self._repeating = asyncio.create_task(self._cancel_again())
+
+    async def _request_cancel(self, seconds: float) -> None:
         self._may_be_cancelled = True
-        await super().cancel_safe(timeout=min(timeout, CANCEL_SECONDS))
+        await super().cancel_safe(timeout=seconds)
         self._may_be_cancelled = False
 
+    async def _cancel_again(self) -> None:
+        with suppress(psycopg.Error):
+            await asyncio.sleep(CANCEL_AGAIN_SECONDS)
+            while self._is_active:
+                await self._request_cancel(CANCEL_SECONDS)
+                if self._is_active:
+                    await asyncio.sleep(CANCEL_AGAIN_SECONDS)
+
+    @property
+    def _is_active(self) -> bool:
+        return self.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE
+
     def _shut_down_if_active(self) -> None:
-        if self.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
+        if self._is_active:
             shut_down(self)
 
-    def has_ended(self) -> bool:
-        """Return True if the cancelled statement has ended, and its deadline and cancel request with it."""
+    async def has_ended(self) -> bool:
+        """Return True if the cancelled statement has ended, and its deadline and cancel requests with it."""
         if self._overdue is not None:
             self._overdue.cancel()
             self._overdue = None
+        if self._repeating is not None:
+            if self._may_be_cancelled:
+                await asyncio.wait({self._repeating})
+            self._repeating.cancel()
+            self._repeating = None
         return not self._may_be_cancelled and self.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE
 
 
@@ -89,7 +114,7 @@ async def has_ended(connection: Any) -> bool:
     Both drivers send a cancel request when their caller is cancelled. psycopg waits for the end of the statement, too.
     """
     if isinstance(connection, CancellableConnection):
-        return connection.has_ended()
+        return await connection.has_ended()
     if is_closed(connection):
         return False
     try:

@@ -2,7 +2,7 @@
 
 import asyncio
 from asyncio import StreamReader, StreamWriter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Self
 
@@ -44,6 +44,8 @@ class Proxy:
         self._running = asyncio.Event()
         self._running.set()
         self._forgotten = asyncio.Event()
+        self._released = asyncio.Event()
+        self._released.set()
         self._silence_next: int | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.opened = 0
@@ -71,6 +73,13 @@ class Proxy:
         """Forward nothing more on open connections, as if the server had vanished. New connections work."""
         self._forgotten.set()
         self._forgotten = asyncio.Event()
+
+    def hold(self) -> Callable[[], None]:
+        """Forward nothing on open connections until the result is called. New connections work."""
+        held, self._released = self._released, asyncio.Event()
+        self._released.set()
+        held.clear()
+        return held.set
 
     def redirect(self, target: URL) -> None:
         """Forward new connections to another server. Open ones stay where they are."""
@@ -101,7 +110,7 @@ class Proxy:
 
     async def _serve(self, reader: StreamReader, writer: StreamWriter) -> None:
         self.opened += 1
-        forgotten, silent_after = self._forgotten, self._silence_next
+        forgotten, released, silent_after = self._forgotten, self._released, self._silence_next
         if silent_after is not None:
             forgotten, self._silence_next = asyncio.Event(), None
         upstream_reader, upstream_writer = await self._connect()
@@ -109,7 +118,7 @@ class Proxy:
             (reader, upstream_writer, _Messages()),
             (upstream_reader, writer, None),
         ):
-            task = asyncio.create_task(self._pump(source, sink, messages, forgotten, silent_after))
+            task = asyncio.create_task(self._pump(source, sink, messages, forgotten, released, silent_after))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -125,6 +134,7 @@ class Proxy:
         sink: StreamWriter,
         messages: _Messages | None,
         forgotten: asyncio.Event,
+        released: asyncio.Event,
         silent_after: int | None,
     ) -> None:
         sent = 0
@@ -143,6 +153,7 @@ class Proxy:
                             b"H",
                         )  # Sync, Query, Flush: the client waits for the response
                     await self._running.wait()
+                    await released.wait()
                     if not forgotten.is_set():
                         sink.write(data)
                         await sink.drain()

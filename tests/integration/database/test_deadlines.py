@@ -288,6 +288,27 @@ async def test_connection_is_not_kept_if_its_cancel_request_failed(
     assert await database.read.first(PID) != pid
 
 
+@pytest.mark.parametrize("database_setup", ["psycopg"])
+async def test_cancel_request_that_overtakes_its_statement_is_sent_again(
+    new_database: NewDatabase, proxy: Proxy
+) -> None:
+    """The server ignores a cancel request for a statement that it has not received."""
+    async with new_database() as database:
+        pid = await database.read.first(PID)
+        release, executed = proxy.hold(), proxy.executed
+        reading = asyncio.create_task(database.read.first(SLEEP, seconds=60))
+        await wait_until(lambda: proxy.executed > executed, reading)
+        opened = proxy.opened
+
+        reading.cancel()
+        await wait_until(lambda: proxy.opened > opened + 1)
+        release()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+
+        assert await database.read.first(PID) == pid
+
+
 async def test_idle_holder_keeps_its_connection_beyond_the_deadline(new_database: NewDatabase) -> None:
     """Only waits for the server are bounded, not the time between two statements."""
     async with new_database() as database, database.write() as session:

@@ -27,11 +27,6 @@ class Route:
         return self.path
 
 
-@pytest.fixture(params=["asyncpg", "psycopg", "asyncpg-pgbouncer", "psycopg-pgbouncer"])
-def database_setup(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture
 def route() -> Route:
     return Route()

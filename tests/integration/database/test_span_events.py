@@ -30,6 +30,12 @@ class Span(NonRecordingSpan):
 
 
 @pytest.fixture
+def database_setup() -> str:
+    """The driver makes no difference to the pool's events."""
+    return "asyncpg"
+
+
+@pytest.fixture
 async def traced(database_url: URL) -> AsyncIterator[Database]:
     engine = make_engine(
         url=database_url,

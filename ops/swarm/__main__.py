@@ -76,7 +76,7 @@ def _render(options: argparse.Namespace) -> int:
 
 
 def _load(options: argparse.Namespace) -> int:
-    print(_bring_images(options, _stack(options)))
+    print(*_bring_images(options, _stack(options)), sep="\n")
     return 0
 
 
@@ -84,21 +84,21 @@ def _push(options: argparse.Namespace) -> int:
     stack = _stack(options)
     if not stack.has_registry:
         raise SwarmError("IMAGE_REGISTRY: must be set, with a slash at its end, for example registry.example.com/team/")
-    print(_bring_images(options, stack))
+    print(*_bring_images(options, stack), sep="\n")
     return 0
 
 
-def _bring_images(options: argparse.Namespace, stack: Stack) -> str:
-    """Build the images of the project, and copy or push them to the machines. Return what was done."""
+def _bring_images(options: argparse.Namespace, stack: Stack) -> list[str]:
+    """Build the images of the project, and copy or push them to the machines. Return what was done for each."""
     checks.version_of(stack)
     built = sorted(stack.built)
     _run_compose(options, "build", "--quiet", *built)
     if hosts := getattr(options, "hosts", []):
-        return "; ".join(load(Docker(options.stack, ROOT), stack, hosts))
+        return list(load(Docker(options.stack, ROOT), stack, hosts))
     if stack.has_registry:
         _run_compose(options, "push", "--quiet", *built)
-        return "built, and pushed to the registry"
-    return "built; without a registry, other machines need hosts="
+        return ["built, and pushed to the registry"]
+    return ["built; without a registry, other machines need hosts="]
 
 
 def _run_compose(options: argparse.Namespace, *arguments: str) -> None:

@@ -40,11 +40,11 @@ class Deployment:
     sleep: Callable[[float], None] = time.sleep
     _rolled_back: set[str] = field(default_factory=set)
 
-    def deploy(self, stack: Stack, *, data: bool, images: Callable[[], str] | None = None) -> Release:
+    def deploy(self, stack: Stack, *, data: bool, images: Callable[[], Iterable[str]] | None = None) -> Release:
         """Deploy a new version. Raise SwarmError after everything was undone.
 
         With `data`, replace PostgreSQL and PgBouncer too if they differ from the release before. `images` brings the
-        images to the machines first, and returns what it has done.
+        images to the machines first, and returns what it has done for each.
         """
         version = checks.version_of(stack)
         self.docker.require_manager()
@@ -53,7 +53,8 @@ class Deployment:
         self.timeline.facts["version"] = version
         with locked(self.docker, f"deploy of {version}"):
             if images is not None:
-                self.timeline.add("images", images())
+                for done in images():
+                    self.timeline.add("images", done)
             before = next(reversed(releases.read_all(self.docker)), None)
             if before is not None:
                 stack = self._keep(stack, before, data=data)

@@ -102,9 +102,9 @@ def test_deploy_migrates_before_it_updates_a_service(swarm: FakeSwarm, start: St
 def test_images_are_brought_under_the_lock_before_any_change(
     swarm: FakeSwarm, start: Start, docker: Docker, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def images() -> str:
+    def images() -> list[str]:
         assert (swarm.deployed, swarm.secrets, list(swarm.configs)) == ([], {}, ["headroom_lock"])
-        return "built"
+        return ["built"]
 
     start().deploy(stack("1"), data=False, images=images)
     assert "images               built" in capsys.readouterr().out

@@ -12,10 +12,11 @@ from urllib.parse import quote
 from sqlalchemy import Connection, event
 
 from app.database.fast_path import CompiledStatement, Fetch
-from app.database.lanes import LaneName, current_lane
+from app.database.lanes import current_lane
 from app.database.pool import BoundedPool
 from app.database.session import Database
 from app.database.stale_statements import statement_texts
+from app.lanes import LaneName
 
 
 def comment_statements(database: Database, route: Callable[[], str], most: int) -> None:

@@ -5,7 +5,7 @@ Only for processes that have OpenTelemetry's SDK: without it, no span records an
 
 from opentelemetry import trace
 
-from app.database.lanes import LaneName
+from app.lanes import LaneName
 from app.observability.pool_metrics import PoolMetrics
 
 ACQUIRED = "db.client.connection.acquired"

@@ -8,7 +8,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database import Database
 from app.database.comments import comment_statements
-from app.database.lanes import EXPENSIVE, in_lane
+from app.database.lanes import in_lane
+from app.lanes import EXPENSIVE
 
 OWN_TEXT = select(func.current_query().label("text"))
 NUMBER = select((bindparam("number", type_=Integer()) + 1).label("next"), func.random().label("random"))

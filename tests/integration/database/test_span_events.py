@@ -10,7 +10,8 @@ from opentelemetry.trace import INVALID_SPAN_CONTEXT, NonRecordingSpan
 from sqlalchemy import URL
 
 from app.database import Database, PoolOptions, make_engine
-from app.database.lanes import EXPENSIVE, in_lane
+from app.database.lanes import in_lane
+from app.lanes import EXPENSIVE
 from app.observability.span_events import ACQUIRED, LANE_ENTERED, TracedPoolMetrics
 from tests.integration.database.helpers import PID, SLEEP, checked_out, state, wait_until
 

@@ -17,7 +17,8 @@ export IMAGE_CREATED ?= $(shell git log -1 --format=%cI 2>/dev/null)
         restart-postgres restart-pgbouncer upgrade-postgres budget seed migrate \
         migration domain downgrade check-migrations current history \
         images-swarm history-swarm bench-swarm \
-        test test-unit test-integration test-stack test-fastapi test-fast-routes-off coverage bench bench-capacity \
+        test test-unit test-integration test-postgres test-stack test-fastapi test-fast-routes-off coverage \
+        bench bench-capacity \
         bench-pages bench-overload bench-metrics bench-pool-stress bench-coalescing bench-servers bench-listener \
         bench-deploy bench-ddl bench-restarts bench-lanes bench-kubernetes \
         fault pictures dashboard docs lint format \
@@ -161,6 +162,11 @@ test-unit: $(HELM) ## run the unit tests (SQLite in memory)
 
 test-integration: $(READY) ## run the tests against a PostgreSQL server
 	@$(BIN)/pytest $(PARALLEL) tests/integration
+
+# The others test servers, tools and generated projects, which send the same statements to every version.
+test-postgres: $(READY) ## run the integration tests that depend on the version of PostgreSQL
+	@$(BIN)/pytest $(PARALLEL) --ignore=tests/integration/development --ignore=tests/integration/ops \
+		--ignore=tests/integration/server tests/integration
 
 test-stack: $(READY) ## run the tests of the whole stack, in containers and as local processes
 	@$(BIN)/pytest $(PARALLEL) tests/stack tests/fault

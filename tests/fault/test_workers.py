@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -14,6 +15,7 @@ import pytest
 import uvloop
 from sqlalchemy import URL
 
+from app.server.fair_server import IDLE_GRACE_SECONDS
 from tests.support.load import Answers, connect, get, load
 from tests.support.postgres import as_role
 from tests.support.postgres import connect as connect_to_postgres
@@ -53,7 +55,18 @@ async def load_while(served: Served, change: Callable[[], object]) -> Answers:
     finally:
         until.set()
     answers = await asyncio.gather(*loads)
-    return Answers([answer for each in answers for answer in each.each])
+    return Answers(
+        [answer for each in answers for answer in each.each], broken=[line for each in answers for line in each.broken]
+    )
+
+
+def check_that_none_is_lost(answers: Answers) -> None:
+    """Check that all got 200, except after a pause in which a leaving worker may close the connection.
+
+    The clients pause less, but a busy machine may stop them for as long.
+    """
+    assert [line for line in answers.broken if line[0] < IDLE_GRACE_SECONDS] == []
+    assert answers.statuses - Counter({0: len(answers.broken)}) == Counter({200: answers.statuses[200]})
 
 
 def replace_all(served: Served) -> None:
@@ -88,7 +101,7 @@ def test_ten_replacements_of_workers_lose_no_request(served: Served, replace: Ca
 
     answers = uvloop.run(load_while(served, change))
 
-    assert set(answers.statuses) == {200}, answers.statuses
+    check_that_none_is_lost(answers)
 
 
 def test_recycling_takes_one_worker_at_a_time_and_loses_no_request(
@@ -107,7 +120,7 @@ def test_recycling_takes_one_worker_at_a_time_and_loses_no_request(
         answers = uvloop.run(load_while(served, lambda: eventually(recycled, within=60, every=0.005)))
 
     assert fewest >= WORKERS - 1
-    assert set(answers.statuses) == {200}, answers.statuses
+    check_that_none_is_lost(answers)
 
 
 async def test_stop_turns_readiness_off_then_serves_every_kept_client(

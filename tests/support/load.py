@@ -19,11 +19,13 @@ class Answers:
     """The start (as monotonic() has it), status and duration in seconds of every response.
 
     The status is 0 if the connection broke during a request, and -1 if no response came within ANSWER_WITHIN_SECONDS.
-    `refusals` has the start, the kind of problem and the duration of every 503.
+    `refusals` has the start, the kind of problem and the duration of every 503. `broken` has, for each connection that
+    broke, the seconds that it had been idle before the request, 0 if it was new, and the error.
     """
 
     each: list[tuple[float, int, float]] = field(default_factory=list)
     refusals: list[tuple[float, str, float]] = field(default_factory=list)
+    broken: list[tuple[float, str]] = field(default_factory=list)
 
     @property
     def statuses(self) -> Counter[int]:
@@ -81,8 +83,10 @@ async def _client(
     assert address.port
     request = get(address.path + (f"?{address.query}" if address.query else ""))
     connection: Connection | None = None
+    answered = 0.0
     while monotonic() < ends and not stop.is_set():
         started = monotonic()
+        is_new = connection is None or connection.is_closed
         retry_after = 0.0
         try:
             async with asyncio.timeout(ANSWER_WITHIN_SECONDS):
@@ -92,14 +96,17 @@ async def _client(
                 status, retry_after = answer.status, answer.retry_after
         except TimeoutError:
             status = -1
-        except OSError:
+        except OSError as error:
             status, retry_after = 0, 0.1  # wait before the next attempt, as a load balancer does
+            idle = 0.0 if is_new else started - answered
+            answers.broken.append((idle, repr(error)))
         if connection is not None and (status <= 0 or not keep_alive or answer.is_last):
             connection.close()
             connection = None
-        answers.each.append((started, status, monotonic() - started))
+        answered = monotonic()
+        answers.each.append((started, status, answered - started))
         if status == 503:
-            answers.refusals.append((started, answer.problem, monotonic() - started))
+            answers.refusals.append((started, answer.problem, answered - started))
         wait = retry_after if patient else 0.0
         await asyncio.sleep(min(max(wait, pause), max(0.0, ends - monotonic())))
     if connection is not None:

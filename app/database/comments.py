@@ -32,13 +32,13 @@ def comment_statements(database: Database, route: Callable[[], str], most: int) 
 
 
 class _CommentedTexts:
-    """The texts of statements with their comments, by statement, route and lane."""
+    """The texts of statements with their comments, by statement, route and lane, and by the form of the comment."""
 
     def __init__(self, database: Database, route: Callable[[], str], most: int) -> None:
         self._engine = database.engine
         self._route = route
         self._most = most
-        self._texts: dict[tuple[str, str, LaneName], str] = {}
+        self._texts: dict[tuple[str, str, LaneName, bool], str] = {}
         # The driver takes % for the beginning of a parameter.
         self._is_format = self._engine.dialect.paramstyle in ("format", "pyformat")
 
@@ -63,12 +63,13 @@ class _CommentedTexts:
         return self._commented(statement, escaped=self._is_format), parameters
 
     def _commented(self, sql: str, *, escaped: bool = False) -> str:
-        key = (sql, self._route(), self._lane(sql))
+        route, lane = self._route(), self._lane(sql)
+        key = (sql, route, lane, escaped)
         text = self._texts.get(key)
         if text is None:
             if len(self._texts) >= self._most:
                 return sql
-            comment = _comment(*key[1:])
+            comment = _comment(route, lane)
             text = self._texts[key] = sql + (comment.replace("%", "%%") if escaped else comment)
         return text
 

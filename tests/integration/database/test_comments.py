@@ -56,6 +56,7 @@ async def test_statement_ends_with_its_lane_and_route(commented: Database, route
 
 async def test_statement_of_a_transaction_ends_with_its_route(commented: Database, route: Route) -> None:
     route.path = "/users"
+    assert (await own_text(commented)).endswith(" /*lane='normal',route='%2Fusers'*/"), "the same text, on another path"
     async with commented.write() as session:
         assert str(await session.scalar(OWN_TEXT)).endswith(" /*lane='normal',route='%2Fusers'*/")
         assert await session.scalar(select(bindparam("share", value="100 %"))) == "100 %"

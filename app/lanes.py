@@ -4,6 +4,7 @@ The pools, `headroom budget`, the metrics and the exporter's page read them here
 of `app/web/deps.py`, and a part of a route with `in_lane()` of `app/database/lanes.py` (docs/connections.md).
 """
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -34,13 +35,11 @@ class LaneSpec:
     def __post_init__(self) -> None:
         if not re.fullmatch("[a-z][a-z0-9_]*", self.name):
             raise ValueError(f"lane {self.name!r}: the name must have lower-case letters, digits and _ only")
-        for value, name, is_valid in (
-            (self.share, "share", self.share > 0),
-            (self.queue, "queue", self.queue >= 0),
-            (self.deadline, "deadline", self.deadline > 0),
-        ):
-            if not is_valid:
-                raise ValueError(f"lane {self.name!r}: {name} is {value:g}, which is too small")
+        for value, name in ((self.share, "share"), (self.deadline, "deadline")):
+            if not 0 < value < math.inf:
+                raise ValueError(f"lane {self.name!r}: {name} is {value}, and must be a number greater than 0")
+        if self.queue < 0:
+            raise ValueError(f"lane {self.name!r}: queue is {self.queue}, and must be at least 0")
 
 
 # For example LaneSpec("reports", share=0.5, queue=10, deadline=5.0).

@@ -67,7 +67,7 @@ COLUMNS = (
     "others",
     "sign-ins",
     "longest ms",
-    "readers at half of quiet after s",
+    "readers keep half of quiet from s",
 )
 # Kinds of expensive requests. The number of the client makes each differ: equal reads would share a statement.
 KINDS: dict[str, Callable[[int], str]] = {
@@ -130,7 +130,7 @@ def production(posts: int, *, has_index: bool) -> Iterator[Start]:
             @contextmanager
             def start(settings: dict[str, str]) -> Iterator[Api]:
                 stack.compose("stop", "api")
-                eventually(lambda: not stack.replicas_in_proxy(), within=60)
+                eventually(lambda: stack.replicas_in_proxy() == 0, within=60)
                 names = {name for variant in VARIANTS.values() for name in variant}
                 stack.environment |= dict.fromkeys(names, "") | settings
                 stack.compose("up", "--no-build", "--detach", "--no-deps", "api")
@@ -198,7 +198,7 @@ def show(kind: str, clients: int, lanes: str, got: Round, seconds: float, quiet:
     rate = len(got.readers.seconds(200)) / seconds
     refused = got.noisy.seconds(503)
     longest = {problem: took for _, problem, took in sorted(got.noisy.refusals, key=lambda each: each[2])}
-    recovered = next((second for second, count in enumerate(got.rates) if count >= quiet / 2), None)
+    recovered = max((second for second, count in enumerate(got.rates, 1) if count < quiet / 2), default=0)
     print_row(
         (
             clients,
@@ -219,7 +219,7 @@ def show(kind: str, clients: int, lanes: str, got: Round, seconds: float, quiet:
             ),
             f"{len(got.sign_ins.seconds(200))} of {len(got.sign_ins.each)}",
             f"{percentile(got.sign_ins.seconds(200, 503), 1) * 1000:.0f}",
-            "" if not quiet else "never" if recovered is None else recovered,
+            "" if not quiet else "never" if recovered == len(got.rates) else recovered,
         )
     )
     return rate

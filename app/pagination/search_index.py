@@ -49,8 +49,6 @@ _INDEXED_COLUMNS = (
         or_(_OPERATORS.c.opcname == "gin_trgm_ops", _OPERATORS.c.opcname == "gist_trgm_ops"),
     )
 )
-
-
 _LIKE = (operators.like_op, operators.ilike_op)
 
 

@@ -1,6 +1,7 @@
 """A lane's limit, rest and queue, on a simulated clock."""
 
 import asyncio
+import math
 from typing import Any
 
 import pytest
@@ -183,7 +184,8 @@ async def test_cancelled_waiter_passes_its_room_on(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [("Reports", 1, 1, 1), ("", 1, 1, 1), ("r", 0, 1, 1), ("r", 1, -1, 1), ("r", 1, 1, 0)]
+    "values",
+    [("Reports", 1, 1, 1), ("", 1, 1, 1), ("r", 0, 1, 1), ("r", math.inf, 1, 1), ("r", 1, -1, 1), ("r", 1, 1, 0)],
 )
 def test_declared_lane_with_a_wrong_value_is_refused(values: tuple[str, float, int, float]) -> None:
     with pytest.raises(ValueError, match=f"lane '{values[0]}': "):

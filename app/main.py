@@ -15,15 +15,18 @@ from app.budget.sources import from_settings
 from app.database import Database, PoolOptions, make_engine, warm_up
 from app.database.comments import comment_statements
 from app.database.pool import lane_states, pool_state
+from app.database.standby import ReplicatedDatabase, Standby, read_pool_options
 from app.domains.auth.service import Authenticator, SignIn, SignInLimits
 from app.domains.auth.tokens import Tokens
 from app.errors import InvalidInput
 from app.list_limits import ListLimits
 from app.observability import multiprocess
+from app.observability.catalogue import PRIMARY_POOL, READ_POOL
 from app.observability.http_metrics import HttpMetrics
 from app.observability.logging import request_scope
 from app.observability.pool_metrics import PoolMetrics
 from app.observability.process_metrics import ProcessMetrics
+from app.observability.read_metrics import ReadMetrics
 from app.observability.request_log import RequestLog
 from app.pagination.cursor import Cursors
 from app.settings import Settings, load_settings
@@ -33,6 +36,8 @@ from app.web.mounted import install_in_mounted
 from app.web.operation import route_template
 from app.web.pagination import document_limits
 from app.web.problems import DATABASE_ERRORS, document_problems, install_problem_handlers, problem_responses
+from app.web.read_after import HEADER as READ_AFTER
+from app.web.read_after import ReadAfterMiddleware, ReadAfterTokens
 from app.web.route_checks import check_routes
 
 # Time limit for closing the pool at shutdown: a hung server does not respond. The exit of the process closes the rest.
@@ -62,12 +67,12 @@ def _list_limits(settings: Settings) -> ListLimits:
     return ListLimits(settings.list_max_offset, settings.list_max_count)
 
 
-def _new_pool_metrics() -> PoolMetrics:
+def _new_pool_metrics(pool: str) -> PoolMetrics:
     if not HAS_TRACER:
-        return PoolMetrics("api")
+        return PoolMetrics(pool)
     from app.observability.span_events import TracedPoolMetrics  # the SDK requires what it imports
 
-    return TracedPoolMetrics("api")
+    return TracedPoolMetrics(pool)
 
 
 def _current_route() -> str:
@@ -83,6 +88,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """
     settings = settings or load_settings()
     database_url = settings.require_database_url()
+    read_url = settings.known_database_read_url()
     settings.require_secret_key()
     budget = from_settings(settings).budget
     http_metrics = HttpMetrics()
@@ -91,40 +97,63 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         check_routes(app)
         fast_routes.log_report(app)
-        pool_metrics = _new_pool_metrics()
         process_metrics = ProcessMetrics(app.version)
-        engine = make_engine(
-            url=database_url,
-            application_name=f"headroom:api:{settings.api_replica}:{multiprocess.current_slot()}",
-            pool=PoolOptions(
-                one_per_task=True,
-                expensive_share=budget.lanes.expensive,
-                own_lanes=budget.api.own_lanes,
-                **settings.pool_options(),
-            ),
-            observer=pool_metrics,
+        application_name = f"headroom:api:{settings.api_replica}:{multiprocess.current_slot()}"
+        pool = PoolOptions(
+            one_per_task=True,
+            expensive_share=budget.lanes.expensive,
+            own_lanes=budget.api.own_lanes,
+            **settings.pool_options(),
         )
+        pools = {PRIMARY_POOL: _new_pool_metrics(PRIMARY_POOL)}
+        engines = {
+            PRIMARY_POOL: make_engine(
+                url=database_url, application_name=application_name, pool=pool, observer=pools[PRIMARY_POOL]
+            )
+        }
+        engine = engines[PRIMARY_POOL]
+        database = Database(engine)
+        standby: Standby | None = None
+        if read_url is not None:
+            pools[READ_POOL], read_metrics = _new_pool_metrics(READ_POOL), ReadMetrics()
+            replicated = ReplicatedDatabase(
+                engine,
+                url=read_url,
+                application_name=application_name,
+                pool=read_pool_options(pool, settings.db_read_pool_size),
+                max_lag=settings.db_read_max_lag,
+                observer=pools[READ_POOL],
+                routed=read_metrics.routed,
+            )
+            database, standby = replicated, replicated.standby
+            engines[READ_POOL] = standby.engine
 
         def publish() -> None:
-            if state := pool_state(engine):
-                pool_metrics.publish(state)
-                pool_metrics.publish_lanes(*lane_states(engine))
+            for name, metrics in pools.items():
+                if state := pool_state(engines[name]):
+                    metrics.publish(state)
+                    metrics.publish_lanes(*lane_states(engines[name]))
+                leak_detection.report(engines[name], settings.db_pool_leak_after)
+            if standby is not None:
+                read_metrics.publish(standby.lag)
             http_metrics.publish()
             process_metrics.publish()
-            leak_detection.report(engine, settings.db_pool_leak_after)
 
-        database = Database(engine)
         if settings.db_statement_comments:
             comment_statements(database, _current_route, settings.db_statement_comments)
         provide_state(app, database, settings)
         await warm_up(engine)
+        watching = None if standby is None else asyncio.create_task(standby.watch(), name="watch of the standby")
         try:
             with multiprocess.Heartbeat(publish):
                 yield
         finally:
+            if watching is not None:
+                watching.cancel()
             with suppress(TimeoutError):
                 async with asyncio.timeout(DISPOSE_SECONDS):
-                    await engine.dispose()
+                    for each in engines.values():
+                        await each.dispose()
 
     app = FastAPI(
         title="Headroom",
@@ -140,13 +169,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(HeadMiddleware)
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
     app.add_middleware(ErrorMiddleware)
+    if read_url is not None:
+        tokens = ReadAfterTokens(settings.require_secret_key(), settings.secret_key_fallbacks)
+        app.add_middleware(ReadAfterMiddleware, tokens=tokens, root_path=settings.root_path)
     if settings.cors_allow_origins:
+        read_after = [] if read_url is None else [READ_AFTER]
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_allow_origins,
             allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "Request-Timeout", "X-Request-ID"],
-            expose_headers=["Location", "Retry-After", "X-Request-ID"],
+            allow_headers=["Authorization", "Content-Type", "Request-Timeout", "X-Request-ID", *read_after],
+            expose_headers=["Location", "Retry-After", "X-Request-ID", *read_after],
         )
     app.add_middleware(
         RequestMiddleware,

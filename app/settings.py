@@ -155,6 +155,18 @@ class Settings(BaseSettings):
         "it is running.",
         json_schema_extra=SECRET,
     )
+    database_read_url: DatabaseURL | None = Field(
+        default=None,
+        description="URL of a standby, for the reads of read sessions (docs/read-replicas.md). Default: they go to "
+        "`DATABASE_URL`.",
+        json_schema_extra=SECRET,
+    )
+    db_read_max_lag: float = Field(
+        default=10.0,
+        ge=1,
+        le=60,
+        description="Seconds that the standby of `DATABASE_READ_URL` may be behind. Beyond, it gets no reads.",
+    )
     db_pooler: Literal["none", "pgbouncer"] = Field(
         default="none", description="What `DATABASE_URL` connects to: `none` (PostgreSQL itself) or `pgbouncer`."
     )
@@ -370,6 +382,11 @@ class Settings(BaseSettings):
         ge=0,
         description="Connections that a worker may open beyond `DB_POOL_SIZE` under load.",
         json_schema_extra=_sets_option("max_overflow"),
+    )
+    db_read_pool_size: int = Field(
+        default=5,
+        ge=1,
+        description="Connections that a worker may open to the standby of `DATABASE_READ_URL`.",
     )
     db_pool_timeout: float = Field(
         default=PoolOptions.timeout,
@@ -601,6 +618,13 @@ class Settings(BaseSettings):
             example = "postgresql+asyncpg://user:password@host/database"
             raise ConfigurationError(f"DATABASE_URL: must be set, e.g. {example} (or start `make run`)")
         return url
+
+    def known_database_read_url(self) -> URL | None:
+        """Return the URL of the standby; None if there is none. Raise ConfigurationError if reads cannot go there."""
+        urls = self.database_read_url, self.known_database_url()
+        if urls[0] is not None and any(url is None or url.get_backend_name() != "postgresql" for url in urls):
+            raise ConfigurationError("DATABASE_READ_URL: both it and DATABASE_URL must name PostgreSQL servers")
+        return urls[0]
 
     def require_secret_key(self) -> str:
         """Return the key that signs access tokens and cursors. Raise ConfigurationError if it is not set."""

@@ -16,6 +16,10 @@ Behind PgBouncer there are two:
   Several PgBouncer processes open as many each.
 
 A CONNECTION LIMIT of the database or of the API's role adds an inequality of its own.
+
+A standby for reads (DATABASE_READ_URL) has an inequality of its own, too:
+
+    (replicas + surge) * workers * read_pool_size <= what the standby admits
 """
 
 import math
@@ -97,7 +101,7 @@ class ApiPools:
     """The connection pools of all API workers, at the moment of a deploy when old and new replicas run together.
 
     `expensive_share` is the share of the expensive lane if it is set, in connections of a worker. `own_lanes` are the
-    lanes that the application declares.
+    lanes that the application declares. `read_pool_size` is the size of a worker's pool to a standby; 0 without one.
     """
 
     replicas: int
@@ -107,10 +111,13 @@ class ApiPools:
     max_overflow: int
     expensive_share: float | None = None
     own_lanes: tuple[LaneSpec, ...] = ()
+    read_pool_size: int = 0
 
     def __post_init__(self) -> None:
         _require_minimum(1, API_REPLICAS=self.replicas, WEB_CONCURRENCY=self.workers, DB_POOL_SIZE=self.pool_size)
-        _require_minimum(0, API_SURGE=self.surge, DB_MAX_OVERFLOW=self.max_overflow)
+        _require_minimum(
+            0, API_SURGE=self.surge, DB_MAX_OVERFLOW=self.max_overflow, DB_READ_POOL_SIZE=self.read_pool_size
+        )
 
     @property
     def processes(self) -> int:
@@ -125,6 +132,16 @@ class ApiPools:
             self.processes * (self.pool_size + self.max_overflow),
             f"api = (API_REPLICAS {self.replicas} + API_SURGE {self.surge}) * WEB_CONCURRENCY {self.workers}"
             f" * (DB_POOL_SIZE {self.pool_size} + DB_MAX_OVERFLOW {self.max_overflow})",
+        )
+
+    @property
+    def read_term(self) -> Term:
+        """Return the connections of all pools to the standby as a term."""
+        return Term(
+            "reads",
+            self.processes * self.read_pool_size,
+            f"reads = (API_REPLICAS {self.replicas} + API_SURGE {self.surge}) * WEB_CONCURRENCY {self.workers}"
+            f" * DB_READ_POOL_SIZE {self.read_pool_size}",
         )
 
 
@@ -247,11 +264,16 @@ class Suggestion(NamedTuple):
 
 @dataclass(frozen=True)
 class Budget:
-    """The demand of the stack and the limits of the server, and of PgBouncer if there is one."""
+    """The demand of the stack, and the limits of the server, of PgBouncer and of the standby for reads.
+
+    `read_server` None: a standby admits as many connections as the server. PostgreSQL requires that of its
+    `max_connections`, at least.
+    """
 
     api: ApiPools
     server: Server = Server()
     pooler: Pooler | None = None
+    read_server: Server | None = None
 
     @property
     def lanes(self) -> Lanes:
@@ -294,6 +316,21 @@ class Budget:
         return Inequality("pooler clients", (self.api.term, *others), (limit,))
 
     @property
+    def on_read_server(self) -> Sequence[Inequality]:
+        """Return the inequalities of connections to the standby for reads; none without one.
+
+        The limits of roles and databases are those of the server, and each server counts its own connections.
+        """
+        if not self.api.read_pool_size:
+            return []
+        read_server = self.read_server or self.server
+        limits = [("read server connections", read_server.terms)]
+        for of, limit in (("database", read_server.database_limit), ("role", read_server.role_limit)):
+            if limit is not None:
+                limits.append((f"read connections of the {of}", (Term(f"CONNECTION LIMIT of the {of}", limit),)))
+        return [Inequality(name, (self.api.read_term,), supplied) for name, supplied in limits]
+
+    @property
     def inequalities(self) -> Sequence[Inequality]:
         """Return every inequality that must hold."""
         server = self.on_server
@@ -304,7 +341,7 @@ class Budget:
         if self.server.role_limit is not None and self.pooler is None:
             limit = Term("CONNECTION LIMIT of the role", self.server.role_limit)
             limited.append(Inequality("connections of the role", (self.api.term,), (limit,)))
-        return [server, *([self.on_pooler] if self.on_pooler else []), *limited]
+        return [server, *([self.on_pooler] if self.on_pooler else []), *limited, *self.on_read_server]
 
     @property
     def exceeded(self) -> Sequence[Inequality]:
@@ -331,7 +368,8 @@ class Budget:
         max_db_connections = None
         if self.pooler:
             direct = sum(program.direct for program in self.programs)
-            supply = min(each.supply for each in self.inequalities if each != self.on_pooler)
+            others = (self.on_pooler, *self.on_read_server)
+            supply = min(each.supply for each in self.inequalities if each not in others)
             max_db_connections = (supply - direct) // self.pooler.instances
             if max_db_connections < 1:
                 return None

@@ -71,6 +71,7 @@ def from_settings(settings: Settings) -> BudgetReport:
         max_overflow=settings.db_max_overflow,
         expensive_share=settings.db_expensive_share,
         own_lanes=lanes.OWN_LANES,
+        read_pool_size=settings.db_read_pool_size if settings.database_read_url else 0,
     )
     server = replace(Server(cores=settings.postgres_cores), **_given(settings, "postgres_", _SERVER_LIMITS))
     pooler = None
@@ -100,11 +101,15 @@ async def from_server(settings: Settings, *, deadline: float | None = None) -> B
         has_console = report.budget.pooler and settings.pgbouncer_console == "on"
         return await _query_pooler(report, url) if has_console else report
 
-    return await poll(
+    report = await poll(
         attempt,
         until=lambda report: not report.remarks,
         deadline=monotonic() if deadline is None else deadline,
     )
+    if settings.database_read_url is None:
+        return report
+    # Once: the API starts without its standby.
+    return await _query_read_server(report, settings.database_read_url, share=settings.postgres_max_connections)
 
 
 async def _query_server(report: BudgetReport, url: URL, share: int | None) -> BudgetReport:
@@ -116,12 +121,26 @@ async def _query_server(report: BudgetReport, url: URL, share: int | None) -> Bu
     return with_server(report, row, share)
 
 
+async def _query_read_server(report: BudgetReport, url: URL, share: int | None) -> BudgetReport:
+    async with AdminConnection(url, application_name=APPLICATION_NAME) as connection:
+        try:
+            [row] = await connection.query(limits_query(OWN_ROLE))
+        except DatabaseUnavailable as error:
+            return report._replace(remarks=(*report.remarks, f"the read server was not queried: {error}"))
+    budget = replace(report.budget, read_server=_limited(report.budget.server, row, share))
+    return report._replace(budget=budget, sources=report.sources | {"read server": "the read server"})
+
+
 def with_server(report: BudgetReport, row: AdminRow, share: int | None) -> BudgetReport:
     """Return the report with the row of `limits_query()`. `share` is our part of the server's connections, if set."""
+    budget = replace(report.budget, server=_limited(report.budget.server, row, share))
+    return report._replace(budget=budget, sources=report.sources | {"server": "the server"}, observed=row["observed"])
+
+
+def _limited(server: Server, row: AdminRow, share: int | None) -> Server:
     limits = {name: row[name] for name in (*_SERVER_LIMITS, "role_limit", "database_limit")}
     limits["max_connections"] = min(limits["max_connections"], share or limits["max_connections"])
-    budget = replace(report.budget, server=replace(report.budget.server, **limits))
-    return report._replace(budget=budget, sources=report.sources | {"server": "the server"}, observed=row["observed"])
+    return replace(server, **limits)
 
 
 async def _query_pooler(report: BudgetReport, url: URL) -> BudgetReport:

@@ -128,7 +128,7 @@ async def has_ended(connection: Any) -> bool:
 
 
 @contextmanager
-def _expected_answer(connection: Any) -> Iterator[None]:
+def expected_answer(connection: Any) -> Iterator[None]:
     """Let the pool shut the connection, SQLAlchemy's proxy, down if the block takes longer than its deadline."""
     pool: Pool = pool_of(connection)
     record = entry_of(connection)
@@ -144,7 +144,7 @@ def _expected_answer(connection: Any) -> Iterator[None]:
 
 def _bounded(call: Callable[[Any], None]) -> Callable[[Any], None]:
     def bounded(connection: Any) -> None:
-        with _expected_answer(connection):
+        with expected_answer(connection):
             call(connection)
 
     return bounded
@@ -159,7 +159,7 @@ def _bounded_execution(execute: Callable[..., None]) -> Callable[..., None]:
         if getattr(context, "root_connection", None) is None:
             execute(cursor, statement, *rest)
             return
-        with _expected_answer(context.root_connection.connection):
+        with expected_answer(context.root_connection.connection):
             execute(cursor, statement, *rest)
 
     return bounded

@@ -5,6 +5,7 @@ import math
 import socket
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -38,7 +39,18 @@ KEEPALIVE_IDLE_SECONDS = 30
 KEEPALIVE_INTERVAL_SECONDS = 5
 KEEPALIVE_COUNT = 2
 
+# Behind a name that stands for several servers: connects until the one that is wanted must have answered.
+MAX_CONNECTS = 8
+
 _STATEMENT_TIMEOUT = "SELECT setting::int FROM pg_settings WHERE name = 'statement_timeout'"  # milliseconds
+
+
+class OtherServer(DatabaseUnavailable):
+    """The connection leads to another server than the one that is wanted. The next one may not."""
+
+
+# Raises DatabaseUnavailable or OtherServer for a new connection that must not be used. Takes the driver's connection.
+Admit = Callable[[Any], None]
 
 
 def make_engine(
@@ -48,11 +60,13 @@ def make_engine(
     pool: PoolOptions = _DEFAULTS,
     connect_timeout: float = 5.0,
     observer: PoolObserver | None = None,
+    admit: Admit | None = None,
 ) -> AsyncEngine:
     """Return an engine for postgresql+asyncpg, postgresql+psycopg or sqlite+aiosqlite. It opens no connection yet.
 
     `application_name` is shown in `pg_stat_activity`; `connect_timeout` is seconds. With either PostgreSQL driver, a
-    failed connect raises DatabaseUnavailable, and an exhausted pool raises PoolExhausted.
+    failed connect raises DatabaseUnavailable, and an exhausted pool raises PoolExhausted. `admit` is called for each
+    new connection, in a greenlet of SQLAlchemy's, and may refuse it.
     """
     if url.get_backend_name() == "sqlite":
         return _make_sqlite_engine(url)
@@ -68,7 +82,7 @@ def make_engine(
         _initialize=False,  # SQLAlchemy would do it under a lock, which a silent connection never releases: _Opener
     )
     servers = Servers(engine.dialect, url, _connect_args(url, application_name, connect_timeout))
-    opener = _Opener(url, servers, observer, limit, limit_is_from_server=pool.statement_deadline is None)
+    opener = _Opener(url, servers, observer, limit, admit, limit_is_from_server=pool.statement_deadline is None)
     event.listen(engine.sync_engine, "do_connect", opener)
     event.listen(engine.sync_engine, "handle_error", _distrust_leaving_server)
     bound_answers(engine)
@@ -121,12 +135,20 @@ class _Opener:
     """
 
     def __init__(
-        self, url: URL, servers: Servers, observer: PoolObserver, limit: AnswerLimit, *, limit_is_from_server: bool
+        self,
+        url: URL,
+        servers: Servers,
+        observer: PoolObserver,
+        limit: AnswerLimit,
+        admit: Admit | None,
+        *,
+        limit_is_from_server: bool,
     ) -> None:
         self._url = url
         self._servers = servers
         self._observer = observer
         self._limit = limit
+        self._admit = admit
         self._limit_is_from_server = limit_is_from_server
         self._is_initialised = False
 
@@ -147,7 +169,7 @@ class _Opener:
         # asyncpg raises bare OSError and TimeoutError where psycopg raises its own OperationalError.
         try:
             # The drivers' own timeouts do not know the deadline of the checkout.
-            return call_within(seconds_left(), lambda: self._servers.connect(partial(self._open, dialect)))
+            return call_within(seconds_left(), lambda: self._servers.connect(partial(self._open_admitted, dialect)))
         except TimeoutError as error:
             if error.__cause__ is not None:
                 _clear_frames(error.__cause__)
@@ -165,6 +187,12 @@ class _Opener:
             _clear_frames(error)
             raise
 
+    def _open_admitted(self, dialect: Dialect, arguments: dict[str, Any]) -> DBAPIConnection:
+        for _ in range(MAX_CONNECTS - 1):
+            with suppress(OtherServer):
+                return self._open(dialect, arguments)
+        return self._open(dialect, arguments)
+
     def _open(self, dialect: Dialect, arguments: dict[str, Any]) -> DBAPIConnection:
         connection = dialect.connect(**arguments)
         try:
@@ -175,6 +203,8 @@ class _Opener:
             if not self._is_initialised:
                 self._initialise(dialect, connection)
                 self._is_initialised = True
+            if self._admit is not None:
+                self._admit(dialect.get_driver_connection(connection))
         except BaseException:
             shut_down(dialect.get_driver_connection(connection))
             with suppress(Exception):

@@ -150,6 +150,8 @@ async def _fetch_psycopg(
 
 
 Check = Callable[[Statement], None]
+# Is called with the driver's connection.
+AfterWrite = Callable[[Any], Awaitable[None]]
 
 # In another lane, a read by key is sent by itself: the shared statements of all keys are in the lane normal.
 _LANES_OF_KEYS = (NORMAL, CRITICAL)
@@ -193,6 +195,7 @@ class FastPath:
         self._texts = texts
         self._check = check
         self._reads_only = reads_only
+        self._after_write: AfterWrite | None = None
         self._ending: set[asyncio.Task[None]] = set()
         # Weak: a statement that a request builds for itself is freed with the request.
         self._compiled: WeakKeyDictionary[Statement, CompiledStatement | None] = WeakKeyDictionary()
@@ -202,6 +205,10 @@ class FastPath:
     def wrap_fetch(self, wrap: Callable[[Fetch], Fetch]) -> None:
         """Put a function around every statement from now on. Development and tests watch statements with it."""
         self._fetch = wrap(self._fetch)
+
+    def call_after_write(self, call: AfterWrite) -> None:
+        """Call a function after every statement that the server has committed. It must raise no Exception."""
+        self._after_write = call
 
     def compiled(self, statement: Statement) -> CompiledStatement | None:
         """Return the compiled statement, from the cache if possible; None if it must take the ordinary path.
@@ -333,6 +340,9 @@ class FastPath:
         connection = checkout.driver_connection
         try:
             records = await self._fetch(connection, statement, arguments)
+            if self._after_write is not None:
+                note_stored()
+                await self._after_write(connection)
         except asyncio.CancelledError as error:
             # The driver has sent a cancel request. A task of its own waits for the end of the statement and returns the
             # connection: the caller may be cancelled again meanwhile.

@@ -26,7 +26,7 @@ from app.database.by_key import KeyedSelect
 from app.database.coalescing import several_rows
 from app.database.deadline import is_overdue, note_stored
 from app.database.error_mapping import translate
-from app.database.fast_path import Fetch, fast_path
+from app.database.fast_path import AfterWrite, Fetch, fast_path
 from app.database.stale_statements import READ_ONLY, statement_texts
 from app.database.statement_checks import Statement, require_entity, require_returning, require_select
 from app.database.write_session import WriteSession, note_write, open_write_session, watch_failed_statements
@@ -62,6 +62,7 @@ class _Statements:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._fast_path = fast_path(engine, statement_texts(engine), self._check, reads_only=self._reads_only)
+        self._after_write: AfterWrite | None = None
 
     def wrap_fetch(self, wrap: Callable[[Fetch], Fetch]) -> None:
         """Put a function around every statement of the fast path, if there is one."""
@@ -87,9 +88,12 @@ class _Statements:
             async with self._connect() as connection:
                 is_sent = True
                 result = await connection.execute(statement, parameters)
+                rows = result.mappings().all()
                 if not self._reads_only:
                     note_stored()
-                return result.mappings().all()
+                if self._after_write is not None:
+                    await self._after_write((await connection.get_raw_connection()).driver_connection)
+                return rows
         except asyncio.CancelledError as error:  # maybe while a lost connection is closed
             if is_sent and is_overdue() and not self._reads_only:
                 raise OutcomeUnknown("a write was cancelled at the deadline of its request") from error
@@ -194,13 +198,23 @@ class StatementSession(_Statements):
         rows = await self._run(statement, parameters)
         return rows[0] if rows else None
 
+    def call_after_write(self, call: AfterWrite) -> None:
+        """Call a function with the driver's connection after every statement that the server has committed."""
+        self._after_write = call
+        if self._fast_path is not None:
+            self._fast_path.call_after_write(call)
+
 
 class Database:
-    """An engine with its sessions."""
+    """An engine with its sessions.
+
+    `read` may use a standby (`standby.py`), `primary_read` never does: it is for a read that decides what is allowed.
+    """
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
-        self.read = ReadSession(engine)
+        self.primary_read = ReadSession(engine)
+        self.read = self.primary_read
         self.statement = StatementSession(engine)
         watch_failed_statements(engine)
 

@@ -10,7 +10,11 @@ from typing import Literal, NamedTuple
 from app.database.costs import DIRECTIONS
 from app.database.lanes import SHED_REASONS
 from app.database.pool_events import CLOSE_REASONS, IDLE, INVALIDATION_CAUSES, USED
+from app.database.standby import ROUTES
 from app.lanes import BUILT_IN
+
+# Values of the label `pool`: the pool to the primary, and the one to a standby (DATABASE_READ_URL).
+PRIMARY_POOL, READ_POOL = "api", "read"
 
 # Why the server ends the connection of a client (app/server/protocol.py).
 REFUSAL_REASONS = (
@@ -143,6 +147,17 @@ POOL_INVALIDATIONS = MetricSpec(
 )
 POOL_LEAKS = MetricSpec(
     "db_pool_leaks_total", "counter", "Leak suspects: connections held for too long or never returned.", ("pool",)
+)
+
+# Reads that may go to a standby. Written by workers if DATABASE_READ_URL is set (read_metrics.py).
+READS = MetricSpec(
+    "db_reads_total",
+    "counter",
+    f"Reads by where they went, or why they went to the primary: {', '.join(ROUTES)}.",
+    ("route",),
+)
+READ_LAG = MetricSpec(
+    "db_read_lag_seconds", "gauge", "Time for which the standby has lacked something that the primary had, at most."
 )
 
 # HTTP and the worker process. Written by workers (http_metrics.py, process_metrics.py).

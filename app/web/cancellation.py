@@ -18,13 +18,14 @@ from fastapi.dependencies.models import Dependant
 
 from app.database.deadline import RequestDeadline, request_deadline
 from app.database.write_session import tasks_that_write
-from app.web.deps import get_database, get_db, get_read_db, get_statement_db
+from app.web.deps import get_database, get_db, get_primary_read_db, get_read_db, get_statement_db
 from app.web.operation import Exchange, exchange_of, selected_operation
 
 # Seconds. Nine digits are more than any limit of the server.
 _SECONDS = re.compile(rb"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
+_READING = frozenset({get_read_db, get_primary_read_db})
 _WRITING = frozenset({get_database, get_db, get_statement_db})
 
 
@@ -77,7 +78,7 @@ def only_reads(scope: Mapping[str, Any]) -> bool:
     if not isinstance(dependant, Dependant):
         return False
     calls = set(_calls(dependant))
-    return get_read_db in calls and _WRITING.isdisjoint(calls)
+    return not _READING.isdisjoint(calls) and _WRITING.isdisjoint(calls)
 
 
 def _calls(dependant: Dependant) -> Iterator[Any]:

@@ -50,6 +50,12 @@ async def get_read_db(connection: HTTPConnection) -> ReadSession:
     return database.read
 
 
+async def get_primary_read_db(connection: HTTPConnection) -> ReadSession:
+    """Return a read session that never uses a standby, for a read that decides what the caller may do."""
+    database: Database = provided(connection, "database")
+    return database.primary_read
+
+
 async def get_statement_db(connection: HTTPConnection) -> StatementSession:
     """Return the session for a write that is one statement. It has no transaction, so the route need not commit."""
     database: Database = provided(connection, "database")
@@ -67,6 +73,7 @@ async def get_database(connection: HTTPConnection) -> Database:
 # `check_routes()` enforces the scope.
 WriteDb = Annotated[WriteSession, Depends(get_db, scope="function")]
 ReadDb = Annotated[ReadSession, Depends(get_read_db)]
+PrimaryReadDb = Annotated[ReadSession, Depends(get_primary_read_db)]
 StatementDb = Annotated[StatementSession, Depends(get_statement_db)]
 DatabaseDep = Annotated[Database, Depends(get_database)]
 

@@ -76,6 +76,6 @@ async def _probe(database: Database) -> None:
     # Without a time limit, a connection to a host that vanished would block the probe until TCP gives up.
     try:
         async with asyncio.timeout(PROBE_SECONDS):
-            await database.read.first(_ONE)
+            await database.primary_read.first(_ONE)
     except TimeoutError:
         raise DatabaseUnavailable(f"the database did not respond within {PROBE_SECONDS} s") from None

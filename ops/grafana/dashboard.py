@@ -172,6 +172,12 @@ def pools() -> Iterator[timeseries.Panel]:
         (rate("db_pool_coalesced_statements_total", "pool"), "statements"),
         unit="reqps",
     )
+    yield timeseries_panel(
+        "Reads by server",
+        "With a standby: reads per second by where they went, or why they went to the primary.",
+        (f"sum by (route) (rate(db_reads_total{{{SELECTED_REPLICAS}}}[$__rate_interval]))", "{{route}}"),
+        unit="reqps",
+    )
     yield quantiles_panel(
         "Wait to share",
         "db_pool_coalesce_wait_seconds",
@@ -217,7 +223,7 @@ def server() -> Iterator[timeseries.Panel]:
         "Server and pools",
         "The API's connections as counted by the server and by the pools. Behind PgBouncer the server counts fewer.",
         ('max(sum by (instance) (db_server_connections{application="headroom:api"}))', "server"),
-        ("sum(db_pool_connections)", "pools"),
+        ('sum(db_pool_connections{pool!="read"})', "pools"),
         span=HALF,
     )
     yield timeseries_panel(

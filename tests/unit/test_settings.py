@@ -281,6 +281,18 @@ def test_missing_database_url_is_an_error_that_names_it(tmp_path: Path) -> None:
         Settings(data_dir=tmp_path).require_database_url()
 
 
+@pytest.mark.parametrize(
+    "urls",
+    [
+        {"database_url": "sqlite+aiosqlite://", "database_read_url": "postgresql://standby/app"},
+        {"database_url": "postgresql://primary/app", "database_read_url": "sqlite+aiosqlite://"},
+    ],
+)
+def test_standby_requires_postgresql_at_both_urls(urls: dict[str, str]) -> None:
+    with pytest.raises(ConfigurationError, match="DATABASE_READ_URL"):
+        Settings(**urls).known_database_read_url()
+
+
 def test_database_of_make_run_is_the_default(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path)
     settings.local_database_url_file.write_text(URL)

@@ -103,7 +103,8 @@ class Authenticator:
     """Identifies the user of an access token. Implements `app.web.auth.TokenVerifier`."""
 
     def __init__(self, database: Database, tokens: Tokens) -> None:
-        self._users = UserReader(database.read)
+        # Not on a standby: the user may have been deactivated a moment ago.
+        self._users = UserReader(database.primary_read)
         self._tokens = tokens
 
     def claim(self, token: str) -> Claim:

@@ -9,7 +9,7 @@ from app.domains.users.service import change_user, delete_user, sign_up
 from app.errors import Forbidden, NotAuthenticated, ServerBusy
 from app.pagination.page import Page
 from app.web.auth import Claimed, SignedIn
-from app.web.deps import ReadDb, WriteDb
+from app.web.deps import PrimaryReadDb, ReadDb, WriteDb
 from app.web.pagination import CursorCodec, ListQuery
 from app.web.path_params import Id
 from app.web.problems import DATABASE_ERRORS, problem_responses
@@ -35,7 +35,7 @@ async def list_users(
 
 
 @router.get("/me", responses=problem_responses(NotAuthenticated))
-async def get_me(db: ReadDb, claim: Claimed) -> OwnUser:
+async def get_me(db: PrimaryReadDb, claim: Claimed) -> OwnUser:
     """Return the own account."""
     return await UserReader(db).get_me(claim)
 

@@ -80,6 +80,7 @@ def disagreement(snapshot: Snapshot) -> float | None:
     if collectors and ReplicasCollector.name not in collectors:
         return None
     in_pools = snapshot.total(catalogue.POOL_CONNECTIONS)
+    in_pools -= snapshot.total(catalogue.POOL_CONNECTIONS, pool=catalogue.READ_POOL)  # on another server
     pgbouncer_up = snapshot.value(catalogue.PGBOUNCER_UP)
     if pgbouncer_up is not None:
         if not pgbouncer_up:

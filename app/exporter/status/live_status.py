@@ -188,10 +188,11 @@ def segments(now: Snapshot, limit: Inequality, observed: int | None) -> list[dic
     Their sum is the supply and the reserved connections, or more if the demand or the open connections exceed them.
     """
     used = overflow = idle = 0
-    if any(term.name == "api" for term in limit.demanded):  # the limit counts the pools' connections
-        idle = _total(now, catalogue.POOL_CONNECTIONS, state=IDLE)
-        overflow = _used_overflow(now)
-        used = _total(now, catalogue.POOL_CONNECTIONS, state=USED) - overflow
+    for term, pool in (("api", catalogue.PRIMARY_POOL), ("reads", catalogue.READ_POOL)):
+        if any(demanded.name == term for demanded in limit.demanded):  # the limit counts this pool's connections
+            idle = _total(now, catalogue.POOL_CONNECTIONS, state=IDLE, pool=pool)
+            overflow = _used_overflow(now, pool)
+            used = _total(now, catalogue.POOL_CONNECTIONS, state=USED, pool=pool) - overflow
     in_pools = used + overflow + idle
     # At least 0: server and pools are not read at the same moment, so the pools may count more.
     other = max(0, (observed or 0) - in_pools)
@@ -209,10 +210,10 @@ def segments(now: Snapshot, limit: Inequality, observed: int | None) -> list[dic
     return [{"key": key, "connections": number} for key, number in numbers.items()]
 
 
-def _used_overflow(now: Snapshot) -> int:
+def _used_overflow(now: Snapshot, pool: str) -> int:
     """Return the number of used connections beyond the size of their pool. Idle ones beyond it count as idle."""
     overflow = 0
-    for labels, used in now.select(catalogue.POOL_CONNECTIONS, state=USED):
+    for labels, used in now.select(catalogue.POOL_CONNECTIONS, state=USED, pool=pool):
         pool_labels = {name: value for name, value in labels.items() if name != "state"}
         size = now.value(catalogue.POOL_CONNECTIONS_IDLE_MAX, **pool_labels)
         overflow += max(0, round(used - size)) if size is not None else 0
@@ -253,10 +254,12 @@ def _lane(snapshots: Sequence[Snapshot], name: str) -> dict[str, Any]:
 
 
 def _workers(now: Snapshot) -> list[dict[str, Any]]:
+    """Return a row for each worker. Its connections are those of all its pools."""
     rows = []
-    for pool_labels, maximum in now.select(catalogue.POOL_CONNECTIONS_MAX):
+    for pool_labels, _ in now.select(catalogue.POOL_CONNECTIONS_MAX, pool=catalogue.PRIMARY_POOL):
         labels = {name: pool_labels[name] for name in ("replica", "worker")}
         gauges = {
+            "max": catalogue.POOL_CONNECTIONS_MAX,
             "size": catalogue.POOL_CONNECTIONS_IDLE_MAX,
             "overflow": catalogue.POOL_CONNECTIONS_OVERFLOW,
             "pending": catalogue.POOL_PENDING_REQUESTS,
@@ -265,10 +268,10 @@ def _workers(now: Snapshot) -> list[dict[str, Any]]:
         }
         rows.append(
             labels
-            | {"max": round(maximum), "started": now.value(catalogue.WORKER_START_TIME, **labels)}
+            | {"started": now.value(catalogue.WORKER_START_TIME, **labels)}
             | {state: _total(now, catalogue.POOL_CONNECTIONS, state=state, **labels) for state in (USED, IDLE)}
             | {
-                key: None if (value := now.value(spec, **labels)) is None else round(value)
+                key: None if now.value(spec, **labels) is None else _total(now, spec, **labels)
                 for key, spec in gauges.items()
             }
         )

@@ -127,6 +127,23 @@ def test_settings_replace_the_limits_of_an_unreachable_server(database_url: URL,
     assert "the server was not queried: cannot connect" in finished.stdout
 
 
+def test_connections_to_a_standby_are_compared_with_its_own_limits(database_url: URL, tmp_path: Path) -> None:
+    """And a standby that is gone keeps no API from starting: PostgreSQL requires the primary's limit of it."""
+    url = database_url.render_as_string(hide_password=False)
+    unreachable = database_url.set(host="127.0.0.1", port=1, query={}).render_as_string(hide_password=False)
+
+    finished = run([*BUDGET, "--json"], database_url, tmp_path, DATABASE_READ_URL=url)
+    exceeded = run(BUDGET, database_url, tmp_path, DATABASE_READ_URL=unreachable, DB_READ_POOL_SIZE="25")
+
+    document = json.loads(finished.stdout)
+    assert document["checks"][1]["name"] == "read server connections"
+    assert (document["checks"][1]["demand"], document["checks"][1]["supply"]) == (20, 97)
+    assert document["sources"]["read server"] == "the read server"
+    assert exceeded.returncode == 1
+    assert "read server connections: 100 demanded, 97 available (reads 100, with reads = (API_REP" in exceeded.stderr
+    assert "the read server was not queried: " in exceeded.stdout
+
+
 def test_migration_over_budget_with_db_budget_warn_or_off_runs(database_url: URL, tmp_path: Path) -> None:
     warned = run(MIGRATE, as_role(database_url, "headroom_owner"), tmp_path, DB_BUDGET="warn", WEB_CONCURRENCY="8")
     silent = run(MIGRATE, as_role(database_url, "headroom_owner"), tmp_path, DB_BUDGET="off", WEB_CONCURRENCY="8")

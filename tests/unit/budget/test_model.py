@@ -238,3 +238,33 @@ def test_more_connections_than_cores_can_use_are_a_warning() -> None:
     assert "60 connections can be active at once; 4 cores do useful work for about 9" in warning
     assert Budget(replace(API, workers=1, pool_size=9, max_overflow=0), Server(cores=4)).warnings == []
     assert Budget(API, Server(cores=16), pooler=Pooler(max_db_connections=33)).warnings == []
+
+
+def test_standby_has_terms_of_its_own() -> None:
+    budget = Budget(replace(API, surge=1, read_pool_size=5), Server(role_limit=200, database_limit=30))
+
+    [server, database, role] = budget.on_read_server
+    assert (server.name, server.demand, server.supply) == ("read server connections", 40, 97)
+    assert (database.name, database.demand, database.supply) == ("read connections of the database", 40, 30)
+    assert (role.name, role.demand, role.supply) == ("read connections of the role", 40, 200)
+    assert database in budget.exceeded
+    assert "reads = (API_REPLICAS 1 + API_SURGE 1) * WEB_CONCURRENCY 4 * DB_READ_POOL_SIZE 5" in budget.table()
+    assert budget.on_server.demand == Budget(replace(API, surge=1)).on_server.demand
+
+
+def test_standby_may_admit_more_connections_than_the_server() -> None:
+    budget = Budget(replace(API, read_pool_size=30), read_server=Server(max_connections=200))
+
+    assert budget.exceeded == []
+    assert budget.on_read_server[0].headroom == 77
+
+
+@pytest.mark.parametrize("pooler", [None, Pooler(max_client_conn=400)])
+def test_largest_pool_does_not_depend_on_the_standby(pooler: Pooler | None) -> None:
+    with_standby = replace(API, read_pool_size=24)
+
+    assert Budget(with_standby, pooler=pooler, read_server=Server(max_connections=50)).exceeded
+    assert (
+        Budget(with_standby, pooler=pooler, read_server=Server(max_connections=50)).suggest()
+        == Budget(API, pooler=pooler).suggest()
+    )

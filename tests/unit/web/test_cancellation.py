@@ -10,7 +10,7 @@ from httpx import AsyncClient
 from app.database.deadline import committing
 from app.errors import DeadlineExceeded
 from app.web.cancellation import deadline_in, end_abandoned, only_reads
-from app.web.deps import DatabaseDep, ReadDb, StatementDb, WriteDb
+from app.web.deps import DatabaseDep, PrimaryReadDb, ReadDb, StatementDb, WriteDb
 from app.web.operation import Exchange, exchange_of
 
 
@@ -20,6 +20,7 @@ from app.web.operation import Exchange, exchange_of
         ("GET", "/read", True),
         ("HEAD", "/read", True),
         ("GET", "/mounted/read", True),
+        ("GET", "/read-on-primary", True),
         ("GET", "/read-and-write", False),
         ("GET", "/read-and-nested-database", False),
         ("GET", "/statement", False),
@@ -43,6 +44,9 @@ async def test_route_only_reads_if_its_sessions_do(
         async def read(db: ReadDb) -> None: ...
 
     app.mount("/mounted", mounted)
+
+    @app.get("/read-on-primary", dependencies=noting)
+    async def read_on_primary(db: PrimaryReadDb) -> None: ...
 
     @app.get("/read-and-write", dependencies=noting)
     async def read_and_write(db: ReadDb, write: WriteDb) -> None: ...

@@ -13,8 +13,15 @@ def snapshot(used: int, idle: int, overflow: int) -> Snapshot:
     return Snapshot.of(
         0,
         [
-            family(catalogue.POOL_CONNECTIONS, [({"state": "used"}, used), ({"state": "idle"}, idle)]),
-            family(catalogue.POOL_CONNECTIONS_IDLE_MAX, [({}, used - overflow if overflow else 100)]),
+            family(
+                catalogue.POOL_CONNECTIONS,
+                [
+                    ({"pool": "api", "state": "used"}, used),
+                    ({"pool": "api", "state": "idle"}, idle),
+                    ({"pool": "read", "state": "used"}, 1000),
+                ],
+            ),
+            family(catalogue.POOL_CONNECTIONS_IDLE_MAX, [({"pool": "api"}, used - overflow if overflow else 100)]),
         ],
     )
 
@@ -55,3 +62,12 @@ def test_lane_of_the_application_is_on_the_page(monkeypatch: pytest.MonkeyPatch)
         ("expensive", 0),
         ("reports", 1),
     ]
+
+
+def test_segments_of_the_read_server_count_the_pool_to_the_standby() -> None:
+    limit = Inequality("read server connections", [Term("reads", 2000)], [Term("max", 3000)])
+
+    found = segments(snapshot(used=3, idle=7, overflow=0), limit, None)
+
+    parts = {segment["key"]: segment["connections"] for segment in found if segment["connections"]}
+    assert parts == {"used": 1000, "not_open": 1000, "free": 1000}

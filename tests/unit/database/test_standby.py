@@ -1,0 +1,290 @@
+"""What is known of a standby, and where reads go."""
+
+import math
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import insert, literal, select
+from sqlalchemy.util import greenlet_spawn
+
+from app.database import KeyedSelect, PoolOptions
+from app.database.engine import OtherServer, make_engine
+from app.database.read_after import (
+    UNKNOWN_POSITION,
+    ReadAfter,
+    note_commit,
+    note_commits,
+    note_written,
+    position,
+    read_after,
+)
+from app.database.standby import Replay, Route, Standby, _NotedStatements, _RoutedReads
+from app.domains.users.models import User
+from app.errors import (
+    DatabaseUnavailable,
+    InvalidInput,
+    OutcomeUnknown,
+    PoolExhausted,
+    StatementTimeout,
+    TransactionConflict,
+)
+from tests.unit.conftest import SQLITE
+
+ONE = select(literal(1).label("one"))
+KEYED = KeyedSelect(select(User.id), User.id)
+
+
+@pytest.fixture(autouse=True)
+def no_request() -> Iterator[None]:
+    token = read_after.set(None)
+    yield
+    read_after.reset(token)
+
+
+def new_standby(**options: Any) -> Standby:
+    return Standby(
+        None,  # type: ignore[arg-type] - nothing is polled
+        url=SQLITE.set(drivername="postgresql+asyncpg"),
+        application_name="test",
+        pool=PoolOptions(),
+        **{"max_lag": 10.0} | options,
+    )
+
+
+def usable(standby: Standby, replayed: int = 100) -> Standby:
+    standby._replay.replayed(replayed)
+    standby._replay.flushed(time.monotonic(), replayed)
+    standby._failure = None
+    return standby
+
+
+def test_position_of_a_later_timeline_is_beyond_every_earlier_one() -> None:
+    assert position(2, 0) > position(1, (1 << 64) - 1)
+    assert position(1, 17) > position(1, 16)
+    assert position((1 << 32) - 1, (1 << 64) - 1) == UNKNOWN_POSITION
+
+
+def test_lag_is_unknown_before_the_standby_has_a_known_position() -> None:
+    replay = Replay()
+    replay.flushed(1.0, 100)
+    replay.replayed(99)
+
+    assert replay.lag(2.0) == math.inf
+
+
+def test_lag_of_an_idle_primary_stays_short() -> None:
+    replay = Replay()
+    replay.replayed(100)
+    for second in range(100):
+        replay.flushed(second, 100)
+
+    assert replay.lag(99.5) == 0.5
+
+
+def test_standby_of_the_old_timeline_lags_however_far_it_is() -> None:
+    replay = Replay()
+    replay.flushed(1.0, position(1, 500))
+    replay.replayed(position(1, 900))
+    replay.flushed(2.0, position(2, 600))
+    replay.replayed(position(1, 950))
+
+    assert replay.lag(30.0) == 29.0
+
+
+@given(st.lists(st.tuples(st.sampled_from(["flushed", "replayed"]), st.integers(0, 20)), max_size=60))
+def test_lag_is_the_age_of_what_the_standby_has(events: list[tuple[str, int]]) -> None:
+    """Compared with a model that keeps every sample. Positions of the primary only grow."""
+    replay, samples, primary, replayed = Replay(), [(-math.inf, -1)], 0, 0
+    for now, (event, grows) in enumerate(events):
+        if event == "flushed":
+            primary += grows
+            replay.flushed(now, primary)
+            samples.append((now, primary))
+        else:
+            replayed = max(replayed, grows * 5)
+            replay.replayed(grows * 5)
+
+        assert replay.lag(now) == now - max(at for at, flushed in samples if flushed <= replayed)
+        assert replay.position == replayed
+
+
+def test_read_without_a_position_goes_to_a_standby_that_lags_a_little() -> None:
+    assert usable(new_standby()).route() == "standby"
+
+
+@pytest.mark.parametrize(("needed", "expected"), [(0, "standby"), (100, "standby"), (101, "behind")])
+def test_read_after_a_write_goes_to_a_standby_that_has_replayed_it(needed: int, expected: Route) -> None:
+    read_after.set(ReadAfter(needed))
+
+    assert usable(new_standby()).route() == expected
+
+
+def test_read_after_a_write_of_unknown_position_goes_to_the_primary() -> None:
+    note_written(UNKNOWN_POSITION)
+
+    assert usable(new_standby(), replayed=UNKNOWN_POSITION - 1).route() == "behind"
+
+
+def test_standby_beyond_its_greatest_lag_gets_no_reads() -> None:
+    standby = usable(new_standby(max_lag=2.0))
+    standby._replay._current_at -= 3.0
+
+    assert standby.route() == "lagging"
+
+
+def test_standby_that_was_not_polled_gets_no_reads() -> None:
+    assert new_standby().route() == "unavailable"
+
+
+class Session:
+    """Stands for a read session. Each read raises `error`, or returns the name."""
+
+    def __init__(self, name: str, error: Exception | None = None) -> None:
+        self.name, self.error, self.reads = name, error, 0
+
+    async def one(self, *_: object) -> str:
+        self.reads += 1
+        if self.error is not None:
+            raise self.error
+        return self.name
+
+    all = first = entities = one
+
+
+def routed(standby: Standby, error: Exception | None = None) -> tuple[Any, list[Route]]:
+    routes: list[Route] = []
+    standby.routed = routes.append
+    standby.session = Session("standby", error)  # type: ignore[assignment]
+    return _RoutedReads(Session("primary"), standby), routes  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("read", ["all", "first", "one", "entities"])
+async def test_every_kind_of_read_is_routed(read: str) -> None:
+    session, routes = routed(usable(new_standby()))
+    arguments = (KEYED, 1) if read == "one" else (ONE,)
+
+    assert await getattr(session, read)(*arguments) == "standby"
+    note_written(101)
+    assert await getattr(session, read)(*arguments) == "primary"
+    assert routes == ["standby", "behind"]
+
+
+@pytest.mark.parametrize(
+    "error", [DatabaseUnavailable("gone"), TransactionConflict("with recovery"), RuntimeError("no such table")]
+)
+async def test_read_that_fails_on_the_standby_is_repeated_on_the_primary(error: Exception) -> None:
+    session, routes = routed(usable(new_standby()), error)
+
+    assert await session.first(ONE) == "primary"
+    assert routes == ["unavailable"]
+
+
+async def test_standby_that_was_lost_gets_no_reads_until_it_is_polled() -> None:
+    standby = usable(new_standby())
+    session, _ = routed(standby, DatabaseUnavailable("gone"))
+    await session.first(ONE)
+    await session.first(ONE)
+
+    assert standby.session.reads == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("error", [StatementTimeout("10 s"), InvalidInput("NUL"), PoolExhausted("busy")])
+async def test_read_that_the_primary_would_refuse_too_is_not_repeated(error: Exception) -> None:
+    """And a pool in full use does not load the primary."""
+    session, _ = routed(usable(new_standby()), error)
+
+    with pytest.raises(type(error)):
+        await session.first(ONE)
+
+
+async def test_waiter_for_a_standby_that_is_gone_reads_on_the_primary() -> None:
+    standby = usable(new_standby())
+    session, _ = routed(standby)
+
+    async def lose(*_: object) -> None:
+        standby.failed(DatabaseUnavailable("gone"))
+        raise PoolExhausted("no connection")
+
+    standby.session.first = lose  # type: ignore[method-assign, assignment]
+
+    assert await session.first(ONE) == "primary"
+
+
+def written() -> int:
+    current = read_after.get()
+    assert current is not None
+    return current.written
+
+
+def lose(*_: object) -> Any:
+    raise OutcomeUnknown("lost")
+
+
+def test_commit_whose_outcome_is_unknown_sends_its_client_to_the_primary() -> None:
+    engine = make_engine(url=SQLITE.set(drivername="postgresql+asyncpg"), application_name="test")
+    engine.dialect.do_commit = lose  # type: ignore[method-assign]
+    note_commits(engine)
+
+    with pytest.raises(OutcomeUnknown):
+        engine.dialect.do_commit(None)  # type: ignore[arg-type]
+    assert written() == UNKNOWN_POSITION
+
+
+async def test_statement_whose_outcome_is_unknown_sends_its_client_to_the_primary(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = make_engine(url=SQLITE.set(drivername="postgresql+asyncpg"), application_name="test")
+    statements = _NotedStatements(engine)
+    monkeypatch.setattr(statements, "_run", lose)
+
+    with pytest.raises(OutcomeUnknown):
+        await statements.returned(insert(User).returning(User.id))
+    assert written() == UNKNOWN_POSITION
+
+
+async def test_commit_whose_position_cannot_be_queried_succeeds() -> None:
+    async def fetchrow(_: str) -> None:
+        raise OSError("lost")
+
+    await note_commit(SimpleNamespace(fetchrow=fetchrow))
+
+    assert written() == UNKNOWN_POSITION
+
+
+def connection(server: str, lsn: int, *, is_standby: bool = True) -> Any:
+    async def fetchrow(_: str) -> tuple[bool, int, int, str]:
+        return is_standby, 1, lsn, server
+
+    return SimpleNamespace(fetchrow=fetchrow, closed=False)
+
+
+async def test_connection_to_a_second_standby_is_refused_while_the_first_is_connected() -> None:
+    """Behind a name that stands for both. What is known of the one says nothing about the other."""
+    standby = new_standby()
+    first = connection("a", 100)
+    await greenlet_spawn(standby._admit, first)
+
+    with pytest.raises(OtherServer):
+        await greenlet_spawn(standby._admit, connection("b", 200))
+    first.closed = True
+    await greenlet_spawn(standby._admit, connection("b", 200))
+    assert standby._server == "b"
+
+
+async def test_standby_that_starts_behind_its_known_position_is_refused() -> None:
+    standby = new_standby()
+    standby._replay.replayed(position(1, 100))
+
+    with pytest.raises(DatabaseUnavailable, match="not replayed"):
+        await greenlet_spawn(standby._admit, connection("a", 99))
+    await greenlet_spawn(standby._admit, connection("a", 100))
+
+
+async def test_server_that_is_no_standby_is_refused() -> None:
+    with pytest.raises(DatabaseUnavailable, match="no standby"):
+        await greenlet_spawn(new_standby()._admit, connection("a", 100, is_standby=False))

@@ -266,6 +266,7 @@ async def test_loss_of_the_standby_under_load_fails_no_read(pair: ReplicatedPair
         watching.cancel()
 
 
+@pytest.mark.parametrize("database_setup", ["psycopg"])
 async def test_standby_that_does_not_answer_gets_no_more_reads(pair: ReplicatedPair, database_setup: str) -> None:
     """Its processes are stopped: connections stay open, and nothing answers."""
     database = Routed(pair, database_setup, deadline=2.0)
@@ -336,6 +337,7 @@ async def test_api_reads_what_its_client_has_written(migrated_pair: ReplicatedPa
         assert (await other.get("/users/me", headers=signed_in)).status_code == 200
 
 
+@pytest.mark.parametrize("database_setup", ["asyncpg"])
 async def test_promoted_standby_gets_no_reads(new_directory: Callable[[], Path], database_setup: str) -> None:
     with ReplicatedPair.running(new_directory()) as pair:
         pair.primary.execute("ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()")

@@ -368,8 +368,8 @@ class Budget:
         max_db_connections = None
         if self.pooler:
             direct = sum(program.direct for program in self.programs)
-            others = (self.on_pooler, *self.on_read_server)
-            supply = min(each.supply for each in self.inequalities if each not in others)
+            elsewhere = (self.on_pooler, *self.on_read_server)
+            supply = min(each.supply for each in self.inequalities if each not in elsewhere)
             max_db_connections = (supply - direct) // self.pooler.instances
             if max_db_connections < 1:
                 return None

@@ -83,9 +83,9 @@ _REPLAYED = "coalesce((pg_last_wal_replay_lsn() - '0/0')::bigint, 0)"
 _SERVER = "concat_ws(' ', inet_server_addr(), inet_server_port(), extract(epoch FROM pg_postmaster_start_time()))"
 _STATE = {"is_standby": "pg_is_in_recovery()", "timeline": _TIMELINE, "lsn": _REPLAYED, "server": _SERVER}
 _STATE_SQL = f"SELECT {', '.join(_STATE.values())}"
-_STATE_STATEMENT = select(*(literal_column(sql).label(name) for name, sql in _STATE.items()))
+_STATE_STATEMENT: Select[*tuple[Any, ...]] = select(*(literal_column(sql).label(name) for name, sql in _STATE.items()))
 # What the standby can have: the rest is not sent to it before it is flushed.
-_FLUSHED = select(
+_FLUSHED: Select[*tuple[Any, ...]] = select(
     *(
         literal_column(sql).label(name)
         for name, sql in zip(("timeline", "lsn"), columns_of("pg_current_wal_flush_lsn()"), strict=True)
@@ -227,7 +227,7 @@ class Standby:
             else "it is no standby any more"
         )
 
-    async def _ask(self, session: ReadSession, statement: Select[Any], overdue: Callable[[], None]) -> Row:
+    async def _ask(self, session: ReadSession, statement: Select[*tuple[Any, ...]], overdue: Callable[[], None]) -> Row:
         """Return the row of the statement. Call `overdue` if it takes longer than ANSWER_SECONDS.
 
         Not cancelled then: to cancel a statement of a server that does not answer takes seconds itself.

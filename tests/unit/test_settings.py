@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import make_url
 
 from app.database import PoolOptions
 from app.errors import ConfigurationError
@@ -284,13 +285,15 @@ def test_missing_database_url_is_an_error_that_names_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "urls",
     [
-        {"database_url": "sqlite+aiosqlite://", "database_read_url": "postgresql://standby/app"},
-        {"database_url": "postgresql://primary/app", "database_read_url": "sqlite+aiosqlite://"},
+        ("sqlite+aiosqlite://", "postgresql://standby/app"),
+        ("postgresql://primary/app", "sqlite+aiosqlite://"),
     ],
 )
-def test_standby_requires_postgresql_at_both_urls(urls: dict[str, str]) -> None:
+def test_standby_requires_postgresql_at_both_urls(urls: tuple[str, str]) -> None:
+    primary, standby = map(make_url, urls)
+
     with pytest.raises(ConfigurationError, match="DATABASE_READ_URL"):
-        Settings(**urls).known_database_read_url()
+        Settings(database_url=primary, database_read_url=standby).known_database_read_url()
 
 
 def test_database_of_make_run_is_the_default(tmp_path: Path) -> None:

@@ -47,8 +47,9 @@ def no_request() -> Iterator[None]:
 
 
 def new_standby(**options: Any) -> Standby:
+    primary: Any = None  # it is not polled
     return Standby(
-        None,  # type: ignore[arg-type] - nothing is polled
+        primary,
         url=SQLITE.set(drivername="postgresql+asyncpg"),
         application_name="test",
         pool=PoolOptions(),
@@ -227,11 +228,12 @@ def lose(*_: object) -> Any:
 
 def test_commit_whose_outcome_is_unknown_sends_its_client_to_the_primary() -> None:
     engine = make_engine(url=SQLITE.set(drivername="postgresql+asyncpg"), application_name="test")
-    engine.dialect.do_commit = lose  # type: ignore[method-assign]
+    dialect: Any = engine.dialect
+    dialect.do_commit = lose
     note_commits(engine)
 
     with pytest.raises(OutcomeUnknown):
-        engine.dialect.do_commit(None)  # type: ignore[arg-type]
+        dialect.do_commit(None)
     assert written() == UNKNOWN_POSITION
 
 

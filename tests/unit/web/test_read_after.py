@@ -1,5 +1,6 @@
 """The token with the position of a client's last write."""
 
+import time
 from http.cookies import SimpleCookie
 from typing import Any
 
@@ -8,7 +9,6 @@ from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
 
 from app.database.read_after import note_written, read_after
-from app.web import read_after as module
 from app.web.read_after import COOKIE, HEADER, TOKEN_SECONDS, ReadAfterMiddleware, ReadAfterTokens
 
 KEY = "for tests only, for tests only, for tests only"
@@ -43,7 +43,7 @@ def test_token_of_another_key_is_ignored_unless_the_key_is_a_fallback() -> None:
 def test_token_expires(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a restore to an earlier moment, no server would reach its position."""
     now = 1_000_000.0
-    monkeypatch.setattr(module.time, "time", lambda: now)
+    monkeypatch.setattr(time, "time", lambda: now)
     token = TOKENS.write(POSITION)
 
     now += TOKEN_SECONDS

@@ -33,7 +33,7 @@ from sqlalchemy.util import await_only
 from app.database.by_key import KeyedSelect
 from app.database.engine import OtherServer, make_engine
 from app.database.fast_path import Fetch
-from app.database.lanes import CRITICAL, in_lane
+from app.database.lanes import in_lane
 from app.database.liveness import is_closed
 from app.database.pool_events import PoolObserver
 from app.database.read_after import (
@@ -55,6 +55,7 @@ from app.errors import (
     StatementTimeout,
     first_line,
 )
+from app.lanes import CRITICAL
 from app.pool_options import PoolOptions
 
 Result = TypeVar("Result")
@@ -290,7 +291,8 @@ def read_pool_options(primary: PoolOptions, size: int) -> PoolOptions:
 class _RoutedReads(ReadSession):
     """Runs each read on the standby or on the primary. A read that fails on the standby is repeated on the primary."""
 
-    def __init__(self, primary: ReadSession, standby: Standby) -> None:  # no engine: both sessions have theirs
+    def __init__(self, engine: AsyncEngine, primary: ReadSession, standby: Standby) -> None:
+        super().__init__(engine)
         self._primary = primary
         self._standby = standby
 
@@ -356,6 +358,6 @@ class ReplicatedDatabase(Database):
     def __init__(self, engine: AsyncEngine, **options: Any) -> None:
         super().__init__(engine)
         self.standby = Standby(self.primary_read, **options)
-        self.read = _RoutedReads(self.primary_read, self.standby)
+        self.read = _RoutedReads(engine, self.primary_read, self.standby)
         self.statement = _NotedStatements(engine)
         note_commits(engine)

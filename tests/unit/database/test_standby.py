@@ -161,7 +161,8 @@ def routed(standby: Standby, error: Exception | None = None) -> tuple[Any, list[
     routes: list[Route] = []
     standby.routed = routes.append
     standby.session = Session("standby", error)  # type: ignore[assignment]
-    return _RoutedReads(Session("primary"), standby), routes  # type: ignore[arg-type]
+    primary: Any = Session("primary")
+    return _RoutedReads(standby.engine, primary, standby), routes
 
 
 @pytest.mark.parametrize("read", ["all", "first", "one", "entities"])

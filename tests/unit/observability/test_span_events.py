@@ -13,4 +13,4 @@ def test_pool_is_traced_if_the_sdk_is_installed(
 ) -> None:
     monkeypatch.setattr(main, "HAS_TRACER", has_tracer)
 
-    assert type(main._new_pool_metrics()) is expected
+    assert type(main._new_pool_metrics("api")) is expected

@@ -23,6 +23,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
@@ -71,6 +72,8 @@ Route = Literal[
 ROUTES: tuple[Route, ...] = get_args(Route)
 
 POLL_SECONDS = 0.25
+# While a client reads what the standby is not known to have replayed, the standby is polled this often.
+URGENT_POLL_SECONDS = 0.05
 # A standby that has not answered a poll after this time gets no reads.
 ANSWER_SECONDS = 1.0
 
@@ -165,6 +168,7 @@ class Standby:
         self._connections: list[Any] = []
         self._failure: str | None = "it was not polled yet"
         self._is_reported = False
+        self._is_urgent = asyncio.Event()
 
     @property
     def lag(self) -> float:
@@ -179,6 +183,7 @@ class Standby:
             return "lagging"
         needed = read_after.get()
         if needed is not None and needed.position > self._replay.position:
+            self._is_urgent.set()
             return "behind"
         return "standby"
 
@@ -189,7 +194,21 @@ class Standby:
 
     async def watch(self) -> None:
         """Poll both servers until the task is cancelled. Neither waits for the other."""
-        await asyncio.gather(*(_repeat(poll) for poll in (self._poll_primary, self._poll_standby)))
+        await asyncio.gather(self._watch_primary(), self._watch_standby())
+
+    async def _watch_primary(self) -> None:
+        while True:
+            await self._poll_primary()
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _watch_standby(self) -> None:
+        while True:
+            self._is_urgent.clear()
+            await self._poll_standby()
+            await asyncio.sleep(URGENT_POLL_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(POLL_SECONDS - URGENT_POLL_SECONDS):
+                    await self._is_urgent.wait()
 
     async def poll(self) -> None:
         """Query the positions of both servers, once. Errors are noted."""
@@ -272,12 +291,6 @@ class Standby:
                 raise DatabaseUnavailable("it has not replayed what reads rely on")
         self._server = server
         self._connections.append(connection)
-
-
-async def _repeat(poll: Callable[[], Awaitable[None]]) -> None:
-    while True:
-        await poll()
-        await asyncio.sleep(POLL_SECONDS)
 
 
 def read_pool_options(primary: PoolOptions, size: int) -> PoolOptions:

@@ -120,9 +120,12 @@ def test_read_without_a_position_goes_to_a_standby_that_lags_a_little() -> None:
 
 @pytest.mark.parametrize(("needed", "expected"), [(0, "standby"), (100, "standby"), (101, "behind")])
 def test_read_after_a_write_goes_to_a_standby_that_has_replayed_it(needed: int, expected: Route) -> None:
+    """And one that has not is polled again soon."""
     read_after.set(ReadAfter(needed))
+    standby = usable(new_standby())
 
-    assert usable(new_standby()).route() == expected
+    assert standby.route() == expected
+    assert standby._is_urgent.is_set() == (expected == "behind")
 
 
 def test_read_after_a_write_of_unknown_position_goes_to_the_primary() -> None:

@@ -20,6 +20,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from app.database import KeyedSelect, PoolOptions, make_engine
 from app.database.read_after import ReadAfter, read_after
 from app.database.standby import ReplicatedDatabase, Route
+from app.errors import DatabaseUnavailable
 from app.main import create_app
 from app.paths import PROJECT_ROOT
 from app.settings import Settings
@@ -343,14 +344,18 @@ async def test_api_reads_what_its_client_has_written(migrated_pair: ReplicatedPa
 
 
 @pytest.mark.parametrize("database_setup", ["asyncpg"])
-async def test_promoted_standby_gets_no_reads(new_directory: Callable[[], Path], database_setup: str) -> None:
+async def test_standby_serves_reads_without_its_primary_until_it_is_promoted(
+    new_directory: Callable[[], Path], database_setup: str
+) -> None:
     with ReplicatedPair.running(new_directory()) as pair:
-        pair.primary.execute("ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()")
         database = Routed(pair, database_setup)
         await database.poll_until("standby")
+        pair.primary.kill()
+        await database.poll_until("standby")
+
+        assert await port_of(database) == pair.standby.port
         await asyncio.to_thread(pair.standby.promote)
         await database.poll_until("unavailable")
-
-        with client():
-            assert await port_of(database) == pair.primary.port
+        with pytest.raises(DatabaseUnavailable):  # of the primary
+            await port_of(database)
         await database.close()

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from dotenv import dotenv_values
 
+from app import lanes
 from app.budget.model import ApiPools, Budget, Pooler, Server
 from app.budget.sources import BudgetReport
 from app.errors import ConfigurationError
@@ -64,6 +65,7 @@ def _report(services: Mapping[str, Service], folder: Path) -> BudgetReport:
         pool_size=_number(environment, "DB_POOL_SIZE"),
         max_overflow=_number(environment, "DB_MAX_OVERFLOW"),
         expensive_share=float(share) if (share := environment.get("DB_EXPENSIVE_SHARE")) else None,
+        own_lanes=lanes.OWN_LANES,
     )
     remarks = []
     if (declared := _number(environment, "API_REPLICAS")) != replicas:

@@ -9,6 +9,7 @@ import yaml
 from app.budget.compose_file import from_compose_file, is_compose_file
 from app.cli.main import main
 from app.errors import ConfigurationError
+from app.lanes import LaneSpec
 from app.paths import PROJECT_ROOT
 from tests.unit.budget import test_files as files
 
@@ -88,6 +89,14 @@ def test_replicas_that_compose_starts_count_not_the_variable(project: Path) -> N
 
     assert report.budget.api.replicas == 5
     assert "API_REPLICAS of the service api is 2, but Compose starts 5 replicas" in report.remarks[0]
+
+
+def test_lanes_of_the_application_are_shown(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.lanes.OWN_LANES", (LaneSpec("reports", share=0.5, queue=2, deadline=1),))
+    api = SERVICE | {"environment": {"DB_EXPENSIVE_SHARE": "0.25"}}
+
+    limits = from_compose_file(text(api), project, {}).budget.lanes.limits
+    assert (limits["reports"], limits["expensive"]) == (0.5, 0.25)
 
 
 def test_variables_of_an_env_file_count_below_those_of_the_service(project: Path) -> None:

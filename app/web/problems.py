@@ -328,7 +328,8 @@ def _allowed_methods(connection: HTTPConnection) -> list[str]:
     path = scope["path"].removeprefix(scope.get("root_path", ""))
     routes = [route for route in iter_route_contexts(scope["app"].routes) if hasattr(route, "path_regex")]
     matching = [route for route in routes if route.path_regex.match(path)]
-    return sorted({method for route in matching for method in getattr(route, "methods", None) or ()})
+    methods = {method for route in matching for method in getattr(route, "methods", None) or ()}
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)  # HeadMiddleware answers HEAD wherever GET is
 
 
 def _phrase(status: int) -> str:

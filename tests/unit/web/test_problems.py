@@ -161,14 +161,14 @@ async def test_405_of_a_route_keeps_its_detail_and_headers(app: FastAPI, client:
         raise HTTPException(405, detail="The archive is read-only.", headers=headers)
 
     response = await client.get("/raise")
-    assert (response.json()["detail"], response.headers["allow"]) == ("The archive is read-only.", "GET")
+    assert (response.json()["detail"], response.headers["allow"]) == ("The archive is read-only.", "GET, HEAD")
     response = await client.get("/raise?allow=POST")
     assert (response.headers["allow"], response.headers["x-why"]) == ("POST", "read-only")
 
 
 async def test_405_behind_a_path_prefix_lists_the_methods(app: FastAPI) -> None:
     async with AsyncClient(transport=ASGITransport(app, root_path="/api"), base_url="http://test") as client:
-        assert (await client.put("/api/users/1")).headers["allow"] == "DELETE, GET, PATCH"
+        assert (await client.put("/api/users/1")).headers["allow"] == "DELETE, GET, HEAD, PATCH"
 
 
 async def test_domain_error_without_a_status_is_400(app: FastAPI, client: AsyncClient) -> None:
@@ -315,7 +315,7 @@ async def test_error_in_mounted_application_is_a_problem(
     assert response.json()["request_id"] == response.headers["x-request-id"]
     assert "secret" not in response.text
     if status == 405:
-        assert response.headers["allow"] == "GET"
+        assert response.headers["allow"] == "GET, HEAD"
     if status == 500:
         assert sum("unhandled exception" in record.message for record in caplog.records) == 1
 

@@ -19,7 +19,7 @@ from app import registry
 from app.budget.check import check_budget
 from app.budget.model import MIGRATE
 from app.database import Base, PoolOptions, make_engine
-from app.database.admin_connection import reconnect_pgbouncer, refuse_pooler, wait_until_available
+from app.database.admin_connection import reconnect_pgbouncer, refuse_pooler, require_owner, wait_until_available
 from app.database.schema_version import State, compare
 from app.errors import DatabaseUnavailable, HeadroomError, MigrationFailed, SchemaMismatch
 from app.observability.logging import configure_logging
@@ -102,6 +102,7 @@ async def run(settings: Settings, url: URL) -> None:
             await wait_until_available(url, deadline=deadline, application_name=APPLICATION_NAME)
             variable = settings.migration_database_variable
             await refuse_pooler(url, variable=variable, application_name=APPLICATION_NAME)
+            await require_owner(url, variable=variable, application_name=APPLICATION_NAME)
         await check_budget(settings, deadline=deadline)
     # One connection for the lock and one for the migration.
     engine = make_engine(

@@ -142,6 +142,24 @@ async def refuse_pooler(url: URL, *, variable: str, application_name: str) -> No
         )
 
 
+async def require_owner(url: URL, *, variable: str, application_name: str) -> None:
+    """Raise ConfigurationError if the role of the URL, which `variable` sets, may not create tables.
+
+    Raise DatabaseUnavailable.
+    """
+    query = (
+        "SELECT current_user AS role, current_schema() AS schema,"
+        " has_schema_privilege(current_schema(), 'CREATE') AS may_create"
+    )
+    async with AdminConnection(url, application_name=application_name) as connection:
+        [row] = await connection.query(query)
+    if row["may_create"] is False:
+        raise ConfigurationError(
+            f"{variable}: the role {row['role']} may not create tables in the schema {row['schema']}; set"
+            " MIGRATION_DATABASE_URL to the role that owns the tables: headroom_owner of ops/postgres/roles.sql"
+        )
+
+
 async def wait_until_available(url: URL, *, deadline: float, application_name: str) -> None:
     """Wait until the server answers a query. At `deadline`, raise DatabaseUnavailable with the last reason.
 

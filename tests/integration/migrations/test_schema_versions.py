@@ -321,3 +321,17 @@ def test_migration_through_pgbouncer_is_refused(
     [line] = [line for line in finished.stdout.splitlines() if "pooler" in line]
     assert f"{variable}: 127.0.0.1:{pgbouncer.port} is a connection pooler" in line
     assert "Traceback" not in finished.stdout
+
+
+@pytest.mark.parametrize("variable", ["MIGRATION_DATABASE_URL", "DATABASE_URL"])
+def test_migration_as_the_role_of_the_api_names_the_next_step(database_url: URL, tmp_path: Path, variable: str) -> None:
+    other = {"MIGRATION_DATABASE_URL": "", variable: database_url.render_as_string(hide_password=False)}
+    finished = run_project(
+        [sys.executable, "-m", "alembic", "-c", str(PYPROJECT), "upgrade", "head"], database_url, tmp_path, **other
+    )
+
+    assert finished.returncode != 0
+    [line] = [line for line in finished.stdout.splitlines() if "may not create tables" in line]
+    assert f"{variable}: the role headroom_app may not create tables in the schema public" in line
+    assert "set MIGRATION_DATABASE_URL to the role that owns the tables: headroom_owner" in line
+    assert "Traceback" not in finished.stdout

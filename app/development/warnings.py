@@ -3,10 +3,12 @@
 import asyncio
 import inspect
 import logging
+from collections.abc import Mapping
 from contextvars import ContextVar
 from types import FrameType
 from typing import Any
 
+import psycopg
 from greenlet import getcurrent  # type: ignore[import-untyped]
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -73,12 +75,21 @@ class _Mistakes:
     async def _explain(self, executed: Executed, description: str) -> None:
         _explaining.set(True)
         try:
-            async with self._database.engine.connect() as connection:
-                rows = await connection.exec_driver_sql(f"EXPLAIN {executed.sql}", tuple(executed.parameters))
-                plan = "\n".join(f"    {line}" for line in rows.scalars())
-        except (HeadroomError, SQLAlchemyError, TypeError) as error:
+            plan = "\n".join(f"    {line}" for line in await self._plan(f"EXPLAIN {executed.sql}", executed.parameters))
+        except (HeadroomError, SQLAlchemyError, psycopg.Error, TypeError) as error:
             plan = f"    (no plan: {type(error).__name__})"
         logger.warning("slow statement: %s\n%s", description, plan)
+
+    async def _plan(self, explain: str, parameters: Any) -> list[str]:
+        async with self._database.engine.connect() as connection:
+            driver = (await connection.get_raw_connection()).driver_connection
+            if isinstance(driver, psycopg.AsyncConnection) and not isinstance(parameters, Mapping):
+                # A statement of the fast path: it has numbered parameters, which only a raw cursor accepts.
+                async with psycopg.AsyncRawCursor(driver) as cursor:
+                    await cursor.execute(explain.encode(), parameters)
+                    return [line for (line,) in await cursor.fetchall()]
+            values = parameters if isinstance(parameters, Mapping) else tuple(parameters)
+            return [*(await connection.exec_driver_sql(explain, values)).scalars()]
 
 
 def described(executed: Executed) -> str:

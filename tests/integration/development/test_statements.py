@@ -5,13 +5,18 @@ from collections.abc import AsyncIterator
 import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient
+from sqlalchemy import text, update
 
+from app.development import warnings
 from app.development.statements import watch_statements
 from app.main import create_app
+from app.models import User
 from app.settings import Settings
+from app.web.deps import StatementDb, WriteDb
 from tests.integration.conftest import SECRET_KEY
 from tests.support.fixtures import SignUp, Statements
 from tests.support.proxy import Proxy
+from tests.support.waiting import eventually_async
 
 
 @pytest.fixture(params=["asyncpg", "psycopg"])
@@ -27,22 +32,28 @@ async def app(proxy: Proxy) -> AsyncIterator[FastAPI]:
 
 
 async def test_statements_seen_are_those_that_the_server_gets(
-    client: AsyncClient, proxy: Proxy, sign_up: SignUp, statements: Statements
+    app: FastAPI, proxy: Proxy, sign_up: SignUp, statements: Statements
 ) -> None:
     """Keyed reads, lists, writes of one statement, transactions, and a transaction that is rolled back."""
-    ann, bob = await sign_up("Ann"), await sign_up("Bob")
+
+    @app.post("/renamed")
+    async def rename(db: StatementDb) -> None:
+        await db.returned(update(User).values(name="Renamed").returning(User.name))
+
+    admin = await sign_up("Admin", is_admin=True)
     executed, seen = proxy.executed, len(statements.executed)
 
-    created = await ann("POST", "/posts", json={"title": "Title", "content": "Content"})
-    location = created.headers["location"]
-    assert (await bob("PATCH", location, json={"title": "Bob's"})).status_code == 403
-    for method, path, body, status in (
-        ("GET", "/posts", None, 200),
-        ("GET", location, None, 200),
-        ("PATCH", location, {"title": "Changed"}, 200),
-        ("DELETE", location, None, 204),
+    ann = await sign_up("Ann")
+    path = f"/users/{ann.id}"
+    assert (await ann("PATCH", f"/users/{admin.id}", json={"name": "Ann's"})).status_code == 403
+    for method, target, body, status in (
+        ("POST", "/renamed", None, 200),
+        ("GET", "/users", None, 200),
+        ("GET", path, None, 200),
+        ("PATCH", path, {"name": "Changed"}, 200),
+        ("DELETE", path, None, 204),
     ):
-        assert (await ann(method, path, json=body)).status_code == status
+        assert (await admin(method, target, json=body)).status_code == status
 
     assert len(statements.executed) - seen == proxy.executed - executed
     assert {sql.split()[0] for sql in statements.executed} == {
@@ -56,7 +67,8 @@ async def test_second_watcher_sees_the_same_statements(
     second = Statements()
     watch_statements(app.state.database, second)
 
-    await client.get("/posts?offset=1")  # an empty page, so that a statement counts the list
+    for number in (1, 2):
+        await client.get(f"/users/{number}")
 
     assert second.executed == statements.executed
     assert len(second.executed) == 2
@@ -65,9 +77,9 @@ async def test_second_watcher_sees_the_same_statements(
 @pytest.mark.parametrize(
     ("at", "sqlstate", "path", "problem"),
     [
-        ("FROM posts", "57014", "/posts/1", "statement-timeout"),
+        ("FROM users", "57014", "/users/1", "statement-timeout"),
         ("FROM users", "42P01", "/users/1", "internal-error"),
-        (2, None, "/posts?offset=1", "database-unavailable"),
+        (1, None, "/users/1", "database-unavailable"),
     ],
 )
 async def test_read_whose_statement_fails_is_a_problem(
@@ -78,14 +90,14 @@ async def test_read_whose_statement_fails_is_a_problem(
     assert (await client.get(path)).json()["type"] == f"/problems/{problem}"
 
     statements.require_failures()
-    assert (await client.get("/posts")).status_code == 200
+    assert (await client.get("/users/1")).status_code == 404
 
 
 @pytest.mark.parametrize(
     ("at", "sqlstate", "problem"),
     [
-        ("UPDATE posts", "40001", "transaction-conflict"),
-        ("UPDATE posts", None, "database-unavailable"),
+        ("UPDATE users", "40001", "transaction-conflict"),
+        ("UPDATE users", None, "database-unavailable"),
         ("COMMIT", "40P01", "transaction-conflict"),
     ],
 )
@@ -93,10 +105,40 @@ async def test_transaction_whose_statement_fails_changes_nothing(
     sign_up: SignUp, statements: Statements, at: str, sqlstate: str | None, problem: str
 ) -> None:
     ann = await sign_up("Ann")
-    created = await ann("POST", "/posts", json={"title": "Title", "content": "Content"})
+    before = (await ann("GET", "/users/me")).json()
     statements.fail(at, sqlstate=sqlstate)
 
-    failed = await ann("PATCH", created.headers["location"], json={"title": "Changed"})
+    failed = await ann("PATCH", f"/users/{ann.id}", json={"name": "Changed"})
 
     assert (failed.status_code, failed.json()["type"]) == (503, f"/problems/{problem}")
-    assert (await ann("GET", created.headers["location"])).json() == created.json()
+    assert (await ann("GET", "/users/me")).json() == before
+
+
+async def test_slow_statement_is_logged_with_its_plan(
+    app: FastAPI, sign_up: SignUp, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read by key, and statements with and without parameters of a transaction."""
+    ann = await sign_up("Ann")
+    monkeypatch.setattr(warnings, "SLOW_SECONDS", 1e-9)
+    warnings.warn_of_mistakes(app.state.database, log_sql=False)
+    caplog.set_level("WARNING", "headroom.dev")
+
+    @app.get("/now")
+    async def now(db: WriteDb) -> None:
+        await db.execute(text("SELECT now()"))
+
+    for method, path, body in (("GET", f"/users/{ann.id}", None), ("PATCH", f"/users/{ann.id}", {"name": "Anna"})):
+        assert (await ann(method, path, json=body)).status_code == 200
+    assert (await ann("GET", "/now")).status_code == 200
+
+    def plans() -> list[str]:
+        return [each.getMessage() for each in caplog.records if "slow statement" in each.getMessage()]
+
+    async def are_logged() -> bool:
+        return any("SELECT now()" in plan for plan in plans()) and len(plans()) >= 5
+
+    await eventually_async(are_logged, within=30)
+    assert {operation for operation in ("SELECT", "UPDATE") for plan in plans() if f"ms | {operation}" in plan} == {
+        "SELECT", "UPDATE"
+    }  # fmt: skip
+    assert [plan for plan in plans() if "(cost=" not in plan] == []

@@ -42,7 +42,7 @@ def require_entity(statement: Select[Any]) -> None:
     selected = elements(statement)
     if not isinstance(statement, Select) or len(selected) != 1 or not _is_entity(selected[0]):
         raise _refusal(
-            statement, "entities() reads one kind of entity, as in select(Post): read columns with ReadSession.all()"
+            statement, "entities() reads one kind of entity, as in select(User): read columns with ReadSession.all()"
         )
     _refuse_lock(statement)
 

@@ -87,7 +87,7 @@ def _filter_names(kind: type[ListParams]) -> list[str]:
     return sorted({"q", *(kind.model_fields.keys() - ListParams.model_fields.keys())})
 
 
-# A TypedDict: FastAPI validates and documents it like a model, and no object is created per item. A page of 20 posts
+# A TypedDict: FastAPI validates and documents it like a model, and no object is created per item. A page of 20 items
 # takes 24 us of CPU this way and 65 us with models.
 class Page(TypedDict, Generic[Item]):
     """One page of a list."""

@@ -59,8 +59,8 @@ def test_overload_beyond_the_queue_gets_503_in_time(api: str, clients: int) -> N
 
 def test_table_lock_stops_neither_livez_nor_readyz(api: str, database: URL) -> None:
     with connect(database) as connection, connection.transaction():
-        connection.execute("LOCK TABLE posts IN ACCESS EXCLUSIVE MODE")
-        answers, livez, readyz = uvloop.run(attack(api, "/posts?cursor=", 300))
+        connection.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
+        answers, livez, readyz = uvloop.run(attack(api, "/names", 300))
 
     assert set(answers.statuses) == {503}
     # Up to 3 s for a connection, then 2 s for the lock.

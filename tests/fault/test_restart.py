@@ -13,24 +13,23 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.alone
 
 
-def lists(stack: ComposeStack) -> list[str]:
-    return [f"{api}/posts?cursor=" for api in stack.apis]
-
-
-def warm_up(stack: ComposeStack) -> None:
-    """Let every worker open connections."""
-    answers = uvloop.run(load(lists(stack), clients=40, seconds=1))
-    assert set(answers.statuses) == {200}
+def users(stack: ComposeStack) -> list[str]:
+    """Create users. Return their addresses at both replicas: equal reads would share a connection."""
+    accounts = [{"email": f"restart{n}@example.com", "name": "Ann", "password": "correct horse"} for n in range(20)]
+    created = [httpx.post(f"{stack.apis[0]}/users", json=account, timeout=30) for account in accounts]
+    return [f"{api}{each.headers['location']}" for each in created for api in stack.apis]
 
 
 def test_request_after_a_restart_gets_no_dead_connection(replicas: ComposeStack) -> None:
     """The connections in the pools are idle when the server closes them."""
-    warm_up(replicas)
+    urls = users(replicas)
+    answers = uvloop.run(load(urls, clients=40, seconds=1))  # lets every worker open connections
+    assert set(answers.statuses) == {200}
 
     replicas.compose("restart", "postgres")
     for api in replicas.apis:
         eventually(partial(is_ready, api), within=30)
-    answers = uvloop.run(load(lists(replicas), clients=40, seconds=2))
+    answers = uvloop.run(load(urls, clients=40, seconds=2))
 
     assert set(answers.statuses) == {200}
 

@@ -47,7 +47,7 @@ async def load_while(served: Served, change: Callable[[], object]) -> Answers:
     """Let kept-alive clients send requests, half of them without a pause, while `change` runs in a thread."""
     until = asyncio.Event()
     loads = [
-        asyncio.create_task(load([f"{served.address}/posts?limit=5"], clients=CLIENTS // 2, until=until, pause=pause))
+        asyncio.create_task(load([f"{served.address}/hold?ms=1"], clients=CLIENTS // 2, until=until, pause=pause))
         for pause in (0.0, 0.4)
     ]
     try:
@@ -201,7 +201,7 @@ def test_reload_replaces_every_worker_and_keeps_the_metrics(stack: Stack) -> Non
 
 def test_killed_worker_is_replaced_with_gauges_and_connections(stack: Stack) -> None:
     with ThreadPoolExecutor(16) as threads:
-        list(threads.map(lambda _: httpx.get(f"{stack.api}/posts"), range(100)))
+        list(threads.map(lambda _: httpx.get(f"{stack.api}/users/1"), range(100)))
     before = set(stack.worker_pids())
     assert len(before) == 4
 

@@ -38,7 +38,7 @@ def test_user_created_by_one_replica_is_read_from_the_other(prod: ProdStack) -> 
 
 def test_api_connects_through_pgbouncer_as_its_own_role(prod: ProdStack) -> None:
     for _ in range(40):
-        assert prod.client.get("/posts").status_code == 200
+        assert prod.client.get("/readyz").status_code == 200
 
     pgbouncer = prod.inspect("pgbouncer")["NetworkSettings"]["Networks"][f"{prod.name}_back"]
     of_the_api = "application_name LIKE 'headroom:api:%'"
@@ -226,7 +226,7 @@ def test_pgbouncer_pause_and_resume_work_in_its_container(prod: ProdStack) -> No
     console = ["psql", "-h", "/run/headroom-pgbouncer", "-p", "6432", "-U", "pgbouncer", "pgbouncer", "-Atc"]
     assert prod.compose("exec", "-T", "pgbouncer", *console, "PAUSE") == "PAUSE\n"
     assert prod.compose("exec", "-T", "pgbouncer", *console, "RESUME") == "RESUME\n"
-    assert prod.client.get("/posts").status_code == 200
+    assert prod.client.get("/readyz").status_code == 200
 
 
 @pytest.mark.alone

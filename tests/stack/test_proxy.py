@@ -52,7 +52,7 @@ def proxied(running: ProxiedReplicas) -> ProxiedReplicas:
 
 
 def statuses(proxied: ProxiedReplicas, method: str, number: int) -> Counter[int]:
-    return Counter(proxied.client.request(method, "/posts").status_code for _ in range(number))
+    return Counter(proxied.client.request(method, "/things").status_code for _ in range(number))
 
 
 def executed(proxied: ProxiedReplicas) -> int:
@@ -69,7 +69,7 @@ def test_write_that_a_replica_drops_gets_502_and_is_not_repeated(proxied: Proxie
     before = executed(proxied)
     proxied.replicas[0].set("drop")
 
-    answers = [proxied.client.post("/posts", content=b"{}") for _ in range(20)]
+    answers = [proxied.client.post("/things", content=b"{}") for _ in range(20)]
 
     assert Counter(answer.status_code for answer in answers) == {200: 10, 502: 10}
     assert executed(proxied) - before == 20
@@ -102,7 +102,7 @@ def test_request_in_progress_on_a_vanished_machine_ends_soon(
     for replica in proxied.replicas:
         replica.set("hang")
     with ThreadPoolExecutor() as threads:
-        answer = threads.submit(proxied.client.request, method, "/posts", timeout=50)
+        answer = threads.submit(proxied.client.request, method, "/things", timeout=50)
         eventually(lambda: executed(proxied) > sum(before.values()), within=10)
         [vanished] = [replica for replica in proxied.replicas if replica.executed > before[replica.name]]
         [other] = [replica for replica in proxied.replicas if replica is not vanished]
@@ -150,7 +150,7 @@ def test_replica_learns_that_the_client_of_a_read_has_left(proxied: ProxiedRepli
 def test_new_replica_gets_requests_within_seconds(proxied: ProxiedReplicas) -> None:
     replica = proxied.add_replica()
 
-    eventually(lambda: proxied.client.get("/posts").json()["name"] == replica.name, within=4)
+    eventually(lambda: proxied.client.get("/things").json()["name"] == replica.name, within=4)
 
 
 def test_replica_that_is_not_ready_gets_no_more_requests(proxied: ProxiedReplicas) -> None:
@@ -158,7 +158,7 @@ def test_replica_that_is_not_ready_gets_no_more_requests(proxied: ProxiedReplica
     replica.set("unready")
     proxied.wait_for(len(proxied.replicas) - 1, within=3)
 
-    names = {proxied.client.request(method, "/posts").json()["name"] for method in ("GET", "POST") for _ in range(10)}
+    names = {proxied.client.request(method, "/things").json()["name"] for method in ("GET", "POST") for _ in range(10)}
 
     assert replica.name not in names
 
@@ -177,7 +177,7 @@ def test_reload_of_the_proxy_loses_no_request(proxied: ProxiedReplicas) -> None:
     docker("exec", f"{proxied.name}-proxy", "reload")
     seen: Counter[int] = Counter()
     for _ in range(300):
-        seen[httpx.get(f"{proxied.url}/posts", verify=proxied.tls).status_code] += 1
+        seen[httpx.get(f"{proxied.url}/things", verify=proxied.tls).status_code] += 1
 
     assert seen == {200: 300}
 
@@ -187,7 +187,7 @@ def test_held_requests_wait_and_are_answered_after_the_release(proxied: ProxiedR
     before = executed(proxied)
     with ThreadPoolExecutor(20) as threads:
         assert proxied.console("hold 20") == "held"
-        answers = [threads.submit(proxied.client.request, ("GET", "POST")[i % 2], "/posts") for i in range(20)]
+        answers = [threads.submit(proxied.client.request, ("GET", "POST")[i % 2], "/things") for i in range(20)]
         waiting = [*wait(answers, timeout=1).not_done]
         assert (len(waiting), executed(proxied) - before) == (20, 0)
         assert proxied.console("hold 20") == "hold: requests are already held"
@@ -203,7 +203,7 @@ def test_hold_without_a_release_ends_by_itself(proxied: ProxiedReplicas) -> None
 
     # A new connection: one from before a reload is still served by the process that ends, which holds nothing.
     with httpx.Client(base_url=proxied.url, verify=proxied.tls, timeout=30) as client:
-        assert client.get("/posts").status_code == 200
+        assert client.get("/things").status_code == 200
     assert monotonic() - began > 1
     assert statuses(proxied, "GET", 5) == {200: 5}
     assert proxied.console("release") == "released 1", "later requests do not wait"
@@ -222,7 +222,7 @@ def test_forwarded_headers_of_a_client_are_replaced(proxied: ProxiedReplicas) ->
         "Request-Timeout": "2.5",
     }
     for method in ("GET", "POST"):
-        seen = proxied.client.request(method, "/posts", headers=claims).json()["headers"]
+        seen = proxied.client.request(method, "/things", headers=claims).json()["headers"]
         assert seen["x-forwarded-for"] == str(subnet(proxied.name)[1]), "the gateway: this process"
         assert seen["x-forwarded-proto"] == "https"
         assert seen["request-timeout"] == "2.5"
@@ -232,9 +232,9 @@ def test_forwarded_headers_of_a_client_are_replaced(proxied: ProxiedReplicas) ->
 
 def test_log_line_has_the_request_id_and_no_secret(proxied: ProxiedReplicas) -> None:
     answer = proxied.client.get(
-        "/posts?token=secret-in-query", headers={"authorization": "Bearer secret-in-header", "x-request-id": "r-17"}
+        "/things?token=secret-in-query", headers={"authorization": "Bearer secret-in-header", "x-request-id": "r-17"}
     )
-    own = proxied.client.get("/posts")
+    own = proxied.client.get("/things")
 
     assert answer.json()["headers"]["x-request-id"] == "r-17"
     ids = {"r-17", own.json()["headers"]["x-request-id"]}
@@ -244,7 +244,7 @@ def test_log_line_has_the_request_id_and_no_secret(proxied: ProxiedReplicas) -> 
         return found if len(found) == 2 else []
 
     logged = {line["request_id"]: (line["path"], line["status"]) for line in eventually(lines, within=10)}
-    assert {logged[each] for each in ids} == {("/posts", 200)}
+    assert {logged[each] for each in ids} == {("/things", 200)}
     assert "secret-in" not in docker("logs", f"{proxied.name}-proxy")
 
 
@@ -273,11 +273,11 @@ def test_sign_ins_of_one_client_are_limited_and_no_other_clients(proxied: Proxie
 
 
 def test_body_above_the_limit_gets_413(proxied: ProxiedReplicas) -> None:
-    refused = proxied.client.post("/posts", content=b"x" * (1_048_576 + 1))
+    refused = proxied.client.post("/things", content=b"x" * (1_048_576 + 1))
 
     assert refused.status_code == 413
     assert refused.json()["type"] == "/problems/content-too-large"
-    assert proxied.client.post("/posts", content=b"x" * 1_048_576).status_code == 200
+    assert proxied.client.post("/things", content=b"x" * 1_048_576).status_code == 200
 
 
 def raw(proxied: ProxiedReplicas, data: bytes) -> bytes:
@@ -291,7 +291,7 @@ def raw(proxied: ProxiedReplicas, data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "sent", [b"GET /posts HTTP/1.1\r\nHost: x\r\n", b"POST /posts HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"]
+    "sent", [b"GET /things HTTP/1.1\r\nHost: x\r\n", b"POST /things HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"]
 )
 def test_slow_client_gets_408_and_reaches_no_replica(proxied: ProxiedReplicas, sent: bytes) -> None:
     before = executed(proxied)
@@ -303,23 +303,23 @@ def test_slow_client_gets_408_and_reaches_no_replica(proxied: ProxiedReplicas, s
 def test_headers_up_to_the_limit_of_the_api_pass(proxied: ProxiedReplicas) -> None:
     headers = {f"x-{number}": "v" * 300 for number in range(90)}
 
-    assert proxied.client.get("/posts", headers=headers).json()["headers"]["x-89"] == "v" * 300
+    assert proxied.client.get("/things", headers=headers).json()["headers"]["x-89"] == "v" * 300
 
 
 def test_response_is_compressed_for_a_client_that_accepts_it(proxied: ProxiedReplicas) -> None:
-    assert proxied.client.get("/posts", headers={"accept-encoding": "gzip"}).headers["content-encoding"] == "gzip"
-    assert "content-encoding" not in proxied.client.get("/posts", headers={"accept-encoding": ""}).headers
+    assert proxied.client.get("/things", headers={"accept-encoding": "gzip"}).headers["content-encoding"] == "gzip"
+    assert "content-encoding" not in proxied.client.get("/things", headers={"accept-encoding": ""}).headers
 
 
 def test_plain_http_is_redirected_to_https(proxied: ProxiedReplicas) -> None:
-    answer = httpx.post(f"http://127.0.0.1:{proxied.http}/posts?q=1")
+    answer = httpx.post(f"http://127.0.0.1:{proxied.http}/things?q=1")
 
     assert answer.status_code == 308
-    assert answer.headers["location"] == f"{proxied.url}/posts?q=1"
+    assert answer.headers["location"] == f"{proxied.url}/things?q=1"
 
 
 def test_every_answer_over_tls_has_hsts(proxied: ProxiedReplicas) -> None:
-    for answer in (proxied.client.get("/posts"), proxied.client.post("/posts", content=b"x" * 1_048_577)):
+    for answer in (proxied.client.get("/things"), proxied.client.post("/things", content=b"x" * 1_048_577)):
         assert answer.headers["strict-transport-security"] == "max-age=31536000"
 
 
@@ -328,7 +328,7 @@ def test_current_protocol_is_accepted(proxied: ProxiedReplicas, version: ssl.TLS
     context = ssl.create_default_context(cafile=proxied.secrets / "tls_ca_certificate")
     context.minimum_version = context.maximum_version = version
 
-    assert httpx.get(f"{proxied.url}/posts", verify=context).status_code == 200
+    assert httpx.get(f"{proxied.url}/things", verify=context).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -421,7 +421,7 @@ def test_client_can_use_http_2(proxied: ProxiedReplicas) -> None:
     command = ["curl", "--silent", "--cacert", str(proxied.secrets / "tls_ca_certificate"), "--output", os.devnull]
 
     answer = subprocess.run(
-        [*command, "--write-out", "%{http_version} %{http_code}", f"{proxied.url}/posts"],
+        [*command, "--write-out", "%{http_version} %{http_code}", f"{proxied.url}/things"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
 
@@ -446,7 +446,7 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxiedReplicas
 
 
 def test_load_balancer_names_the_client_in_its_last_entry(behind: ProxiedReplicas) -> None:
-    answer = behind.client.get("/posts", headers={"x-forwarded-for": "203.0.113.7, 203.0.113.8"})
+    answer = behind.client.get("/things", headers={"x-forwarded-for": "203.0.113.7, 203.0.113.8"})
 
     assert answer.json()["headers"]["x-forwarded-for"] == "203.0.113.8"
 
@@ -455,7 +455,7 @@ def test_requests_of_one_client_are_limited(behind: ProxiedReplicas) -> None:
     """An IPv6 client can use every address of its /64."""
 
     def ask(address: str) -> httpx.Response:
-        return behind.client.get("/posts", headers={"x-forwarded-for": address})
+        return behind.client.get("/things", headers={"x-forwarded-for": address})
 
     limited = [ask(f"2001:db8::{number}") for number in range(1, 8)][-1]
 

@@ -30,7 +30,7 @@ _VALUES: list[tuple[type[Any], Callable[[int], object]]] = [
 
 
 class Factory:
-    """Inserts rows: `post = await make(Post, title="First")`.
+    """Inserts rows: `ann = await make(User, name="Ann")`.
 
     A column without a value that is neither nullable nor has a default gets one, different for each row. A foreign key
     gets a new row of its table.

@@ -38,7 +38,7 @@ def sign_up(client: AsyncClient, database_url: URL) -> SignUp:
 
 @pytest.fixture
 def make(database: Database) -> Factory:
-    """Return a function that inserts rows: `post = await make(Post, title="First")`."""
+    """Return a function that inserts rows: `ann = await make(User, name="Ann")`."""
     return Factory(database)
 
 
@@ -65,7 +65,7 @@ class Statements:
     def fail(self, at: str | int, *, sqlstate: str | None) -> None:
         """Let the server refuse a statement; with `sqlstate=None`, let it close the connection.
 
-        `at` is a part of the statement's text, such as "INSERT INTO posts" or "COMMIT", or a number: 1 is the next
+        `at` is a part of the statement's text, such as "INSERT INTO users" or "COMMIT", or a number: 1 is the next
         statement. Each call lets one statement fail.
         """
         sql = _CLOSE if sqlstate is None else _RAISE.format(sqlstate=sqlstate)
@@ -114,7 +114,7 @@ def assert_statements(statements: Statements) -> AssertStatements:
 
 
 class FailStatement(Protocol):
-    """Lets one statement fail: `fail_statement("INSERT INTO posts", sqlstate="40001")`."""
+    """Lets one statement fail: `fail_statement("INSERT INTO users", sqlstate="40001")`."""
 
     def __call__(self, at: str | int, *, sqlstate: str | None) -> None: ...
 

@@ -1,6 +1,7 @@
-"""The API with two more routes for load tests.
+"""The API with three more routes for load tests.
 
 - `/hold?ms=50` holds a connection for that time.
+- `/names?after=7` reads the table of users. Equal reads share a statement, others do not.
 - `/stick?seconds=5&waiting=3` queues that many requests for a connection, then blocks the worker's event loop.
 """
 
@@ -14,20 +15,27 @@ from sqlalchemy.util import greenlet_spawn
 from app.database import Database
 from app.database.pool import pool_state
 from app.main import create_app
+from app.models import User
 from app.observability.multiprocess import current_slot
 from app.web.deps import ReadDb
 
 _HOLD = select(func.pg_sleep(bindparam("seconds", type_=Float())).label("slept"))
+_AFTER = bindparam("after", type_=User.id.type)
+_NAMES = select(User.id, User.name).where(User.id > _AFTER).order_by(User.id).limit(20)
 
 
 def create() -> FastAPI:
-    """Return the application, with the two routes added."""
+    """Return the application, with the routes added."""
     app = create_app()
 
     @app.get("/hold")
     async def hold(db: ReadDb, ms: float = 50) -> dict[str, str]:
         await db.first(_HOLD, seconds=ms / 1000)
         return {"worker": current_slot()}
+
+    @app.get("/names")
+    async def names(db: ReadDb, after: int = 0) -> list[str]:
+        return [row["name"] for row in await db.all(_NAMES, after=after)]
 
     @app.get("/stick")
     async def stick(request: Request, seconds: float, waiting: int) -> dict[str, str]:

@@ -5,14 +5,17 @@ import sys
 
 import pytest
 
+from app.paths import PROJECT_ROOT
+
 MODULES = [
     "app.budget.check",
     "app.database.schema_version",
-    "app.domains.auth.service",
-    "app.domains.posts.repository",
-    "app.domains.posts.service",
-    "app.domains.users.service",
     "app.pagination.page",
+    *(
+        f"app.domains.{path.parent.name}.{path.stem}"
+        for name in ("repository.py", "service.py")
+        for path in sorted((PROJECT_ROOT / "app/domains").glob(f"*/{name}"))
+    ),
 ]
 
 

@@ -118,7 +118,7 @@ class UserRepository:
         await self._session.refresh(user, ["deactivated_at"])
 
     async def delete(self, user: User) -> None:
-        """Delete a user. The database deletes the user's posts (ON DELETE CASCADE)."""
+        """Delete a user. The database deletes rows that belong to the user (ON DELETE CASCADE)."""
         await self._session.delete(user)
 
     async def credentials(self, email: str) -> Credentials:

@@ -60,5 +60,5 @@ async def update_user(user_id: Id, patch: UserPatch, db: WriteDb, principal: Sig
 
 @router.delete("/{user_id:id}", status_code=204, responses=problem_responses(NotAuthenticated, Forbidden, UserNotFound))
 async def remove_user(user_id: Id, db: WriteDb, principal: SignedIn) -> None:
-    """Delete an account and its posts. Only the user and administrators may do this."""
+    """Delete an account and what belongs to it. Only the user and administrators may do this."""
     await delete_user(db, user_id, principal)

@@ -10,11 +10,11 @@ from sqlalchemy import URL, Integer, Select, bindparam, func, insert, literal, s
 from app.database import Database, PoolOptions, make_engine, warm_up
 from app.database.checkout import check_out
 from app.database.error_mapping import violations
-from app.domains.posts.models import Post
 from app.domains.users.errors import EmailTaken, UserNotFound
 from app.domains.users.models import User
 from app.errors import DatabaseUnavailable, InvalidInput, StatementTimeout
 from tests.integration.database.helpers import SLEEP, change_options, state, wait_until
+from tests.support.deferred import NOTES, create_notes
 from tests.support.postgres import connect
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually_async
@@ -95,14 +95,10 @@ async def test_constraint_violated_by_statement_session_raises_mapped_error(
 async def test_deferred_constraint_violated_at_commit_raises_mapped_error(
     database: Database, database_url: URL
 ) -> None:
-    with connect(database_url) as admin:
-        admin.execute(
-            "ALTER TABLE posts DROP CONSTRAINT fk_posts_author_id_users, ADD CONSTRAINT deferred"
-            " FOREIGN KEY (author_id) REFERENCES users DEFERRABLE INITIALLY DEFERRED"
-        )
+    create_notes(database_url)
 
     with pytest.raises(UserNotFound), violations({"deferred": UserNotFound(999)}):
-        await database.statement.returned(insert(Post).values(author_id=999, title="a", content="b").returning(Post.id))
+        await database.statement.returned(insert(NOTES).values(author_id=999).returning(NOTES.c.author_id))
 
 
 async def test_statement_session_computes_values_that_are_made_in_python(database: Database) -> None:

@@ -99,9 +99,9 @@ async def test_requests_of_the_application_hold_no_connection_while_they_wait(
     watch_holders(app.state.database.engine, found.append)
 
     ann = await person(client, "Ann", database_url)  # type: ignore[arg-type]
-    created = await ann("POST", "/posts", json={"title": "Title", "content": "Content"})
-    await ann("PATCH", created.headers["location"], json={"title": "Changed"})
-    await ann("DELETE", created.headers["location"])
+    assert (await ann("PATCH", f"/users/{ann.id}", json={"name": "Anna"})).is_success
+    for method, path in (("GET", "/users/me"), ("GET", f"/users/{ann.id}"), ("DELETE", f"/users/{ann.id}")):
+        assert (await ann(method, path)).is_success
 
     assert found == []
 

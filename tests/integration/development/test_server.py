@@ -88,7 +88,7 @@ def server(tmp_path: Path, database_url: URL) -> Iterator[DevelopmentServer]:
 
 def test_change_of_code_and_of_migrations_is_served(server: DevelopmentServer) -> None:
     eventually(lambda: server.status("/readyz") == 200, within=60)
-    router = server.root / "app/domains/posts/router.py"
+    router = server.root / "app/domains/users/router.py"
     original = router.read_text()
 
     # A file that cannot be imported does not end the server.
@@ -106,7 +106,7 @@ def test_change_of_code_and_of_migrations_is_served(server: DevelopmentServer) -
 
     log = server.log
     assert "migrated to 0123456789ab: add notes" in log
-    route, line = "GET /mistakes", "app/domains/posts/router.py:"
+    route, line = "GET /mistakes", "app/domains/users/router.py:"
     assert f"{route} holds a connection while it waits for something else: {line}" in log
     assert f"N+1: sent 5 times in one request: {route} | {line}" in log
     assert f"slow statement: {route} | {line}" in log

@@ -3,14 +3,14 @@
 Every field of every JSON request body in the OpenAPI document is sent. The answer and a following GET must both have
 the value that was sent, so a field that is accepted but not stored is found. A new domain is covered without a change
 here, if its POST answers with `Location` and its items have an `id`. The path of a POST may contain the id of an item
-that another POST creates, as in `/posts/{post_id}/comments`.
+that another POST creates, as in `/books/{book_id}/comments`.
 """
 
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from decimal import Decimal
 from itertools import count
-from typing import Annotated, Any, NamedTuple, cast
+from typing import Annotated, Any, NamedTuple
 from uuid import UUID
 
 import pytest
@@ -22,12 +22,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from typing_extensions import TypedDict
 
 from app.database import WriteSession
-from app.domains.posts.repository import PostReader
-from app.domains.posts.schemas import PostCreate, PostPatch, PostRead, post_of_entity
-from app.domains.posts.service import change_post, write_post
-from app.fields import NOT_SENT
-from app.web.auth import Claimed, SignedIn
-from app.web.deps import ReadDb, StatementDb, WriteDb
+from app.web.deps import ReadDb, WriteDb
 from app.web.path_params import Id
 from tests.support.people import Person, person, sign_in
 from tests.support.postgres import connect
@@ -44,7 +39,7 @@ HERE = "tests/integration/domains/test_answers_are_stored.py"
 # exactly as they were sent, so an object needs all its fields. A Decimal is compared as a number: give it fewer digits
 # than the scale of its column, such as "1.5". Then an answer that was not read from the database is found.
 VALUES: dict[str, tuple[Any, Any]] = {}
-# Operations with a JSON body that neither create nor change an item with these fields, such as "POST /posts/publish".
+# Operations with a JSON body that neither create nor change an item with these fields, such as "POST /books/publish".
 OTHERS: set[str] = set()
 # "Schema.field": whether the item has the value, if no answer shows the field.
 CHECKS: dict[str, Callable[[AsyncClient, Item, Any], Awaitable[bool]]] = {
@@ -196,7 +191,7 @@ class Checker:
         return location, answer.json()
 
     def creation_of(self, change: Write, creations: list[Write]) -> Write:
-        """Return the POST to `/comments` or `/posts/{post_id}/comments` for a PATCH of `/comments/{comment_id}`."""
+        """Return the POST to `/comments` or `/books/{book_id}/comments` for a PATCH of `/comments/{comment_id}`."""
         collection = change.path.rpartition("/")[0]
         found = [creation for creation in creations if creation.path.endswith(collection)]
         assert found, f"add {change.name!r} to OTHERS in {HERE}: no POST ends in {collection}, to create an item first"
@@ -233,85 +228,6 @@ async def test_every_field_of_every_write_is_stored(app: FastAPI, client: AsyncC
     admin = await person(client, "Admin", database_url, is_admin=True)
 
     assert await Checker(app, admin).check_all() == []
-
-
-class Draft(PostCreate):
-    """A request schema with a field that no table has."""
-
-    subtitle: str
-
-
-class DraftPatch(PostPatch):
-    """Changes to a post, and a field that no table has."""
-
-    subtitle: str = NOT_SENT
-
-
-class DraftRead(PostRead, total=False):
-    """An answer that may contain the field."""
-
-    subtitle: str
-
-
-@pytest.mark.parametrize("is_echoed", [False, True], ids=["ignored", "echoed"])
-async def test_field_without_column_is_found(
-    app: FastAPI, client: AsyncClient, database_url: URL, is_echoed: bool
-) -> None:
-    """The test above fails for a field that is only in the schema."""
-
-    @app.post("/drafts", status_code=201)
-    async def create_draft(data: Draft, db: StatementDb, claim: Claimed, response: Response) -> DraftRead:
-        post = await write_post(db, data, claim)
-        response.headers["Location"] = f"/drafts/{post['id']}"
-        return cast("DraftRead", {**post, "subtitle": data.subtitle} if is_echoed else post)
-
-    @app.get("/drafts/{draft_id:id}")
-    async def get_draft(draft_id: Id, db: ReadDb) -> DraftRead:
-        return cast("DraftRead", await PostReader(db).get(draft_id))
-
-    admin = await person(client, "Admin", database_url, is_admin=True)
-    found = await Checker(app, admin).check_all()
-
-    assert found
-    assert {tuple(line.split(": ")[:2]) for line in found} == {("POST /drafts", "subtitle")}
-
-
-async def test_field_that_put_does_not_store_is_found(app: FastAPI, client: AsyncClient, database_url: URL) -> None:
-    @app.put("/posts/{post_id:id}")
-    async def replace_post(post_id: Id, data: PostCreate, db: WriteDb, principal: SignedIn) -> PostRead:
-        return post_of_entity(await change_post(db, post_id, PostPatch(title=data.title), principal))
-
-    admin = await person(client, "Admin", database_url, is_admin=True)
-    found = await Checker(app, admin).check_all()
-
-    assert {tuple(line.split(": ")[:2]) for line in found} == {("PUT /posts/{post_id}", "content")}
-
-
-async def test_item_created_under_its_parent_is_checked(app: FastAPI, client: AsyncClient, database_url: URL) -> None:
-    """It is created at `/posts/{post_id}/replies`, but read and changed at `/replies/{reply_id}`."""
-
-    @app.post("/posts/{post_id:id}/replies", status_code=201)
-    async def create_reply(post_id: Id, data: Draft, db: StatementDb, claim: Claimed, response: Response) -> PostRead:
-        post = await write_post(db, data, claim)
-        response.headers["Location"] = f"/replies/{post['id']}"
-        return post
-
-    @app.get("/replies/{reply_id:id}")
-    async def get_reply(reply_id: Id, db: ReadDb) -> PostRead:
-        return await PostReader(db).get(reply_id)
-
-    @app.patch("/replies/{reply_id:id}")
-    async def update_reply(reply_id: Id, patch: DraftPatch, db: WriteDb, principal: SignedIn) -> PostRead:
-        title = PostPatch.model_validate(patch.model_dump(exclude={"subtitle"}, exclude_unset=True))
-        return post_of_entity(await change_post(db, reply_id, title, principal))
-
-    admin = await person(client, "Admin", database_url, is_admin=True)
-    found = await Checker(app, admin).check_all()
-
-    assert {tuple(line.split(": ")[:2]) for line in found} == {
-        ("POST /posts/{post_id}/replies", "subtitle"),
-        ("PATCH /replies/{reply_id}", "subtitle"),
-    }
 
 
 class OwnBase(DeclarativeBase):

@@ -9,9 +9,12 @@ from httpx import AsyncClient
 from sqlalchemy import URL, text
 from sqlalchemy.dialects import postgresql
 
+from app.database import Database
 from app.domains.posts import repository as posts_repository
 from app.domains.users import repository as users_repository
 from app.list_limits import ListLimits
+from app.models import Post, User
+from tests.support.factories import Factory
 from tests.support.people import person
 from tests.support.postgres import connect
 
@@ -373,3 +376,31 @@ async def test_short_search_is_refused_in_a_long_list_only(client: AsyncClient, 
     )
     assert of_an_author.status_code == 200
     assert of_an_author.json()["items"] == []
+
+
+async def test_post_of_the_factory_is_stored_with_its_author(make: Factory, database: Database) -> None:
+    first, second = await make(Post, title="First"), await make(Post)
+
+    assert (first.title, second.title) == ("First", "title 3")
+    assert first.author_id != second.author_id
+    async with database.write() as session:
+        assert (await session.get_one(User, first.author_id)).email == "email2@example.com"
+
+
+async def test_unknown_post_is_404_for_an_administrator(client: AsyncClient, database_url: URL) -> None:
+    admin = await person(client, "Admin", database_url, is_admin=True)
+
+    assert (await admin("DELETE", "/posts/999")).status_code == 404
+
+
+async def test_token_of_a_deleted_user_creates_no_post(client: AsyncClient, database_url: URL) -> None:
+    """The token alone is valid: the statement itself finds no author."""
+    ann = await person(client, "Ann", database_url)
+    with connect(database_url) as connection:
+        connection.execute("DELETE FROM users")
+
+    assert (await ann("POST", "/posts", json={"title": "a", "content": "b"})).status_code == 401
+
+
+async def test_parameter_repeated_in_the_list_of_a_user_is_422(client: AsyncClient) -> None:
+    assert (await client.get("/users/1/posts?limit=1&q=&limit=2")).status_code == 422

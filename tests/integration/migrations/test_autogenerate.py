@@ -116,7 +116,7 @@ CASES = {
         tags(column("parent", sa.BigInteger(), sa.ForeignKey("tags.id"))),
         tags(column("parent", sa.BigInteger(), sa.ForeignKey("tags.id", ondelete="CASCADE"))),
     ),
-    "comment": Case(tags(), tags(comment="Labels of posts")),
+    "comment": Case(tags(), tags(comment="Labels of books")),
     "new enum": Case(tags(), tags(colour("red", "green"))),
     "value of an enum": Case(tags(colour("red")), tags(colour("red", "green"))),
     "exclusion constraint": Case(

@@ -17,7 +17,7 @@ from tests.support.migrations import run_project, upgrade_project
 from tests.support.people import person
 from tests.support.postgres import as_role, connect
 
-from .test_backfill import HEADROOM, NAME
+from .test_backfill_command import HEADROOM, NAME
 
 CLIENTS = 6
 INACTIVE = 1_000

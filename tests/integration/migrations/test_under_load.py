@@ -19,7 +19,6 @@ from alembic.config import Config
 from sqlalchemy import URL
 
 from app.database.conninfo import parameters
-from benchmarks.deploy import DDL, revision_files
 from migrations import runner
 from tests.support.docker import require_engine
 from tests.support.migrations import Release, recorded
@@ -155,16 +154,6 @@ def test_statement_and_transaction_have_a_limit(owner: URL, release: Release) ->
     assert transaction.returncode != 0
     # The second message: the server ended the connection at the moment when a statement began.
     assert re.search("due to transaction timeout|its transaction_timeout", transaction.stdout)
-
-
-def test_revisions_of_the_benchmark_can_be_applied(owner: URL, release: Release) -> None:
-    files = revision_files(DDL)
-    for revision, text in files.items():
-        release.file(revision).write_text(text)
-    finished = release.run(owner)
-
-    assert finished.returncode == 0, finished.stdout
-    assert [revision for revision, _ in recorded(owner)][-len(files) :] == list(files)
 
 
 def gone(connection: psycopg.Connection, pids: set[int]) -> bool:

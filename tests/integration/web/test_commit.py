@@ -13,6 +13,7 @@ from app.database import Database, WriteSession
 from app.database.pool import pool_state
 from app.domains.users.errors import UserNotFound
 from app.web.deps import DatabaseDep, WriteDb
+from tests.support.deferred import create_notes
 from tests.support.postgres import connect
 
 INSERT = text("INSERT INTO users (email, name, password_hash) VALUES ('ann@example.com', 'Ann', 'x') RETURNING id")
@@ -44,16 +45,12 @@ async def test_write_after_response_is_committed(app: FastAPI, client: AsyncClie
 
 async def test_write_whose_commit_fails_returns_500(app: FastAPI, client: AsyncClient, database_url: URL) -> None:
     """A deferred constraint fails at COMMIT, after every statement of the route succeeded."""
-    with connect(database_url) as connection:
-        connection.execute(
-            "ALTER TABLE posts DROP CONSTRAINT fk_posts_author_id_users, ADD CONSTRAINT deferred"
-            " FOREIGN KEY (author_id) REFERENCES users DEFERRABLE INITIALLY DEFERRED"
-        )
+    create_notes(database_url)
 
     @app.post("/write", status_code=201)
     async def write(db: WriteDb) -> None:
         await db.execute(INSERT)
-        await db.execute(text("INSERT INTO posts (author_id, title, content) VALUES (999, 'a', 'b')"))
+        await db.execute(text("INSERT INTO notes (author_id) VALUES (999)"))
 
     response = await client.post("/write")
 

@@ -10,8 +10,8 @@ from migrations.kinds import Upgrade, undeclared
 from tests.support.migrations import Release
 
 CONTRACTING = {
-    "drop table": "op.drop_table('posts')",
-    "rename table": "op.rename_table('posts', 'articles')",
+    "drop table": "op.drop_table('books')",
+    "rename table": "op.rename_table('books', 'articles')",
     "drop column": "op.drop_column('users', 'name')",
     "rename column": "op.alter_column('users', 'name', new_column_name='full_name')",
     "batch": "with op.batch_alter_table('users') as batch: batch.drop_column('name')",
@@ -25,7 +25,7 @@ CONTRACTING = {
     "unique column": "op.add_column('users', sa.Column('age', sa.Integer(), unique=True))",
     "unique constraint": "op.create_unique_constraint('uq_users_name', 'users', ['name'])",
     "check constraint": "op.create_check_constraint('ck_users_name', 'users', \"name <> ''\")",
-    "foreign key": "op.create_foreign_key('fk', 'posts', 'users', ['author_id'], ['id'])",
+    "foreign key": "op.create_foreign_key('fk', 'books', 'users', ['author_id'], ['id'])",
     "unique index": "op.create_index('uq_users_name', 'users', ['name'], unique=True)",
     "drop unique index": "op.drop_index('uq_users_email', 'users')",
     "drop unique constraint": "op.drop_constraint('uq_a', 'users')",
@@ -39,7 +39,7 @@ CONTRACTING = {
     "sql: type": "op.execute('ALTER TABLE users ALTER COLUMN name TYPE varchar(10)')",
     "sql: not valid": "op.execute(\"ALTER TABLE users ADD CONSTRAINT c CHECK (name <> '') NOT VALID\")",
     "sql: column": "op.execute('ALTER TABLE users ADD age int NOT NULL')",
-    "sql: second statement": "op.execute('SELECT 1; TRUNCATE posts')",
+    "sql: second statement": "op.execute('SELECT 1; TRUNCATE books')",
 }
 ADDITIVE = {
     "create table": "op.create_table('tags', sa.Column('id', sa.Integer(), primary_key=True))",

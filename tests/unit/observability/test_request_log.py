@@ -19,7 +19,7 @@ REQUESTS: dict[str, Arguments] = {
     "plain": ("GET", b"/users/7", "/users/{user_id}", 200, 0.01234),
     "query characters": ("GET", b'/a"b\\c%0a', "/a", 404, 0.0),
     "bytes beyond ASCII": ("GET", b"/\xff\xfe", "unmatched", 404, 1.5),
-    "no response": ("POST", b"/posts", "/posts", 0, 12.0),
+    "no response": ("POST", b"/users", "/users", 0, 12.0),
 }
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Boolean, Date, DateTime, Enum, Float, Integer, Numeric, Text, Time, Uuid
 from sqlalchemy.types import TypeEngine
 
-from app.domains.posts.repository import _LIST
+from app.domains.users.repository import _LIST
 from app.fields import BIGINT_MAX
 from app.pagination.cursor import Cursors, InvalidCursor
 from app.pagination.order import codec_of
@@ -80,11 +80,11 @@ def test_nan_and_infinity_of_numeric_survive_a_cursor() -> None:
 
 @pytest.mark.parametrize(
     "context",
-    [["posts -created_at datetime,int", {}], ["posts -created_at datetime,int", {"q": "a"}], ["users", {}]],
+    [["users -created_at datetime,int", {}], ["users -created_at datetime,int", {"q": "a"}], ["tags", {}]],
     ids=["other order", "other filters", "other list"],
 )
 def test_cursor_of_another_list_is_refused(context: list[Any]) -> None:
-    cursor = CURSORS.write(["posts created_at datetime,int", {}], ["2026-01-01T00:00:00", 1])
+    cursor = CURSORS.write(["users created_at datetime,int", {}], ["2026-01-01T00:00:00", 1])
 
     with pytest.raises(InvalidCursor):
         CURSORS.read(cursor, context)
@@ -98,7 +98,7 @@ def test_text_that_is_no_cursor_is_refused(cursor: str) -> None:
 
 def test_cursor_of_an_older_version_is_refused() -> None:
     """It was signed for the list's name, the sort order and the filters, without the columns' types."""
-    cursor = CURSORS.write(["posts", "-created_at", {}], ["time", "2026-01-01T00:00:00+00:00", 1])
+    cursor = CURSORS.write(["users", "-created_at", {}], ["time", "2026-01-01T00:00:00+00:00", 1])
 
     with pytest.raises(InvalidCursor):
         CURSORS.read(cursor, [_LIST.order("-created_at").context, {}])

@@ -14,7 +14,7 @@ from app.settings import Settings
 ANN = {"email": "ann@example.com", "name": "Ann", "password": "correct horse"}
 
 
-@pytest.mark.parametrize("path", ["/livez", "/posts", "/users/1/posts", "/users/99999", "/openapi.json", "/nothing"])
+@pytest.mark.parametrize("path", ["/livez", "/users", "/users/99999", "/openapi.json", "/nothing"])
 async def test_head_has_the_headers_of_get_and_no_body(client: AsyncClient, path: str) -> None:
     of_get, of_head = await client.get(path), await client.head(path)
 

@@ -1,4 +1,4 @@
-"""Rename a fresh clone of the template: `make adopt name=acme`. Then remove this program from it.
+"""Rename a fresh clone of the template, and take its example out if asked. Then remove this program from it.
 
 Only the standard library is used, because the packages are installed under the new name afterwards.
 """
@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from ops.adopt.example import FIRST_REVISION, OutOfDate, take_out
 
 OLD = "headroom"
 # Lines with longer names would not fit. tests/integration/ops/test_adopt.py adopts the longest one.
@@ -97,8 +99,8 @@ def with_sorted_origins(text: str) -> str:
     )
 
 
-def adopt(root: Path, name: str) -> tuple[int, int]:
-    """Rename the project in the files that git knows. Return the numbers of changed and of moved files."""
+def adopt(root: Path, name: str, *, example: bool = True) -> tuple[int, int, int]:
+    """Rename the project in the files that git knows. Return the numbers of changed, moved and removed files."""
     packages = {
         line.partition("==")[0]
         for file in (root / "requirements").glob("*.txt")
@@ -108,13 +110,20 @@ def adopt(root: Path, name: str) -> tuple[int, int]:
     if _git(root, "status", "--porcelain"):
         raise Refused("the working tree has changes: commit them, or start from a fresh clone")
     version = re.search(r'^version = "(.+)"', (root / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    added = []
+    if not example:
+        take_out(root)
+        added.append(FIRST_REVISION[1])
     for removed in REMOVED:
         path = root / removed
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    changed = moved = 0
-    for file in _git(root, "ls-files", "-z").split("\0")[:-1]:
+    changed = moved = gone = 0
+    for file in _git(root, "ls-files", "-z").split("\0")[:-1] + added:
         path = root / file
-        if file in ORIGIN or file.startswith(REMOVED):
+        if not path.is_symlink() and not path.exists():
+            gone += 1
+            continue
+        if file in ORIGIN:
             continue
         target = root / file.replace(OLD, name)
         if target != path:
@@ -127,7 +136,7 @@ def adopt(root: Path, name: str) -> tuple[int, int]:
     text = re.sub(r"^`make adopt .*\n\n", "", readme.read_text(encoding="utf-8"), flags=re.MULTILINE)
     origin = f"Started from Headroom {version[1] if version else ''}: [adopting.md](docs/adopting.md)."
     readme.write_text(f"{text}\n{origin}\n", encoding="utf-8")
-    return changed, moved
+    return changed, moved, gone
 
 
 def _remove_empty(folder: Path, root: Path) -> None:
@@ -170,13 +179,17 @@ def main() -> None:
     """Rename the project in the current directory, and print what was changed."""
     parser = argparse.ArgumentParser(prog="make adopt", description=__doc__)
     parser.add_argument("name", help="lower-case letters and digits")
-    name = parser.parse_args().name
+    parser.add_argument("--example", choices=["yes", "no"], default="yes", help="keep the posts (default: yes)")
+    options = parser.parse_args()
     start = time.monotonic()
     try:
-        changed, moved = adopt(Path.cwd(), name)
-    except Refused as error:
+        changed, moved, removed = adopt(Path.cwd(), options.name, example=options.example == "yes")
+    except (Refused, OutOfDate) as error:
         sys.exit(f"make adopt: {error}")
-    print(f"{OLD} is {name} now: {changed} files changed, {moved} moved, in {time.monotonic() - start:.1f} s")
+    print(
+        f"{OLD} is {options.name} now: {changed} files changed, {moved} moved, {removed} removed,"
+        f" in {time.monotonic() - start:.1f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`make adopt`: the names that it refuses, and the checks of a tree that has another name."""
+"""`make adopt`: the names that it refuses, and the checks of a tree with another name, with and without the example."""
 
 import os
 import re
@@ -7,9 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from alembic import command
+from alembic.config import Config
 
 from app.paths import PROJECT_ROOT
+from ops.adopt import example
 from ops.adopt.__main__ import MAX_LENGTH, ORIGIN, Refused, adopt, check_name, renamed
+from ops.adopt.example import FIRST_REVISION, Edit, OutOfDate
+from tests.integration.test_migrations import schema
+from tests.support.postgres import Server, connect
 from tests.support.tree import run_in
 
 # The longest name: lines that fit it fit a shorter one. It starts with a vowel, so articles change as well.
@@ -26,6 +32,24 @@ TESTS = (
     "tests/unit/ops",
     "--ignore=tests/unit/ops/kubernetes/test_chart_budget.py",  # random numbers, no names
 )
+# With example=no, also the tests that a part of the example in a file that stays would break.
+TESTS_WITHOUT_EXAMPLE = (
+    "tests/unit/domains",
+    "tests/unit/migrations",
+    "tests/unit/pagination",
+    "tests/unit/test_operations.py",
+    "tests/unit/test_registry.py",
+    "tests/unit/web/test_openapi.py",
+    "tests/integration/domains/test_users.py",
+    "tests/integration/test_fixtures.py",
+    "tests/integration/test_migrations.py::test_models_and_migrations_have_the_same_schema",
+    "tests/integration/test_migrations.py::test_revision_can_be_applied_reverted_and_applied_again",
+)
+OF_THE_EXAMPLE = (
+    r"\b(posts|Posts?|post_id|author_id|page_of_author)\b|/posts|Post[A-Z]\w+\b(?<!Postgres)(?<!PostgreSQL)"
+)
+# Measurements and history.
+ABOUT_THE_EXAMPLE = re.compile(r"CHANGELOG\.md|docs/(adopting|faults|performance)\.md|docs/(decisions|images)/")
 # Files in which the word means free connections.
 ABOUT_THE_BUDGET = re.compile(
     r"app/(budget|exporter)/|app/cli/seed\.py|app/observability/catalogue\.py|docs/(connections|metrics|runbooks)\.md"
@@ -89,19 +113,106 @@ def test_adopted_tree_passes_its_checks(clone: Path, tmp_path: Path, monkeypatch
     assert {file for file, text in left if not ABOUT_THE_BUDGET.match(file)} == {"README.md"}
     assert {(file, text) for file, text in left if OF_THE_NAME.search(text)} == set()
 
-    metadata = tmp_path / f"site/{NAME}-0.1.0.dist-info/METADATA"
-    metadata.parent.mkdir(parents=True)
-    metadata.write_text(f"Metadata-Version: 2.1\nName: {NAME}\nVersion: 0.1.0\n")
-    tests = [f"--override-ini=pythonpath=. {tmp_path}/site", *TESTS]
     run_in(clone, "ruff", "format", "--check", ".")
-    run_in(clone, "pytest", "-q", "-n0", "-p", "no:cacheprovider", *tests)
+    run_tests(clone, tmp_path, *TESTS)
 
 
-def test_later_version_merges_without_conflict(clone: Path, tmp_path: Path) -> None:
+def run_tests(root: Path, directory: Path, *arguments: str) -> None:
+    """Run tests of an adopted tree with package metadata of its new name."""
+    metadata = directory / f"site/{NAME}-0.1.0.dist-info/METADATA"
+    metadata.parent.mkdir(parents=True, exist_ok=True)
+    metadata.write_text(f"Metadata-Version: 2.1\nName: {NAME}\nVersion: 0.1.0\n")
+    options = ("-q", "-n0", "-p", "no:cacheprovider", f"--override-ini=pythonpath=. {directory}/site")
+    run_in(root, "pytest", *options, *arguments)
+
+
+def test_tree_adopted_without_example_passes_its_checks(clone: Path, tmp_path: Path) -> None:
+    """No file that stays imports or names the example. Every test can be collected."""
+    done = make(clone, "adopt", f"name={NAME}", "example=no")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    git(clone, "add", "--all")
+    found = git(clone, "grep", "--cached", "-InP", OF_THE_EXAMPLE).splitlines()
+    assert [line for line in found if not ABOUT_THE_EXAMPLE.match(line)] == []
+    run_in(clone, "ruff", "check", ".")
+    run_in(clone, "ruff", "format", "--check", ".")
+    run_in(clone, "lint-imports")
+    run_tests(clone, tmp_path, "--collect-only")
+    run_tests(clone, tmp_path, *TESTS, *TESTS_WITHOUT_EXAMPLE)
+
+
+def test_users_and_sign_in_cannot_be_taken_out(clone: Path) -> None:
+    refused = make(clone, "adopt", f"name={NAME}", "auth=no")
+
+    assert refused.returncode != 0
+    assert "auth=no: users and sign-in stay" in refused.stderr
+    assert git(clone, "status", "--porcelain") == ""
+
+
+def test_first_revision_has_the_schema_of_the_history(
+    postgres: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without posts. A change of the tables of users also belongs into the template of the first revision."""
+    (tmp_path / "first.py").write_text((PROJECT_ROOT / FIRST_REVISION[0]).read_text())
+    squashed = tmp_path / "pyproject.toml"
+    squashed.write_text(
+        f"[tool.alembic]\nscript_location = '{PROJECT_ROOT}/migrations'\nversion_locations = ['{tmp_path}']\n"
+    )
+    schemas = []
+    for configuration in (PROJECT_ROOT / "pyproject.toml", squashed):
+        with postgres.database() as url:
+            monkeypatch.setenv("MIGRATION_DATABASE_URL", url.render_as_string(hide_password=False))
+            command.upgrade(Config(toml_file=configuration), "head")
+            with connect(url) as connection:
+                connection.execute("DROP TABLE IF EXISTS posts")
+            schemas.append(schema(url))
+
+    assert schemas[0] == schemas[1]
+
+
+@pytest.mark.parametrize(
+    ("edit", "before", "after"),
+    [
+        (example.replace("a, ", ""), "[a, b]\n", "[b]\n"),
+        (example.substitute(r"^b.*\n"), "a\nbb\nc\n", "a\nc\n"),
+        (example.lines("| `B`"), "| `A` | 1 |\n| `B` | 2 |\n", "| `A` | 1 |\n"),
+        (example.functions("b"), "def a(): ...\n\n\n@x\ndef b(): ...\n\n\nc = 1\n", "def a(): ...\n\n\nc = 1\n"),
+        (
+            example.section("## B"),
+            "- [A](#a)\n- [B](#b)\n\n## A\n\n1\n\n## B\n\n### C\n2\n\n## D\n",
+            "- [A](#a)\n\n## A\n\n1\n\n## D\n",
+        ),
+        (
+            example.targets("b"),
+            ".PHONY: a b c\na: ## a\n\t@1\n\n# b\nb: a\n\t@2\n\nc:\n",
+            ".PHONY: a c\na: ## a\n\t@1\n\nc:\n",
+        ),
+    ],
+    ids=["replace", "substitute", "lines", "functions", "section", "targets"],
+)
+def test_edit_of_the_example_removes_its_part_or_is_out_of_date(edit: Edit, before: str, after: str) -> None:
+    assert edit(before) == after
+    with pytest.raises(OutOfDate):
+        edit(after)
+
+
+def test_edit_that_is_out_of_date_changes_no_file(clone: Path) -> None:
+    registry = clone / "app/registry.py"
+    registry.write_text(registry.read_text().replace("users, posts)", "users, posts, tags)"))
+    git(clone, "commit", "--quiet", "--all", "--message", "tags")
+
+    with pytest.raises(OutOfDate, match=r"app/registry\.py does not have 'users, posts\)'"):
+        adopt(clone, NAME, example=False)
+
+    assert git(clone, "status", "--porcelain") == ""
+
+
+@pytest.mark.parametrize("has_example", [True, False], ids=["example", "no example"])
+def test_later_version_merges_without_conflict(clone: Path, tmp_path: Path, has_example: bool) -> None:
     """Follow docs/adopting.md: the merge has what the template changed, and keeps what the project changed."""
     project, upgrade = tmp_path / "project", tmp_path / "upgrade"
     git(tmp_path, "clone", "--quiet", "--origin", "upstream", "clone", "project")
-    adopt(project, "acme")
+    adopt(project, "acme", example=has_example)
     git(project, "add", "--all")
     git(project, "commit", "--quiet", "--message", "adopt")
     git(project, "branch", "template")
@@ -109,6 +220,8 @@ def test_later_version_merges_without_conflict(clone: Path, tmp_path: Path) -> N
     registry.write_text(registry.read_text() + "\n# mine\n")
     git(project, "commit", "--quiet", "--all", "--message", "mine")
 
+    posts = clone / "app/domains/posts/service.py"
+    posts.write_text(posts.read_text() + "\n# later\n")
     (clone / "ops/new.txt").write_text("Headroom has the role headroom_new.\n")
     values = clone / "ops/kubernetes/headroom/values.yaml"
     values.write_text(values.read_text() + "# headroom:new\n")
@@ -117,7 +230,7 @@ def test_later_version_merges_without_conflict(clone: Path, tmp_path: Path) -> N
 
     git(project, "fetch", "--quiet", "upstream")
     git(project, "worktree", "add", "--quiet", "--detach", str(upgrade), "FETCH_HEAD")
-    adopt(upgrade, "acme")
+    adopt(upgrade, "acme", example=has_example)
     git(upgrade, "add", "--all")
     tree = git(upgrade, "write-tree").strip()
     later = git(project, "commit-tree", tree, "-p", "template", "-m", "later").strip()
@@ -125,7 +238,8 @@ def test_later_version_merges_without_conflict(clone: Path, tmp_path: Path) -> N
     git(project, "merge", "--quiet", "template")
 
     changed = git(project, "diff", "--name-only", "HEAD^", "HEAD").split()
-    assert set(changed) == {"ops/new.txt", "ops/kubernetes/acme/values.yaml"}
+    of_the_example = {"app/domains/posts/service.py"} if has_example else set()
+    assert set(changed) == {"ops/new.txt", "ops/kubernetes/acme/values.yaml"} | of_the_example
     assert (project / "ops/new.txt").read_text() == "Acme has the role acme_new.\n"
     assert registry.read_text().endswith("# mine\n")
 

@@ -1,0 +1,303 @@
+"""What belongs to the example, the posts. `make adopt name=acme example=no` takes it out.
+
+FILES go as a whole. EDITS take the rest out of files that stay. Each edit names text that must be there. So a file that
+has changed without its edit stops the program, and tests/integration/ops/test_adopt.py. New code of the example belongs
+into a file of its own.
+"""
+
+import ast
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+Edit = Callable[[str], str]
+
+
+class OutOfDate(Exception):
+    """An edit does not find its text."""
+
+
+def replace(old: str, new: str = "") -> Edit:
+    """Replace a text, wherever it stands."""
+
+    def edit(text: str) -> str:
+        if old not in text:
+            raise OutOfDate(repr(old))
+        return text.replace(old, new)
+
+    return edit
+
+
+def substitute(pattern: str, new: str = "") -> Edit:
+    """Replace each match of a regular expression."""
+
+    def edit(text: str) -> str:
+        changed, count = re.subn(pattern, new, text, flags=re.MULTILINE)
+        if not count:
+            raise OutOfDate(pattern)
+        return changed
+
+    return edit
+
+
+def lines(*starts: str) -> Edit:
+    """Remove the lines that begin with these texts, which may be indented."""
+
+    def edit(text: str) -> str:
+        for start in starts:
+            text = substitute(rf"^ *{re.escape(start)}.*\n")(text)
+        return text
+
+    return edit
+
+
+def functions(*names: str) -> Edit:
+    """Remove functions of a Python module, with their decorators."""
+
+    def edit(text: str) -> str:
+        for name in names:
+            found = [node for node in ast.parse(text).body if getattr(node, "name", None) == name]
+            if not found:
+                raise OutOfDate(name)
+            [node] = found
+            assert isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            assert node.end_lineno
+            rows = text.splitlines(keepends=True)
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]) - 1
+            text = "".join(rows[:first]).rstrip() + "\n\n\n" + "".join(rows[node.end_lineno :]).lstrip()
+        return text.rstrip() + "\n"
+
+    return edit
+
+
+def section(heading: str) -> Edit:
+    """Remove a section of a document, with its line in the table of contents."""
+
+    def edit(text: str) -> str:
+        level = heading.partition(" ")[0]
+        changed = substitute(rf"^{re.escape(heading)}\n(?:(?!#{{1,{len(level)}}} ).*\n)*")(text)
+        anchor = re.sub(r"[^\w\- ]", "", heading.removeprefix(level).strip().lower()).replace(" ", "-")
+        return re.sub(rf"^- \[.*\]\(#{anchor}\).*\n", "", changed, flags=re.MULTILINE).rstrip() + "\n"
+
+    return edit
+
+
+def targets(*names: str) -> Edit:
+    """Remove targets of the Makefile, with the comments above them."""
+
+    def edit(text: str) -> str:
+        for name in names:
+            text = substitute(rf"^(?:# .*\n)*{name}:.*\n(?:\t.*\n)+\n")(text)
+            text = substitute(rf"(?<=[ \t]){name}(?: |(?=\n))")(text)  # in .PHONY
+        return text
+
+    return edit
+
+
+# Benchmarks with posts. `make bench-kubernetes` and others have none, and stay.
+TARGETS = (
+    *("bench", "bench-capacity", "bench-pages", "bench-overload", "bench-lanes", "bench-deploy", "bench-restarts"),
+    *("bench-swarm", "bench-ddl", "fault"),
+)
+FILES = (
+    "app/domains/posts",
+    *(f"benchmarks/{name}.py" for name in ("bench", "capacity", "deploy", "endpoints", "lanes", "measuring")),
+    *(f"benchmarks/{name}.py" for name in ("overload", "pages", "restarts", "swarm", "variants")),
+    "benchmarks/fault",
+    "benchmarks/rivals",
+    "migrations/versions/*.py",  # FIRST_REVISION takes their place
+    "tests/fault/test_deploy.py",
+    "tests/fault/test_faults.py",
+    "tests/fault/test_full_load_containers.py",
+    "tests/fault/test_planned_restarts.py",
+    "tests/fault/test_replicas.py",
+    "tests/integration/benchmarks",
+    "tests/integration/domains/test_cursor_walk.py",
+    "tests/integration/domains/test_posts*.py",
+    "tests/integration/migrations/test_backfill_command.py",
+    "tests/integration/migrations/test_benchmark_revisions.py",
+    "tests/integration/migrations/test_expand_and_contract.py",
+    "tests/stack/test_contract_posts.py",
+    "tests/support/expand_and_contract.py",
+    "tests/unit/benchmarks/test_deploy.py",
+    "tests/unit/benchmarks/test_fault_*.py",
+    "tests/unit/domains/test_posts.py",
+)
+# The revisions of the template, squashed and without posts.
+FIRST_REVISION = ("ops/adopt/first_revision.py.tmpl", "migrations/versions/20261127_3c9e5a70d1b8_users_and_sign_in.py")
+
+_SEEDED = substitute(r", posts=[\d_]+")
+_MEASURED = (
+    "The figures are those of the template with its example, users who write posts"
+    " ([adopting.md](adopting.md#without-the-example)).\n\n"
+)
+EDITS: dict[str, tuple[Edit, ...]] = {
+    "Makefile": (
+        targets(*TARGETS),
+        replace("make seed users=1000 posts=5000", "make seed users=1000"),
+        replace(" $(if $(posts),--posts $(posts))"),
+    ),
+    "README.md": (
+        replace("make seed users=1000 posts=5000\ncurl -s '127.0.0.1:8000/posts?limit=2'\n", "make seed users=1000\n"),
+        replace(" --users 1000 --posts 5000", " --users 1000"),
+        replace(
+            "The example domain is users and posts. `make domain name=comments` writes another\none, and",
+            "`make domain name=comments` writes a domain,\nand",
+        ),
+    ),
+    "app/cli/main.py": (
+        replace("in another terminal: users and posts", "in another terminal: users"),
+        lines('seed.add_argument("--posts"'),
+        replace(", posts=options.posts"),
+        replace("{options.users} users and {options.posts} posts added", "{options.users} users added"),
+    ),
+    "app/cli/seed.py": (
+        replace(", posts: int) -> str:", ") -> str:"),
+        replace("Add users and posts in one transaction,", "Add users in one transaction,"),
+        replace("than PostgreSQL, and for posts without any user to write them.", "than PostgreSQL."),
+        substitute(r"^ +authors = (?:.*\n)+?(?= +with psycopg)"),
+        replace(" users, posts", " users"),
+        substitute(r"^ +# The checks of the foreign key are planned now.*\n +connection.execute.*\n"),
+        replace("Adding posts to the trigram index", "Adding rows to the trigram index"),
+        functions("_post_rows"),
+        substitute(r"^WORDS = (?:.*\n)+?\n", "\n"),
+    ),
+    "app/domains/users/models.py": (replace(" It replaced the column `is_active` (docs/expand-and-contract.md)."),),
+    "app/models.py": (replace("import Post, User", "import User"), replace('"Post", ')),
+    "app/registry.py": (lines("from app.domains.posts"), replace("users, posts)", "users)")),
+    "compose.prod.yml": (replace("/posts?limit=1", "/readyz"),),
+    "docs/adding-a-domain.md": (
+        section("## A table that belongs to another"),
+        section("## Removing the example"),
+        replace(
+            "from app.domains.posts.router import router as posts", "from app.domains.auth.router import router as auth"
+        ),
+        replace("(auth, users, posts", "(auth, users"),
+        replace("Post, Tag, User", "Tag, User"),
+        replace("import Post, User", "import User"),
+        replace('"Post", '),
+        replace(
+            '`select(Post.id, User.name.label("author_name")).join(Post.author)`.',
+            '`select(Article.id, User.name.label("writer_name")).join(User)`.',
+        ),
+        replace("counted=select(Post.id)", "counted=select(Article.id)"),
+        replace("`20261124_b3d81f6ac945` makes", "`20261127_3c9e5a70d1b8` makes"),
+    ),
+    "docs/api.md": (
+        replace("The example service: users who write posts. ", "Users and sign-in. "),
+        replace("; deletes the user's posts too"),
+        lines("| `GET /users/{id}/posts", "| `POST /posts`", "| `GET /posts", "| `PATCH`, `DELETE /posts"),
+        replace("such as `/posts`", "such as `/users`"),
+        replace(
+            "`created_at`, `id`, `title` (posts), `name` or `email` (users)", "`created_at`, `id`, `name` or `email`"
+        ),
+        replace("searches titles and contents, or names and addresses", "searches names and addresses"),
+        replace("as `author_id`", "as `is_active`"),
+        replace("/posts/7", "/users/7"),
+        replace("'127.0.0.1:8000/posts?q=hello'", "127.0.0.1:8000/users/1"),
+        substitute(
+            r"^curl -s 127.0.0.1:8000/posts (?:.*\n)+?```",
+            'curl -s 127.0.0.1:8000/users/me -H "authorization: Bearer $TOKEN"\n```',
+        ),
+    ),
+    "docs/architecture.md": (replace("auth, users, posts", "auth, users"),),
+    "docs/connections.md": (replace("`GET /posts?offset=0`", "`GET /users?offset=0`"),),
+    "docs/decisions/0022-fault-harness.md": (
+        replace("Code: `benchmarks/fault/`", "Code: the template"),
+        replace("`tests/fault/test_faults.py` runs a selection", "A test of the template runs a selection"),
+    ),
+    "docs/deploying.md": (replace("`/posts?limit=1`", "`/readyz`"),),
+    "docs/expand-and-contract.md": (
+        replace("with a change of this\nrepository, so that you can copy them:", "with a change of the\ntemplate:"),
+        replace("This repository has all four in one:", "The template has all four in one:"),
+        substitute(r"^`tests/integration/migrations/test_expand_and_contract.py` .*\n\n"),
+        substitute(r"^`migrations/versions/\d+_(\w{12})_\w+\.py`$", r"Revision `\1`:"),
+    ),
+    "docs/faults.md": (
+        section("## Running it"),
+        replace("## How a trial works\n", f"{_MEASURED}## How a trial works\n"),
+    ),
+    "docs/kubernetes.md": (
+        replace("`GET /posts?cursor=&limit=20`, *writes* `POST /posts`", "lists of 20 rows, *writes* one `INSERT`"),
+    ),
+    "docs/migrations.md": (
+        replace(
+            "`migrations/versions/20261124_b3d81f6ac945_indexes_for_lists_and_search.py` does",
+            "`migrations/versions/20261127_3c9e5a70d1b8_users_and_sign_in.py` does",
+        ),
+    ),
+    "docs/performance.md": (
+        section("## Running the benchmarks"),
+        replace("- [Comparison", f"{_MEASURED}- [Comparison"),
+    ),
+    "docs/postgres-upgrade.md": (replace("900,000 posts", "900,000 other rows"),),
+    "docs/testing.md": (substitute(r"^`make fault` goes further (?:.*\n)+?\n"),),
+    "ops/docs/pictures.py": (
+        replace('("/posts?cursor=", "/users/1", "/posts/1", "/posts?q=cache")', '("/users/1", "/users/2", "/readyz")'),
+        replace("users=1_000, posts=5_000", "users=1_000"),
+    ),
+    "ops/kubernetes/try": (
+        lines("[[ $(request '/posts?limit=1')"),
+        replace("/posts?limit=1", "/readyz"),
+    ),
+    "tests/stack/test_contract.py": (_SEEDED,),
+    "tests/stack/test_dumps.py": (_SEEDED, replace('("users", "posts")', '("users", "sign_in_attempts")')),
+    "tests/stack/test_postgres_upgrade.py": (
+        _SEEDED,
+        replace('"alembic_version", "posts", ', '"alembic_version", '),
+        replace("with users and posts.", "with users."),
+    ),
+    "tests/stack/test_prometheus.py": (replace('"/posts?cursor=", '),),
+    "tests/stack/test_schemathesis.py": (_SEEDED,),
+    "tests/stack/test_slow_clients.py": (
+        functions("large_page", "test_slow_reader_of_a_response_holds_no_connection"),
+    ),
+    "tests/support/operations.py": (
+        substitute(r'^    "GET /users/\{user_id\}/posts"(?:.*\n)+?(?=^\})'),
+        substitute(r'^    "post_id": Parameter\((?:.*\n)+?    \),\n'),
+    ),
+    "tests/support/stacks.py": (
+        replace("users: int, posts: int)", "users: int)"),
+        replace("Add this many users and posts.", "Add this many users."),
+        replace(', "--posts", str(posts)'),
+    ),
+    "tests/unit/cli/test_main.py": (replace('{"--help", "--users", "--posts"}', '{"--help", "--users"}'),),
+    "tests/unit/test_docs.py": (
+        replace('{"auth", "users", "posts"}', '{"auth", "users"}'),
+        replace('{"Post", "User"}', '{"User"}'),
+        functions("test_steps_of_expand_and_contract_are_those_of_the_history"),
+    ),
+    "tests/unit/web/test_openapi.py": (replace('["users"], ["posts"]', '["users"]'),),
+    "tests/integration/test_migrations.py": (
+        replace('DATA_REVISIONS = {"5c80d1e6f294"}', "DATA_REVISIONS: set[str] = set()"),
+    ),
+}
+
+
+def take_out(root: Path) -> None:
+    """Take the example out of the tree. Raise OutOfDate, naming the entry, before anything is changed."""
+    found = {pattern: sorted(root.glob(pattern)) for pattern in FILES}
+    if missing := [pattern for pattern, paths in found.items() if not paths]:
+        raise OutOfDate(f"FILES of ops/adopt/example.py: there is no {missing[0]}")
+    changed: dict[Path, str] = {}
+    for name, edits in EDITS.items():
+        text = (root / name).read_text(encoding="utf-8")
+        for edit in edits:
+            try:
+                text = edit(text)
+            except OutOfDate as error:
+                raise OutOfDate(f"EDITS of ops/adopt/example.py: {name} does not have {error}") from None
+        changed[root / name] = text
+    source, target = FIRST_REVISION
+    changed[root / target] = (root / source).read_text(encoding="utf-8")
+    for path in (path for paths in found.values() for path in paths):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path, text in changed.items():
+        path.write_text(text, encoding="utf-8")
+    # What documents say of benchmarks that went.
+    command = re.compile(rf"`make ((?:{'|'.join(TARGETS)})(?: [^`]*)?)`")
+    for path in (root / "docs").rglob("*.md"):
+        text = path.read_text(encoding="utf-8")
+        if (described := command.sub(r"`\1` of the template", text)) != text:
+            path.write_text(described, encoding="utf-8")

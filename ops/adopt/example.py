@@ -168,7 +168,13 @@ EDITS: dict[str, tuple[Edit, ...]] = {
     "app/registry.py": (lines("from app.domains.posts"), replace("users, posts)", "users)")),
     "compose.prod.yml": (replace("/posts?limit=1", "/readyz"),),
     "docs/adding-a-domain.md": (
-        section("## A table that belongs to another"),
+        substitute(r"^`app/domains/posts` is the example: .*\n\n(?:\|.*\n)+\n"),
+        replace(", as the `INSERT` of a post does"),
+        replace("never the reverse: posts import users.", "never the reverse."),
+        replace(
+            "So the route `/users/{user_id}/posts` is in the posts domain.",
+            "So a route such as `/users/{user_id}/comments` is in the domain of the child.",
+        ),
         section("## Removing the example"),
         replace(
             "from app.domains.posts.router import router as posts", "from app.domains.auth.router import router as auth"

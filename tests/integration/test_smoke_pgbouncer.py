@@ -62,7 +62,7 @@ async def test_sign_up_with_a_known_address_returns_409(client: AsyncClient, dat
     assert (again.status_code, again.json()["type"]) == (409, "/problems/email-taken")
 
 
-@pytest.mark.parametrize("path", [f"/users/{2**63}", "/users?limit=0", "/users?cursor=?", "/users?q=%00"])
+@pytest.mark.parametrize("path", [f"/users/{2**63}", "/users?limit=0", "/users?cursor=x", "/users?q=%00"])
 async def test_bad_input_returns_422(client: AsyncClient, path: str) -> None:
     response = await client.get(path)
 

@@ -100,13 +100,13 @@ def test_change_of_code_and_of_migrations_is_served(server: DevelopmentServer) -
         "0123456789ab", "add notes", upgrades='op.create_table("notes", sa.Column("id", sa.Integer))'
     )
     router.write_text(original + ROUTE)
-    eventually(lambda: server.status("/mistakes?number=5") == 200, within=60)
-    assert server.status("/mistakes?number=6") == 500
+    eventually(lambda: server.status("/users/mistakes?number=5") == 200, within=60)
+    assert server.status("/users/mistakes?number=6") == 500
     eventually(lambda: "slow statement" in server.log and "as an example" in server.log, within=30)
 
     log = server.log
     assert "migrated to 0123456789ab: add notes" in log
-    route, line = "GET /mistakes", "app/domains/users/router.py:"
+    route, line = "GET /users/mistakes", "app/domains/users/router.py:"
     assert f"{route} holds a connection while it waits for something else: {line}" in log
     assert f"N+1: sent 5 times in one request: {route} | {line}" in log
     assert f"slow statement: {route} | {line}" in log

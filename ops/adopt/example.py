@@ -303,7 +303,7 @@ def take_out(root: Path) -> None:
         path.write_text(text, encoding="utf-8")
     # What documents say of benchmarks that went.
     command = re.compile(rf"`make ((?:{'|'.join(TARGETS)})(?: [^`]*)?)`")
-    for path in (root / "docs").rglob("*.md"):
+    for path in (root / "CHANGELOG.md", *(root / "docs").rglob("*.md")):
         text = path.read_text(encoding="utf-8")
         if (described := command.sub(r"`\1` of the template", text)) != text:
             path.write_text(described, encoding="utf-8")

@@ -4,9 +4,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from httpx import AsyncClient
 from sqlalchemy import URL
 
+from app.domains.users.schemas import UserListParams
+from app.web.pagination import ListQuery
 from tests.support.postgres import connect
 
 ANN = {"email": "ann@example.com", "name": "Ann", "password": "correct horse"}
@@ -68,19 +71,28 @@ CASES: dict[str, tuple[dict[str, Any], int, str]] = {
     "an id beyond bigint": (get(f"/users/{2**63}"), 422, "validation-error"),
     "an id of 5,000 digits": (get("/users/" + "9" * 5_000), 422, "validation-error"),
     "the largest id": (get(f"/users/{2**63 - 1}"), 404, "not-found"),
-    "a negative offset": (get("/users?offset=-1"), 422, "validation-error"),
-    "an offset beyond LIST_MAX_OFFSET": (get("/users?offset=10001"), 422, "validation-error"),
-    "an offset beyond bigint": (get(f"/users?offset={2**63}"), 422, "validation-error"),
-    "a limit of zero": (get("/users?limit=0"), 422, "validation-error"),
-    "a limit beyond 100": (get("/users?limit=101"), 422, "validation-error"),
-    "an unknown parameter": (get("/users?page=2"), 422, "validation-error"),
-    "a repeated parameter": (get("/users?sort=name&sort=-name"), 422, "validation-error"),
+    "a negative offset": (get("/list?offset=-1"), 422, "validation-error"),
+    "an offset beyond LIST_MAX_OFFSET": (get("/list?offset=10001"), 422, "validation-error"),
+    "an offset beyond bigint": (get(f"/list?offset={2**63}"), 422, "validation-error"),
+    "a limit of zero": (get("/list?limit=0"), 422, "validation-error"),
+    "a limit beyond 100": (get("/list?limit=101"), 422, "validation-error"),
+    "an unknown parameter": (get("/list?page=2"), 422, "validation-error"),
+    "a repeated parameter": (get("/list?sort=name&sort=-name"), 422, "validation-error"),
     "a repeated parameter, once percent-encoded": (get("/users?q=ann&%71=bob"), 422, "validation-error"),
     "an unknown path": (get("/nothing/here"), 404, "not-found"),
     "a path with a NUL byte": (get("/users/%00"), 404, "not-found"),
     "a trailing slash": (get("/users/"), 404, "not-found"),
     "a wrong method": ({"method": "PUT", "url": "/users"}, 405, "method-not-allowed"),
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def public_list(app: FastAPI) -> None:
+    """Add a list that anyone may read: the list of users refuses an anonymous caller first."""
+
+    @app.get("/list")
+    async def read_list(params: ListQuery[UserListParams]) -> int:
+        raise AssertionError(params)
 
 
 @pytest.mark.parametrize(("request_", "status", "slug"), CASES.values(), ids=CASES.keys())

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import URL
 
 from app.paths import PROJECT_ROOT
-from benchmarks.deploy import DeployStack
+from tests.support.deployed import DeployedStack
 from tests.support.operations import OPERATIONS, path_of
 from tests.support.people import person
 from tests.support.postgres import IMAGE as SERVER_IMAGE
@@ -70,7 +70,7 @@ class ExternalServer:
         statement(f"GRANT pg_monitor, pg_read_all_stats TO {ADMIN} WITH ADMIN OPTION")
 
 
-class ExternalStack(DeployStack):
+class ExternalStack(DeployedStack):
     """compose.external.yml, and compose.direct.yml unless `pooled`: the API with psycopg or with asyncpg.
 
     With PgBouncer, a deploy starts it, so that secrets can be rotated.

@@ -121,7 +121,7 @@ def test_request_in_progress_on_a_vanished_machine_ends_soon(
 def sending(proxied: ProxiedReplicas, method: str, *options: str) -> Iterator[None]:
     """Send a request in the block. Its client leaves at the end of the block, without an answer."""
     certificate = str(proxied.secrets / "tls_ca_certificate")
-    command = ["curl", "--silent", "--cacert", certificate, "--request", method, *options, f"{proxied.url}/posts"]
+    command = ["curl", "--silent", "--cacert", certificate, "--request", method, *options, f"{proxied.url}/things"]
     before = executed(proxied)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as client:
         try:

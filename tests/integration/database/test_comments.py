@@ -48,10 +48,10 @@ async def own_text(database: Database) -> str:
 
 async def test_statement_ends_with_its_lane_and_route(commented: Database, route: Route) -> None:
     assert (await own_text(commented)).endswith(" /*lane='normal'*/")
-    route.path = "/posts/{post_id}"
-    assert (await own_text(commented)).endswith(" /*lane='normal',route='%2Fposts%2F%7Bpost_id%7D'*/")
+    route.path = "/users/{user_id}"
+    assert (await own_text(commented)).endswith(" /*lane='normal',route='%2Fusers%2F%7Buser_id%7D'*/")
     with in_lane(EXPENSIVE):
-        assert (await own_text(commented)).endswith(" /*lane='expensive',route='%2Fposts%2F%7Bpost_id%7D'*/")
+        assert (await own_text(commented)).endswith(" /*lane='expensive',route='%2Fusers%2F%7Buser_id%7D'*/")
 
 
 async def test_statement_of_a_transaction_ends_with_its_route(commented: Database, route: Route) -> None:

@@ -1,7 +1,7 @@
 """The lanes of the connection pools: those of Headroom, and your own in OWN_LANES.
 
-The pools, `headroom budget`, the metrics and the exporter's page read them here. Put a route into a lane with `lane()`
-of `app/web/deps.py`, and a part of a route with `in_lane()` of `app/database/lanes.py` (docs/connections.md).
+The pools, `headroom budget`, the metrics and the exporter's page read them here. Put a route into a lane with
+`lane()` of `app/web/deps.py`, and a part of a route with `in_lane()` of `app/database/lanes.py` (docs/connections.md).
 """
 
 import math

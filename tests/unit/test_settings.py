@@ -330,8 +330,9 @@ def test_pool_setting_names_an_option_with_the_same_default() -> None:
 
 
 def test_every_pool_option_has_exactly_one_setting() -> None:
-    """Except `one_per_task`, which the program decides, and `expensive_share`, which the budget computes."""
-    options = {field.name for field in dataclasses.fields(PoolOptions)} - {"one_per_task", "expensive_share"}
+    """Except `one_per_task`, which the program decides, and the shares of lanes, which the budget computes."""
+    computed = {"one_per_task", "expensive_share", "own_lanes"}
+    options = {field.name for field in dataclasses.fields(PoolOptions)} - computed
 
     assert sorted(pool_settings().values()) == sorted(options)
 

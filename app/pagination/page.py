@@ -118,7 +118,7 @@ async def read_page(
 ) -> Page[Item]:
     """Return the page that `params` describes, with `make(row)` as its items.
 
-    `also` holds filters that do not come from the query string. A search without an index is in the lane expensive.
+    `also` holds filters that do not come from the query string. A search is in the lane expensive.
     Raise InvalidCursor, SearchTooShort.
     """
     filters = params.filters() | dict(also or {})
@@ -128,18 +128,10 @@ async def read_page(
         if await _count(session, statements, others, max_count + 1) > max_count:
             raise SearchTooShort(max_count)
     read = _page_by_offset if params.cursor is None else _page_by_cursor
-    if params.q and await _is_expensive(session, statements):
+    if params.q and session.has_lanes and current_lane.get() == NORMAL:  # a lane that the route has declared remains
         with in_lane(EXPENSIVE):
             return await read(session, statements, params, filters, make, cursors)
     return await read(session, statements, params, filters, make, cursors)
-
-
-async def _is_expensive(session: ReadSession, statements: ListStatements) -> bool:
-    """Return True if a search belongs to the lane expensive. A lane that the route has declared remains."""
-    index = statements.search_index
-    if index is None or not session.has_lanes or current_lane.get() != NORMAL:
-        return False
-    return not await index.exists(session)
 
 
 async def _page_by_cursor(

@@ -13,7 +13,6 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from app.database.statement_checks import require_select
 from app.pagination.order import SUPPORTED, Order, SortColumn, codec_of
-from app.pagination.search_index import SearchIndex
 
 Statement = Select[*tuple[Any, ...]]
 Key = InstrumentedAttribute[Any] | tuple[InstrumentedAttribute[Any], ...]
@@ -49,8 +48,8 @@ class ListStatements:
     - `key` is the primary key, a column or a tuple of columns. It breaks ties.
     - `sorts` are the sort columns by the name that a client sends. Each needs an index on the column and the key. Rows
       without a value come last in both directions; the same index serves them, except for descending pages by offset.
-    - `filters` are conditions with a `bindparam` of the filter's name. `q` is the search: it is in the lane expensive
-      on a server without an index of pg_trgm for its columns.
+    - `filters` are conditions with a `bindparam` of the filter's name. `q` is the search, which is in the lane
+      expensive.
     - `counted` is what a total counts, by default `rows`. Give a SELECT without the joins, if these neither add nor
       remove rows: counting is faster then.
 
@@ -73,7 +72,6 @@ class ListStatements:
     ) -> None:
         require_select(rows)
         self.name = name
-        self.search_index = SearchIndex(filters["q"]) if "q" in filters else None
         self._rows = rows
         self._counted = rows if counted is None else counted
         self._filters = filters

@@ -205,9 +205,9 @@ def main() -> int:
         print(f"  {path.relative_to(root)}")
     print(
         names.fill(
-            "\nNext: `make migrate` (`make dev` does it), then try $path at /docs."
-            " Change the fields in models.py, schemas.py, repository.py and the revision; docs/adding-a-domain.md"
-            " explains each file."
+            "\nNext: change the fields in models.py, schemas.py, repository.py, router.py, the revision and the tests;"
+            " docs/adding-a-domain.md explains each file. Then run `make migrate`, and try $path at /docs."
+            " If `make dev` runs, it has applied the revision: run `make downgrade` before you change it."
         )
     )
     return 0

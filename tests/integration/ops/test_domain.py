@@ -28,6 +28,7 @@ def test_generated_domain_passes_every_check(tmp_path: Path) -> None:
     files = [line.strip() for line in printed.splitlines() if line.startswith("  ") and line.endswith(".py")]
     [revision] = [Path(file).name.split("_")[1] for file in files if file.startswith("migrations/")]
     assert len(files) == 12
+    assert "run `make downgrade` before you change it" in printed
     run_in(root, "ruff", "check", *files)
     run_in(root, "ruff", "format", "--check", *files)
     run_in(root, "mypy", "--cache-dir", str(tmp_path / "mypy"), *files)

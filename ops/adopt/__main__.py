@@ -34,7 +34,7 @@ TAKEN = frozenset(
 BUDGET = re.compile(
     r"""
     db_budget_headroom | BUDGET_HEADROOM | LOW_HEADROOM | (?i:headroom_?low)
-    | (?<=\w)\.headroom\b(?!\.\w)              # an attribute; headroom.data and the like are labels
+    | (?<=[\w\]])\.headroom\b(?!\.\w)          # an attribute; headroom.data and the like are labels
     | def\ headroom\((?:self)?\)
     | "headroom":\ (?!headroom) | (?:server|document)\[["']headroom["']\]      # a key in JSON
     | \bheadroom:\ float | (?<=labels\):\ )headroom\b | \bheadroom=-?\d | \(headroom\ for\ _,\ headroom\b

@@ -286,6 +286,7 @@ def test_name_that_is_not_valid_everywhere_is_refused(name: str, reason: str) ->
         ("min(db_budget_headroom)", "min(db_budget_headroom)"),
         ("alert: HeadroomLow # docs/runbooks.md#headroomlow", "alert: HeadroomLow # docs/runbooks.md#headroomlow"),
         ("limit.headroom < 0, node.labels.headroom.data", "limit.headroom < 0, node.labels.acme.data"),
+        ("budget.on_read_server[0].headroom == 77", "budget.on_read_server[0].headroom == 77"),
     ],
 )
 def test_only_the_name_of_the_project_is_renamed(text: str, expected: str) -> None:

@@ -23,6 +23,7 @@ Service = Mapping[str, Any]
 
 # The service whose variables are the terms of the budget, and those whose files have the limits.
 _API, _SERVER, _POOLER = "api", "postgres", "pgbouncer"
+_READ_URLS = ("DATABASE_READ_URL", "DATABASE_READ_URL_FILE")
 # $NAME, ${NAME}, and ${NAME} with one of the operators of a default, an error or an alternative.
 _VARIABLE = re.compile(r"\$(?:(?P<plain>\w+)|\{(?P<name>\w+)(?:(?P<operator>:?[-?+])(?P<word>[^{}]*))?\})")
 _PARAMETER = re.compile(r"^[ \t]*(\w+)[ \t]*=[ \t]*'?(\d+)", re.MULTILINE)
@@ -39,9 +40,9 @@ def from_compose_file(text: str, folder: Path, variables: Mapping[str, str]) -> 
     Limits come from the mounted configuration of the services `postgres` and `pgbouncer`, and from POSTGRES_* and
     PGBOUNCER_*. Raise ConfigurationError if the text is no Compose file with such a service, or a number is none.
     """
+    variables = _env_file(folder / ".env") | dict(variables)
     try:
-        services = _interpolated(yaml.safe_load(text)["services"], _env_file(folder / ".env") | dict(variables))
-        return _report(services, folder)
+        return _report(_interpolated(yaml.safe_load(text)["services"], variables), folder, variables)
     except yaml.YAMLError as error:
         raise ConfigurationError(
             f"the Compose file cannot be read ({error}): several files, and those with !override or !reset, need"
@@ -53,10 +54,10 @@ def from_compose_file(text: str, folder: Path, variables: Mapping[str, str]) -> 
         ) from error
 
 
-def _report(services: Mapping[str, Service], folder: Path) -> BudgetReport:
+def _report(services: Mapping[str, Service], folder: Path, variables: Mapping[str, str]) -> BudgetReport:
     if _API not in services:
         raise ConfigurationError(f"the Compose file must have a service named {_API}, got {', '.join(services)}")
-    environment = _environment(services[_API], folder)
+    environment = _environment(services[_API], folder, variables)
     replicas = _replicas(services[_API])
     api = ApiPools(
         replicas=replicas,
@@ -66,6 +67,7 @@ def _report(services: Mapping[str, Service], folder: Path) -> BudgetReport:
         max_overflow=_number(environment, "DB_MAX_OVERFLOW"),
         expensive_share=float(share) if (share := environment.get("DB_EXPENSIVE_SHARE")) else None,
         own_lanes=lanes.OWN_LANES,
+        read_pool_size=_number(environment, "DB_READ_POOL_SIZE") if any(map(environment.get, _READ_URLS)) else 0,
     )
     remarks = []
     if (declared := _number(environment, "API_REPLICAS")) != replicas:
@@ -107,22 +109,26 @@ def _replacement(found: re.Match[str], variables: Mapping[str, str]) -> str:
             raise ConfigurationError(f"{found['name']}: the Compose file needs this variable: {word}")
         case "-" if not is_set:
             return word
-    return value or ""
+    return (value or "").replace("$", "\0")  # a value is not replaced again
 
 
 def _env_file(path: Path) -> dict[str, str]:
     return {name: value or "" for name, value in dotenv_values(path).items()} if path.is_file() else {}
 
 
-def _environment(service: Service, folder: Path) -> dict[str, str]:
-    """Return the variables of a service: those of its `env_file`, and those of its `environment`, which come first."""
+def _environment(service: Service, folder: Path, variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of a service: those of its `env_file`, and those of its `environment`, which come first.
+
+    A variable of `environment` without a value has that of `variables`.
+    """
     found: dict[str, str] = {}
     files = service.get("env_file") or []
     for file in [files] if isinstance(files, str) else files:
         found |= _env_file(folder / (file if isinstance(file, str) else file["path"]))
     own = service.get("environment") or {}
     if isinstance(own, list):
-        own = dict(each.partition("=")[::2] for each in own)
+        own = {name: value if equals else None for name, equals, value in (each.partition("=") for each in own)}
+    own = {name: variables.get(name) if value is None else value for name, value in own.items()}
     return found | {name: str(value) for name, value in own.items() if value is not None}
 
 

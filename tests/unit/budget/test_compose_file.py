@@ -1,5 +1,6 @@
 """`headroom budget --file`: the budget of a Compose file counts the replicas that it starts."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -69,19 +70,41 @@ def test_variables_of_the_environment_come_before_those_of_the_file(project: Pat
         ("${A:+5}", "5"),
         ("${NONE:+5}", ""),
         ("$${A}", "${A}"),
+        ("$SECRET", "${A}$SECRET"),
     ],
 )
 def test_variable_is_replaced_as_compose_does(project: Path, value: str, expected: str) -> None:
     api = {"environment": {"API_SURGE": value}}
 
+    variables = {"A": "1", "EMPTY": "", "SECRET": "${A}$SECRET"}
+
     def surge() -> int:
-        return from_compose_file(text(api), project, {"A": "1", "EMPTY": ""}).budget.api.surge
+        return from_compose_file(text(api), project, variables).budget.api.surge
 
     if expected.startswith("$"):
-        with pytest.raises(ConfigurationError, match=r"API_SURGE: .* whole number, got '\$\{A\}'"):
+        with pytest.raises(ConfigurationError, match=f"API_SURGE: .* whole number, got {re.escape(repr(expected))}"):
             surge()
     else:
         assert surge() == int(expected or 0)
+
+
+@pytest.mark.parametrize("environment", [["DB_POOL_SIZE"], {"DB_POOL_SIZE": None}])
+def test_variable_without_a_value_has_that_of_the_environment(project: Path, environment: Any) -> None:
+    (project / ".env").write_text("DB_POOL_SIZE=7\n")
+
+    assert from_compose_file(text({"environment": environment}), project, {}).budget.api.pool_size == 7
+
+
+@pytest.mark.parametrize("name", ["DATABASE_READ_URL", "DATABASE_READ_URL_FILE"])
+def test_pools_to_a_standby_count(project: Path, name: str) -> None:
+    environment = {name: "${STANDBY:-}", "DB_READ_POOL_SIZE": "30", "DB_POOL_SIZE": "1", "DB_MAX_OVERFLOW": "1"}
+
+    def exceeded(**variables: str) -> list[str]:
+        report = from_compose_file(text({"environment": environment}), project, variables)
+        return [each.name for each in report.budget.exceeded]
+
+    assert exceeded() == []
+    assert exceeded(STANDBY="there") == ["read server connections"]
 
 
 def test_replicas_that_compose_starts_count_not_the_variable(project: Path) -> None:

@@ -27,8 +27,9 @@ def comment_statements(database: Database, route: Callable[[], str], most: int) 
     texts = _CommentedTexts(database, route, most)
     for session in (database.read, database.statement):
         session.wrap_fetch(texts.wrap)
-    event.listen(database.engine.sync_engine, "before_cursor_execute", texts.before_cursor_execute, retval=True)
-    statement_texts(database.engine).on_renewal(texts.clear)
+    for engine in database.engines:
+        event.listen(engine.sync_engine, "before_cursor_execute", texts.before_cursor_execute, retval=True)
+        statement_texts(engine).on_renewal(texts.clear)
 
 
 class _CommentedTexts:

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import await_only
 
 from app.database.answers import expected_answer, rolled_back
+from app.database.liveness import shut_down
 
 logger = logging.getLogger(__name__)
 
@@ -99,11 +100,14 @@ async def fetch_row(connection: Any, sql: str) -> Any:
     """Run a query without parameters on a driver's connection, outside a transaction, and return its first row."""
     if not isinstance(connection, psycopg.AsyncConnection):
         return await connection.fetchrow(sql)
-    autocommit = connection.autocommit
-    if not autocommit:  # takes no round trip
-        await connection.set_autocommit(True)
-    cursor = await connection.execute(sql.encode())
-    row = await cursor.fetchone()
-    if not autocommit:
-        await connection.set_autocommit(False)
-    return row
+    if connection.autocommit:
+        return await (await connection.execute(sql.encode())).fetchone()
+    await connection.set_autocommit(True)  # takes no round trip
+    try:
+        return await (await connection.execute(sql.encode())).fetchone()
+    finally:
+        try:
+            await connection.set_autocommit(False)
+        except psycopg.Error:
+            # The query has not ended, or the connection is lost. In autocommit mode, nothing could be rolled back.
+            shut_down(connection)

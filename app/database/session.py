@@ -21,12 +21,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.sql.dml import ReturningDelete, ReturningInsert, ReturningUpdate
 
-from app.database.answers import rolled_back
+from app.database.answers import expected_answer, rolled_back
 from app.database.by_key import KeyedSelect
 from app.database.coalescing import several_rows
 from app.database.deadline import is_overdue, note_stored
 from app.database.error_mapping import translate
 from app.database.fast_path import AfterWrite, Fetch, fast_path
+from app.database.liveness import is_closed
 from app.database.stale_statements import READ_ONLY, statement_texts
 from app.database.statement_checks import Statement, require_entity, require_returning, require_select
 from app.database.write_session import WriteSession, note_write, open_write_session, watch_failed_statements
@@ -92,7 +93,11 @@ class _Statements:
                 if not self._reads_only:
                     note_stored()
                 if self._after_write is not None:
-                    await self._after_write((await connection.get_raw_connection()).driver_connection)
+                    proxy = await connection.get_raw_connection()
+                    with expected_answer(proxy):
+                        await self._after_write(proxy.driver_connection)
+                    if is_closed(proxy.driver_connection):
+                        await connection.invalidate()  # or else its rollback would fail, after the commit
                 return rows
         except asyncio.CancelledError as error:  # maybe while a lost connection is closed
             if is_sent and is_overdue() and not self._reads_only:
@@ -206,13 +211,14 @@ class StatementSession(_Statements):
 
 
 class Database:
-    """An engine with its sessions.
+    """An engine with its sessions. `engines` are all engines that these use.
 
     `read` may use a standby (`standby.py`), `primary_read` never does: it is for a read that decides what is allowed.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
+        self.engines = [engine]
         self.primary_read = ReadSession(engine)
         self.read = self.primary_read
         self.statement = StatementSession(engine)

@@ -371,6 +371,7 @@ class ReplicatedDatabase(Database):
     def __init__(self, engine: AsyncEngine, **options: Any) -> None:
         super().__init__(engine)
         self.standby = Standby(self.primary_read, **options)
+        self.engines.append(self.standby.engine)
         self.read = _RoutedReads(engine, self.primary_read, self.standby)
         self.statement = _NotedStatements(engine)
         note_commits(engine)

@@ -14,11 +14,12 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from httpx import ASGITransport, AsyncClient
-from sqlalchemy import bindparam, func, insert, literal, literal_column, select, text
+from sqlalchemy import bindparam, event, func, insert, literal, literal_column, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from app.database import KeyedSelect, PoolOptions, make_engine
-from app.database.read_after import ReadAfter, read_after
+from app.database.comments import comment_statements
+from app.database.read_after import UNKNOWN_POSITION, ReadAfter, read_after
 from app.database.standby import ReplicatedDatabase, Route
 from app.errors import DatabaseUnavailable
 from app.main import create_app
@@ -170,6 +171,41 @@ async def test_writer_reads_its_write_while_the_standby_does_not_replay(
     assert await port_of(database) == pair.standby.port
 
 
+@pytest.mark.parametrize("database_setup", ["psycopg"])
+async def test_unknown_position_leaves_the_next_transaction_whole(
+    database: Routed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some services have no positions. The connection must not stay in autocommit mode, which has no rollback."""
+    monkeypatch.setattr("app.database.read_after._COMMITTED", "SELECT 1 / 0")
+    committed, rolled_back = next(ids), next(ids)
+
+    async with database.engine.connect() as connection:
+        await connection.execute(insert(Entry).values(id=committed))
+        await connection.commit()
+        await connection.execute(insert(Entry).values(id=rolled_back))
+        await connection.rollback()
+
+    assert await database.primary_read.one(BY_ID, committed) is not None
+    assert await database.primary_read.one(BY_ID, rolled_back) is None
+
+
+@pytest.mark.parametrize("kind", ["transaction", "statement", "ordinary statement"])
+async def test_position_without_an_answer_ends_no_write_late(
+    pair: ReplicatedPair, database_setup: str, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The write is committed. Its client learns that, and its position is unknown."""
+    database = Routed(pair, database_setup, deadline=0.5)
+    await database.poll_until("standby")
+    monkeypatch.setattr("app.database.read_after._COMMITTED", "SELECT 7, 7 FROM pg_sleep(60)")
+
+    with client() as state:
+        async with asyncio.timeout(30):
+            await write(database, kind)
+
+    assert state.written == UNKNOWN_POSITION
+    await database.close()
+
+
 async def test_shared_statements_answer_no_writer_too_early(pair: ReplicatedPair, database: Routed) -> None:
     """Writers and others read the same keys at the same time, in statements that answer several reads."""
     pair.standby.execute("SELECT pg_wal_replay_pause()")
@@ -194,6 +230,22 @@ async def test_shared_statements_answer_no_writer_too_early(pair: ReplicatedPair
     assert all(await asyncio.gather(*own))
     assert not any(await asyncio.gather(*others))  # the standby has none of them
     assert (database.routes.count("behind"), database.routes.count("standby")) == (150, 150)
+
+
+@pytest.mark.parametrize("database_setup", ["asyncpg"])
+async def test_statements_on_the_standby_have_comments(database: Routed) -> None:
+    """Entities take the ordinary path."""
+    comment_statements(database, lambda: "/entries", 10)
+    sent: list[str] = []
+    event.listen(
+        database.standby.engine.sync_engine,
+        "before_cursor_execute",
+        lambda connection, cursor, statement, *rest: sent.append(statement),
+    )
+
+    await database.read.entities(select(Entry).limit(1))
+
+    assert [text for text in sent if text.endswith(" /*lane='normal',route='%2Fentries'*/")] == sent != []
 
 
 async def test_standby_beyond_its_greatest_lag_gets_no_reads(pair: ReplicatedPair, database_setup: str) -> None:

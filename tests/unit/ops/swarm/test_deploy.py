@@ -1,6 +1,7 @@
 """The order of the steps of a deploy, and what is undone, with a swarm in memory."""
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -388,7 +389,9 @@ def test_make_deploy_to_something_else_is_refused() -> None:
 
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = ["make", "PYTHON=python", *arguments]
-    return subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=False)
+    # Below another make, as in `make test`, it would print the directories that it enters.
+    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
+    return subprocess.run(command, cwd=PROJECT_ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(

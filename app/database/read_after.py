@@ -70,7 +70,7 @@ async def note_commit(connection: Any) -> None:
     committed = UNKNOWN_POSITION
     try:
         committed = position(*await fetch_row(connection, _COMMITTED))
-    except Exception as error:  # noqa: BLE001 - the transaction is committed, whatever happened since
+    except Exception as error:  # noqa: BLE001 - the transaction is committed all the same
         logger.warning("the position of a commit is unknown: %s", error)
     finally:
         note_written(committed)

@@ -296,9 +296,18 @@ class Standby:
 def read_pool_options(primary: PoolOptions, size: int) -> PoolOptions:
     """Return the options of the standby's pool: those of the primary's, with at most `size` connections.
 
-    A read that gets no connection to a standby that is gone has half of its time left for the primary.
+    A read that gets no connection to a standby that is gone has half of its time left for the primary. The pool is
+    smaller, so the shares of lanes are too: they leave a connection to others, or half of the time of the only one.
     """
-    return replace(primary, size=size, max_overflow=0, timeout=primary.timeout / 2)
+    most = size - 1 if size > 1 else 0.5
+    return replace(
+        primary,
+        size=size,
+        max_overflow=0,
+        timeout=primary.timeout / 2,
+        expensive_share=min(primary.expensive_share, most),
+        own_lanes=tuple(replace(each, share=min(each.share, most)) for each in primary.own_lanes),
+    )
 
 
 class _RoutedReads(ReadSession):

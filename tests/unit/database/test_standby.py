@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +24,7 @@ from app.database.read_after import (
     position,
     read_after,
 )
-from app.database.standby import Replay, Route, Standby, _NotedStatements, _RoutedReads
+from app.database.standby import Replay, Route, Standby, _NotedStatements, _RoutedReads, read_pool_options
 from app.domains.users.models import User
 from app.errors import (
     DatabaseUnavailable,
@@ -33,6 +34,7 @@ from app.errors import (
     StatementTimeout,
     TransactionConflict,
 )
+from app.lanes import LaneSpec
 from tests.unit.conftest import SQLITE
 
 ONE = select(literal(1).label("one"))
@@ -294,3 +296,22 @@ async def test_standby_that_starts_behind_its_known_position_is_refused() -> Non
 async def test_server_that_is_no_standby_is_refused() -> None:
     with pytest.raises(DatabaseUnavailable, match="no standby"):
         await greenlet_spawn(new_standby()._admit, connection("a", 100, is_standby=False))
+
+
+@pytest.mark.parametrize(("size", "share"), [(5, 4), (2, 1), (1, 0.5)])
+def test_lanes_of_the_read_pool_leave_a_connection_to_others(size: int, share: float) -> None:
+    reports = LaneSpec("reports", share=7, queue=3, deadline=2)
+    primary = PoolOptions(size=10, max_overflow=5, timeout=4, expensive_share=8, own_lanes=(reports,))
+
+    options = read_pool_options(primary, size)
+
+    assert (options.size, options.max_overflow, options.timeout) == (size, 0, 2)
+    assert (options.expensive_share, options.own_lanes) == (share, (replace(reports, share=share),))
+
+
+def test_small_shares_of_lanes_are_those_of_the_primary() -> None:
+    primary = PoolOptions(expensive_share=0.25, own_lanes=(LaneSpec("reports", share=2, queue=3, deadline=2),))
+
+    options = read_pool_options(primary, 5)
+
+    assert (options.expensive_share, options.own_lanes) == (primary.expensive_share, primary.own_lanes)

@@ -76,6 +76,8 @@ POLL_SECONDS = 0.25
 URGENT_POLL_SECONDS = 0.05
 # A standby that has not answered a poll after this time gets no reads.
 ANSWER_SECONDS = 1.0
+# Its return is logged after this time without trouble. Reads may fail on a server that answers each poll.
+SETTLED_SECONDS = 5.0
 
 # Of the standby. The control file has the timeline from the first restartpoint on, maybe minutes after a failover.
 _TIMELINE = (
@@ -167,6 +169,8 @@ class Standby:
         self._server = ""
         self._connections: list[Any] = []
         self._failure: str | None = "it was not polled yet"
+        # When it had a failure or lagged, on the clock of time.monotonic(), and whether that is in the log.
+        self._trouble_at = -math.inf
         self._is_reported = False
         self._is_urgent = asyncio.Event()
 
@@ -264,16 +268,19 @@ class Standby:
         return row
 
     def _log(self) -> None:
-        """Log when reads leave the standby, and when they return to it."""
-        lag = self.lag
+        """Log when reads leave the standby, and when they have returned to it."""
+        now, lag = time.monotonic(), self.lag
         reason = self._failure
         if reason is None and self._max_lag < lag < math.inf:
             reason = f"it is {lag:.0f} s behind (DB_READ_MAX_LAG: {self._max_lag:g} s)"
-        if reason is not None and not self._is_reported:
-            logger.warning("reads go to the primary, not to the standby: %s", reason)
-        elif reason is None and self._is_reported:
+        if reason is not None:
+            self._trouble_at = now
+            if not self._is_reported:
+                logger.warning("reads go to the primary, not to the standby: %s", reason)
+                self._is_reported = True
+        elif self._is_reported and now - self._trouble_at >= SETTLED_SECONDS:
             logger.info("reads go to the standby again")
-        self._is_reported = reason is not None
+            self._is_reported = False
 
     def _admit(self, connection: Any) -> None:
         """Raise DatabaseUnavailable unless the connection leads to a standby that may take part in the pool."""

@@ -200,6 +200,30 @@ async def test_standby_that_was_lost_gets_no_reads_until_it_is_polled() -> None:
     assert standby.session.reads == 1  # type: ignore[attr-defined]
 
 
+async def test_trouble_that_comes_back_is_logged_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a standby that accepts no further connection, but answers the polls on the one that is open."""
+    caplog.set_level("INFO", "app.database.standby")
+    standby = usable(new_standby())
+    session, _ = routed(standby, DatabaseUnavailable("too many clients"))
+    monkeypatch.setattr(standby, "_query_standby", lambda: answered(standby))
+    for _ in range(3):
+        await session.first(ONE)
+        await standby._poll_standby()
+    monkeypatch.setattr("app.database.standby.SETTLED_SECONDS", 0)
+    await standby._poll_standby()
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "reads go to the primary, not to the standby: too many clients",
+        "reads go to the standby again",
+    ]
+
+
+async def answered(standby: Standby) -> None:
+    usable(standby)
+
+
 @pytest.mark.parametrize("error", [StatementTimeout("10 s"), InvalidInput("NUL"), PoolExhausted("busy")])
 async def test_read_that_the_primary_would_refuse_too_is_not_repeated(error: Exception) -> None:
     """And a pool in full use does not load the primary."""

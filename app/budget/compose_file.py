@@ -4,7 +4,7 @@ The file is compose.prod.yml, another one with a service `api`, or the output of
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +26,7 @@ _API, _SERVER, _POOLER = "api", "postgres", "pgbouncer"
 _READ_URLS = ("DATABASE_READ_URL", "DATABASE_READ_URL_FILE")
 # $NAME, ${NAME}, and ${NAME} with one of the operators of a default, an error or an alternative.
 _VARIABLE = re.compile(r"\$(?:(?P<plain>\w+)|\{(?P<name>\w+)(?:(?P<operator>:?[-?+])(?P<word>[^{}]*))?\})")
-_PARAMETER = re.compile(r"^[ \t]*(\w+)[ \t]*=[ \t]*'?(\d+)", re.MULTILINE)
+_PARAMETER = re.compile(r"^[ \t]*(\w+)(?:[ \t]*=[ \t]*|[ \t]+)'?(\d+)", re.MULTILINE)  # PostgreSQL needs no "="
 
 
 def is_compose_file(text: str) -> bool:
@@ -172,7 +172,7 @@ def _pooler(services: Mapping[str, Service], environment: Mapping[str, str], fol
 
 
 def _limits(service: Service, name: str, folder: Path) -> tuple[dict[str, int], str]:
-    """Return the whole numbers in a service's configuration file `name` and its options -c, and where they are.
+    """Return the whole numbers in a service's configuration file `name` and its options, and where they are.
 
     The file is mounted, or in the folder from which the image is built. Without numbers, the second part is empty.
     """
@@ -191,6 +191,18 @@ def _limits(service: Service, name: str, folder: Path) -> tuple[dict[str, int], 
     text = file.read_text(encoding="utf-8") if file else ""
     command = service.get("command") or []
     words = command.split() if isinstance(command, str) else command
-    options = "\n".join(value for option, value in pairwise(words) if option == "-c")
+    options = "\n".join(_parameters(words))
     found = {parameter: int(value) for parameter, value in _PARAMETER.findall(f"{text}\n{options}")}
     return found, (str(file) if file else "the service's command") if found else ""
+
+
+def _parameters(words: Sequence[str]) -> Iterator[str]:
+    """Yield the parameters among the options of `postgres`, each as a line of its configuration file."""
+    for option, value in pairwise([*words, ""]):
+        if option == "-c":
+            yield value
+        elif option == "-N":
+            yield f"max_connections={value}"
+        elif option.startswith("--"):
+            name, _, given = option[2:].partition("=")
+            yield f"{name.replace('-', '_')}={given}"

@@ -21,6 +21,7 @@ SERVICE = {"environment": {"API_REPLICAS": "${API_REPLICAS:-2}"}, "deploy": {"re
 def project(tmp_path: Path) -> Path:
     """Return a folder with the configuration files of a server and of PgBouncer."""
     (tmp_path / "postgresql.conf").write_text("max_connections = 50  # a comment\nreserved_connections = '4'\n")
+    (tmp_path / "plain.conf").write_text("max_connections 60\n")
     (tmp_path / "pgbouncer.ini").write_text("; max_client_conn = 1\nmax_client_conn = 300\nmax_db_connections = 20\n")
     return tmp_path
 
@@ -147,6 +148,9 @@ def test_variables_of_an_env_file_count_below_those_of_the_service(project: Path
             "postgresql.conf",
         ),
         ({"command": ["postgres", "-c", "max_connections=70"]}, {}, (70, 0), "the service's command"),
+        ({"command": "postgres --max-connections=70"}, {}, (70, 0), "the service's command"),
+        ({"command": ["postgres", "-N", "70"]}, {}, (70, 0), "the service's command"),
+        ({"volumes": ["./plain.conf:/etc/postgresql.conf"]}, {}, (60, 0), "plain.conf"),
         ({"volumes": ["./postgresql.conf:/etc/postgresql.conf"]}, {"MAX": "30"}, (30, 4), "postgresql.conf"),
         ({"volumes": ["./postgresql.conf:/etc/postgresql.conf"]}, {"MAX": "80"}, (50, 4), "postgresql.conf"),
         ({}, {"MAX": "80"}, (80, 0), "the variables POSTGRES_*"),

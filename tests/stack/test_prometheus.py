@@ -119,7 +119,7 @@ def test_every_expression_returns_series(compose: ComposeStack) -> None:
     everywhere = [
         each
         for each in expressions()
-        if not each.about_pgbouncer and not each.about_backups and not each.about_production
+        if not (each.about_pgbouncer or each.about_backups or each.about_production or each.about_standbys)
     ]
     with under_load(compose.apis):
         assert_series_exist(compose.prometheus, everywhere)
@@ -132,7 +132,7 @@ def test_every_expression_returns_series_behind_pgbouncer(prod: ProdStack) -> No
             [
                 each
                 for each in expressions()
-                if not each.about_drills and not each.about_receivers and not each.about_alerts
+                if not (each.about_drills or each.about_receivers or each.about_alerts or each.about_standbys)
             ],
         )
     targets = httpx.get(f"{prod.prometheus}/api/v1/targets").json()["data"]["activeTargets"]

@@ -50,6 +50,11 @@ class Expression(NamedTuple):
         return "ALERTS" in self.text
 
     @property
+    def about_standbys(self) -> bool:
+        """Return True if only a stack that reads on a standby has series for it."""
+        return "db_reads_total" in self.text or "db_read_lag" in self.text
+
+    @property
     def about_drills(self) -> bool:
         """Return True if only a stack with a restore drill has series for it."""
         return "db_backup_drill" in self.text

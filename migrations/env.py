@@ -102,8 +102,9 @@ async def run(settings: Settings, url: URL) -> None:
             await wait_until_available(url, deadline=deadline, application_name=APPLICATION_NAME)
             variable = settings.migration_database_variable
             await refuse_pooler(url, variable=variable, application_name=APPLICATION_NAME)
-            await require_owner(url, variable=variable, application_name=APPLICATION_NAME)
         await check_budget(settings, deadline=deadline)
+        if is_postgresql:
+            await require_owner(url, variable=variable, application_name=APPLICATION_NAME)
     # One connection for the lock and one for the migration.
     engine = make_engine(
         url=url, application_name=APPLICATION_NAME, pool=PoolOptions(size=MIGRATE.direct, max_overflow=0)

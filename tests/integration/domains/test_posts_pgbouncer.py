@@ -21,7 +21,7 @@ async def test_posts_behind_pgbouncer_are_as_written(client: AsyncClient, databa
     assert created.status_code == 201
     path = created.headers["location"]
     assert (await client.get(path)).json() == created.json()
-    assert created.json()["author"] == {"id": ann.id, "name": "Anna"}
+    assert created.json()["author"] == {"id": ann.id, "name": "Ann"}
     assert (await ann("PATCH", path, json={"title": "Changed"})).json()["title"] == "Changed"
     assert [post["title"] for post in (await client.get("/posts")).json()["items"]] == ["Changed"]
     assert (await client.get(f"/users/{ann.id}/posts")).json()["total"] == 1

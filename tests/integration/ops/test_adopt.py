@@ -40,7 +40,6 @@ TESTS_WITHOUT_EXAMPLE = (
     "tests/unit/test_registry.py",
     "tests/unit/web/test_openapi.py",
     "tests/integration/domains/test_users.py",
-    "tests/integration/migrations/test_schema_versions.py::test_history_follows_upgrade_and_downgrade",
     "tests/integration/test_fixtures.py",
     "tests/integration/test_migrations.py::test_models_and_migrations_have_the_same_schema",
     "tests/integration/test_migrations.py::test_revision_can_be_applied_reverted_and_applied_again",

@@ -106,12 +106,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             **settings.pool_options(),
         )
         pools = {PRIMARY_POOL: _new_pool_metrics(PRIMARY_POOL)}
-        engines = {
-            PRIMARY_POOL: make_engine(
-                url=database_url, application_name=application_name, pool=pool, observer=pools[PRIMARY_POOL]
-            )
-        }
-        engine = engines[PRIMARY_POOL]
+        engine = make_engine(
+            url=database_url, application_name=application_name, pool=pool, observer=pools[PRIMARY_POOL]
+        )
+        engines = {PRIMARY_POOL: engine}
         database = Database(engine)
         standby: Standby | None = None
         if read_url is not None:

@@ -112,21 +112,25 @@ async def from_server(settings: Settings, *, deadline: float | None = None) -> B
     return await _query_read_server(report, settings.database_read_url, share=settings.postgres_max_connections)
 
 
-async def _query_server(report: BudgetReport, url: URL, share: int | None) -> BudgetReport:
+async def _query_limits(url: URL) -> AdminRow:
     async with AdminConnection(url, application_name=APPLICATION_NAME) as connection:
-        try:
-            [row] = await connection.query(limits_query(OWN_ROLE))
-        except DatabaseUnavailable as error:
-            return report._replace(remarks=(*report.remarks, f"the server was not queried: {error}"))
+        [row] = await connection.query(limits_query(OWN_ROLE))
+    return row
+
+
+async def _query_server(report: BudgetReport, url: URL, share: int | None) -> BudgetReport:
+    try:
+        row = await _query_limits(url)
+    except DatabaseUnavailable as error:
+        return report._replace(remarks=(*report.remarks, f"the server was not queried: {error}"))
     return with_server(report, row, share)
 
 
 async def _query_read_server(report: BudgetReport, url: URL, share: int | None) -> BudgetReport:
-    async with AdminConnection(url, application_name=APPLICATION_NAME) as connection:
-        try:
-            [row] = await connection.query(limits_query(OWN_ROLE))
-        except DatabaseUnavailable as error:
-            return report._replace(remarks=(*report.remarks, f"the read server was not queried: {error}"))
+    try:
+        row = await _query_limits(url)
+    except DatabaseUnavailable as error:
+        return report._replace(remarks=(*report.remarks, f"the read server was not queried: {error}"))
     budget = replace(report.budget, read_server=_limited(report.budget.server, row, share))
     return report._replace(budget=budget, sources=report.sources | {"read server": "the read server"})
 

@@ -90,7 +90,7 @@ _SERVER = "concat_ws(' ', inet_server_addr(), inet_server_port(), extract(epoch 
 _STATE = {"is_standby": "pg_is_in_recovery()", "timeline": _TIMELINE, "lsn": _REPLAYED, "server": _SERVER}
 _STATE_SQL = f"SELECT {', '.join(_STATE.values())}"
 _STATE_STATEMENT: Select[*tuple[Any, ...]] = select(*(literal_column(sql).label(name) for name, sql in _STATE.items()))
-# What the standby can have: the rest is not sent to it before it is flushed.
+# PostgreSQL sends its log to a standby only as far as it is flushed.
 _FLUSHED: Select[*tuple[Any, ...]] = select(
     *(
         literal_column(sql).label(name)
@@ -213,11 +213,6 @@ class Standby:
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_SECONDS - URGENT_POLL_SECONDS):
                     await self._is_urgent.wait()
-
-    async def poll(self) -> None:
-        """Query the positions of both servers, once. Errors are noted."""
-        await self._poll_primary()
-        await self._poll_standby()
 
     async def _poll_primary(self) -> None:
         asked = time.monotonic()

@@ -1,6 +1,7 @@
 """Pages: the parameters of a list, its answer, and reading one page."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import cache
 from typing import Annotated, Any, Generic, Literal, NotRequired, Self, TypeVar
 
@@ -128,10 +129,10 @@ async def read_page(
         if await _count(session, statements, others, max_count + 1) > max_count:
             raise SearchTooShort(max_count)
     read = _page_by_offset if params.cursor is None else _page_by_cursor
-    if params.q and session.has_lanes and current_lane.get() == NORMAL:  # a lane that the route has declared remains
-        with in_lane(EXPENSIVE):
-            return await read(session, statements, params, filters, make, cursors)
-    return await read(session, statements, params, filters, make, cursors)
+    # A lane that the route has declared remains.
+    is_expensive = params.q and session.has_lanes and current_lane.get() == NORMAL
+    with in_lane(EXPENSIVE) if is_expensive else nullcontext():
+        return await read(session, statements, params, filters, make, cursors)
 
 
 async def _page_by_cursor(

@@ -1,7 +1,7 @@
-"""What belongs to the example, the posts. `make adopt name=acme example=no` takes it out.
+"""The parts of the example domain, posts, which `make adopt name=acme example=no` removes.
 
 FILES go as a whole. EDITS take the rest out of files that stay. Each edit names text that must be there. So a file that
-has changed without its edit stops the program, and tests/integration/ops/test_adopt.py. New code of the example belongs
+has changed without its edit stops the program, and tests/integration/ops/test_adopt.py. Put new code of the example
 into a file of its own.
 """
 

@@ -95,11 +95,16 @@ class Routed(ReplicatedDatabase):
             **{"max_lag": MAX_LAG} | options,
         )
 
+    async def poll(self) -> None:
+        """Query the positions of both servers, as the watch does."""
+        await self.standby._poll_primary()
+        await self.standby._poll_standby()
+
     async def poll_until(self, expected: Route) -> None:
         """Poll until reads without a position have this route."""
 
         async def has_route() -> bool:
-            await self.standby.poll()
+            await self.poll()
             return self.standby.route() == expected
 
         with client():
@@ -153,7 +158,7 @@ async def test_writer_reads_its_write_while_the_standby_does_not_replay(
 ) -> None:
     pair.standby.execute("SELECT pg_wal_replay_pause()")
     identity = await write(database, kind)
-    await database.standby.poll()
+    await database.poll()
 
     assert await database.read.one(BY_ID, identity) is not None
     with client():
@@ -163,7 +168,7 @@ async def test_writer_reads_its_write_while_the_standby_does_not_replay(
     pair.standby.execute("SELECT pg_wal_replay_resume()")
 
     async def reads_on_the_standby() -> bool:
-        await database.standby.poll()
+        await database.poll()
         assert await database.read.one(BY_ID, identity) is not None
         return database.routes[-1] == "standby"
 

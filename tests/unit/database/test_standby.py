@@ -1,4 +1,4 @@
-"""What is known of a standby, and where reads go."""
+"""The position and the lag of a standby, and the routing of reads."""
 
 import math
 import time
@@ -122,7 +122,7 @@ def test_read_without_a_position_goes_to_a_standby_that_lags_a_little() -> None:
 
 @pytest.mark.parametrize(("needed", "expected"), [(0, "standby"), (100, "standby"), (101, "behind")])
 def test_read_after_a_write_goes_to_a_standby_that_has_replayed_it(needed: int, expected: Route) -> None:
-    """And one that has not is polled again soon."""
+    """The watch polls a standby that has not replayed it again soon."""
     read_after.set(ReadAfter(needed))
     standby = usable(new_standby())
 

@@ -28,6 +28,9 @@ PAUSE_SCRIPT = PROJECT / "ops/pgbouncer/pause.sh"
 DRAIN_SECONDS = 3.0
 # After this time, clients get the API's 503 instead of waiting. Many give up after 30 s.
 HOLD_SECONDS = 30
+# After a reload, a process with the old configuration answers on the connections that it has, at most for this time
+# (hard-stop-after in ops/proxy/haproxy.cfg, and one more second). It holds nothing.
+RELOAD_SECONDS = 11
 # Time for open transactions to end before the pause, and the longest pause.
 PAUSE_SECONDS = 5
 MAX_PAUSE_SECONDS = 120
@@ -182,6 +185,18 @@ def ready(proxy: str) -> int:
     )
 
 
+def await_reload(proxy: str) -> None:
+    """Wait until only one process of the proxy serves."""
+
+    def is_over() -> bool:
+        uptime = [line for line in console(proxy, "show info").splitlines() if line.startswith("Uptime_sec:")]
+        return not uptime or int(uptime[0].split()[1]) >= RELOAD_SECONDS
+
+    if not is_over():
+        log("the proxy was reloaded seconds ago; waiting for the end of its old process")
+        wait_until(is_over, RELOAD_SECONDS)
+
+
 @contextmanager
 def held_requests() -> Iterator[None]:
     """Have the proxy hold new requests, and wait for those in progress. At the end, let the held ones go on."""
@@ -190,6 +205,7 @@ def held_requests() -> Iterator[None]:
         log("no proxy is running: requests are not held, and may get 503")
         yield
         return
+    await_reload(proxy)
     before = ready(proxy)
     began = time.monotonic()
     is_ours = True

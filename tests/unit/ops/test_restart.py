@@ -34,6 +34,7 @@ class Engine:
             '*" ps --status running"*': "echo ${@: -1}",
             '*" ps --all"*': "echo postgres",
             '*" console hold"*': "echo held",
+            '*" console show info"': "echo Uptime_sec: 60",
             '*" console show"*': f"printf '{STATISTICS}\\n'",
             '*" console release"*': "echo released 7",
             '*" pause 5 120"': f"echo paused; cat; echo END-OF-PAUSE >>{tmp_path}/calls",
@@ -168,6 +169,17 @@ def test_signal_during_the_restart_is_ignored_until_the_end(tmp_path: Path) -> N
 
     assert engine.restart("postgres") == (0, "")
     assert engine.steps() == ["hold", "pause", "postgres", "resume", "release"]
+
+
+def test_restart_after_a_reload_waits_for_the_old_process(tmp_path: Path) -> None:
+    """The old process answers on connections that it has, and holds nothing."""
+    seen = tmp_path / "seen"
+    uptime = f"if [[ -e {seen} ]]; then echo Uptime_sec: 11; else touch {seen}; echo Uptime_sec: 3; fi"
+    engine = Engine(tmp_path, {'*" console show info"': uptime})
+
+    assert engine.restart("pgbouncer") == (0, "")
+    lines = [line for line in calls(tmp_path).splitlines() if "console show info" in line or "console hold" in line]
+    assert ["info" in line for line in lines] == [True, True, False]
 
 
 def test_restart_without_a_proxy_still_pauses(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from ops.deploy.rollout import POLL_SECONDS, Limits, Rollout
 from ops.deploy.stack import Replica, Stack
 from ops.deploy.timeline import Timeline
 
+# In which the server and PgBouncer must report their limits.
+LIMITS_SECONDS = 15
 # Sent from a new replica: to itself, and to the proxy. Three attempts: an overloaded replica answers 503.
 _SMOKE = """
 import ssl, sys, time, urllib.request
@@ -195,13 +197,28 @@ def wait_until_healthy(stack: Stack, service: str) -> None:
 
 
 def check_budget(stack: Stack, timeline: Timeline, release: Release) -> None:
-    """Check the connection budget of the release, with its surge. Raise DeployFailed if it is exceeded."""
-    try:
-        budget = json.loads(stack.run(release, "api", "headroom", "budget", "--json"))
-    except CommandFailed as error:
-        raise DeployFailed(f"the connection budget of {release} does not allow it: {error}", error.details) from None
+    """Check the connection budget of the release, with its surge. Raise DeployFailed if it is exceeded.
+
+    A PgBouncer that has just started cannot look up passwords yet. Without an answer, the limits are assumed ones: they
+    are queried again for up to LIMITS_SECONDS.
+    """
+    deadline = time.monotonic() + LIMITS_SECONDS
+    while True:
+        failed: CommandFailed | None = None
+        try:
+            output = stack.run(release, "api", "headroom", "budget", "--json")
+        except CommandFailed as error:
+            failed, output = error, error.output
+        budget = json.loads(output) if output.startswith("{") else {}
+        remarks = budget.get("remarks", [])
+        if not remarks or time.monotonic() > deadline:
+            break
+        time.sleep(POLL_SECONDS)
+    if failed:
+        reason = "; ".join([str(failed), *remarks])
+        raise DeployFailed(f"the connection budget of {release} does not allow it: {reason}", failed.details) from None
     shown = [f"{check['demand']} of {check['supply']} {check['name']}" for check in budget["checks"]]
-    timeline.add("budget", f"{', '.join(shown)}; {release.replicas} + {release.surge} replicas")
+    timeline.add("budget", "; ".join([", ".join(shown), f"{release.replicas} + {release.surge} replicas", *remarks]))
 
 
 def migrate(stack: Stack, timeline: Timeline, release: Release) -> None:

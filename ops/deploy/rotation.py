@@ -1,9 +1,10 @@
 """Rotate the secrets of compose.prod.yml, one at a time, without a lost request.
 
-Two values of a secret must be valid while the replicas are replaced:
+Two values of a secret must be valid while its users change to the new one:
 - The API connects as `headroom_app` or `headroom_app_2`, which have the same privileges. A rotation gives
   the one that is not in use a new password, replaces the replicas, and removes the password of the other one. On a
   server elsewhere, the job `roles` does this as its administrator, and PgBouncer has both passwords in its file.
+- PgBouncer looks up passwords as `headroom_pgbouncer_2` while `headroom_pgbouncer` gets its new password.
 - The signing key has SECRET_KEY_FALLBACKS next to it.
 The other secrets are not used by the API.
 """
@@ -36,6 +37,7 @@ from ops.deploy.timeline import Timeline
 SCRAM_ITERATIONS = 4096
 NO_KEYS = "\n"  # Swarm refuses an empty file
 API_ROLES = ("headroom_app", "headroom_app_2")
+LOOKUP_ROLES = ("headroom_pgbouncer", "headroom_pgbouncer_2")  # of PgBouncer, with the privileges of the first
 _PGBOUNCER_CONSOLE = ("psql", "-qAt", "-h", "/run/headroom-pgbouncer", "-p", "6432", "-U", "pgbouncer", "pgbouncer")
 _USERS_FILE = "/run/headroom-pgbouncer/userlist.txt"
 # Replaced at once: PgBouncer may read it at any time.
@@ -222,8 +224,7 @@ class Rotation:
         if used not in API_ROLES:
             raise DeployFailed(f"database_url: must name the role {' or '.join(API_ROLES)}, got {used or 'none'}")
         [other] = [role for role in API_ROLES if role != used]
-        # A database of an earlier version has no second role yet.
-        self._sql((self._stack.root / "ops/postgres/roles.sql").read_text(encoding="utf-8"))
+        self._create_roles()
         if self._has_pgbouncer:
             self._pgbouncer_console(f"SET stats_users = '{', '.join(API_ROLES)}, headroom_monitor'")
         old, password = self._files.read("app_password"), new_password()
@@ -242,19 +243,25 @@ class Rotation:
                 self._timeline.add("password", f"{used} and {other} have one: replicas of two releases are left")
 
     def _pgbouncer(self) -> None:
-        old, new = self._files.read("pgbouncer_password"), new_password()
-        # PgBouncer keeps its open connection for look-ups, which the health check uses every 10 s. Only another one
-        # needs the password, and PgBouncer reads its file at RELOAD: the two differ for some tenths of a second.
+        """Let PgBouncer look up passwords as a second role while the password of the first one is replaced."""
+        old, new, other = self._files.read("pgbouncer_password"), new_password(), new_password()
+        self._create_roles()
         try:
+            self._set_password(LOOKUP_ROLES[1], other)
+            self._write_users(**{LOOKUP_ROLES[1]: other})
+            self._reload_pgbouncer()
+            self._pgbouncer_console(f"SET auth_user = '{LOOKUP_ROLES[1]}'")  # until the next RELOAD
             with self._files.replaced(pgbouncer_password=new):
+                self._set_password(LOOKUP_ROLES[0], new)
                 self._write_users()
-                self._set_password("headroom_pgbouncer", new)
                 self._reload_pgbouncer()
         except BaseException:
-            self._set_password("headroom_pgbouncer", old)
+            self._set_password(LOOKUP_ROLES[0], old)
             self._write_users()
             self._reload_pgbouncer()
             raise
+        finally:
+            self._remove_password(LOOKUP_ROLES[1])
 
     def _console(self) -> None:
         password = new_password()
@@ -266,6 +273,10 @@ class Rotation:
     def _set_password(self, role: str, password: str) -> None:
         self._sql(f"ALTER ROLE {role} PASSWORD '{scram_verifier(password)}'")
         self._timeline.add("password", f"{role} has a new one")
+
+    def _create_roles(self) -> None:
+        """Create the roles that a database of an earlier version lacks."""
+        self._sql((self._stack.root / "ops/postgres/roles.sql").read_text(encoding="utf-8"))
 
     def _remove_password(self, role: str) -> None:
         self._sql(f"ALTER ROLE {role} PASSWORD NULL")

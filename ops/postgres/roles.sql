@@ -7,7 +7,8 @@ DECLARE
     name text;
 BEGIN
     FOREACH name IN ARRAY ARRAY[
-        'headroom_owner', 'headroom_app', 'headroom_app_2', 'headroom_monitor', 'headroom_pgbouncer'
+        'headroom_owner', 'headroom_app', 'headroom_app_2', 'headroom_monitor', 'headroom_pgbouncer',
+        'headroom_pgbouncer_2'
     ] LOOP
         -- Roles belong to the server: they may exist because of another database.
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) THEN
@@ -100,7 +101,9 @@ END
 $$;
 
 -- PgBouncer: may read the password hashes of the roles that connect through it, and nothing else. Only a superuser
--- can let it. Otherwise PgBouncer gets the passwords in a file.
+-- can let it. Otherwise PgBouncer gets the passwords in a file. The second role has a password only while that of the
+-- first one is rotated.
+GRANT headroom_pgbouncer TO headroom_pgbouncer_2;
 DO $$
 BEGIN
     IF NOT current_setting('is_superuser')::boolean THEN

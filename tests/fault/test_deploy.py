@@ -92,7 +92,7 @@ def test_deploy_of_a_broken_release_is_undone(deployed: DeployStack, image: Call
 
 
 def test_rotation_of_secrets_loses_no_request(deployed: DeployStack) -> None:
-    """The old role of the database has no password any more."""
+    """The old role of the database has no password any more, and PgBouncer looks passwords up with its new one."""
 
     def choreography() -> None:
         for secret in ("pgbouncer_password", "tls_certificate", "app_password"):
@@ -101,3 +101,9 @@ def test_rotation_of_secrets_loses_no_request(deployed: DeployStack) -> None:
     during(deployed, choreography)
     roles = deployed.sql("SELECT rolname FROM pg_authid WHERE rolname LIKE 'headroom_app%' AND rolpassword IS NOT NULL")
     assert roles == [["headroom_app_2"]]
+    deployed.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename LIKE 'headroom_pgbouncer%'")
+
+    def has_new_lookup_connection() -> bool:
+        return not json.loads(deployed.compose("exec", "-T", "api", "headroom", "budget", "--json"))["remarks"]
+
+    eventually(has_new_lookup_connection, within=30)

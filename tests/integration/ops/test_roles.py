@@ -90,8 +90,9 @@ def test_monitor_role_reads_all_activity_and_no_data(migrated: URL) -> None:
             monitor.execute("SELECT * FROM public.users")
 
 
-def test_pgbouncer_role_reads_only_the_passwords_of_its_clients(migrated: URL) -> None:
-    with connect_as("pgbouncer", migrated) as connection:
+@pytest.mark.parametrize("name", ["pgbouncer", "pgbouncer_2"])
+def test_pgbouncer_role_reads_only_the_passwords_of_its_clients(migrated: URL, name: str) -> None:
+    with connect_as(name, migrated) as connection:
 
         def has_password(role: str) -> bool:
             row = connection.execute("SELECT phash FROM pgbouncer.user_lookup(%s)", (role,)).fetchone()

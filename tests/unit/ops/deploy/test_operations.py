@@ -2,15 +2,16 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ops.deploy import operations
 from ops.deploy.errors import CommandFailed, DeployFailed, Interrupted
-from ops.deploy.operations import deploy, rollback
+from ops.deploy.operations import LIMITS_SECONDS, deploy, rollback
 from ops.deploy.releases import Release
 from ops.deploy.timeline import Timeline
-from tests.support.fake_stack import SCHEMA, FakeStack, model
+from tests.support.fake_stack import BUDGET, SCHEMA, FakeStack, SimulatedClock, model
 
 FAILED = CommandFailed("docker compose", 1, "", "line\nreason")
 
@@ -77,6 +78,29 @@ def test_failure_before_the_first_replica_replaces_nothing(
     assert str(raised.value).endswith("release 1 (one) serves as before")
     assert not any(call.startswith(("start", "stop")) for call in stack.calls)
     assert [release.number for release in stack.releases()] == [1]
+
+
+def test_budget_with_assumed_limits_is_queried_again(
+    stack: FakeStack, timeline: Timeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PgBouncer starts in the first deploy too, and cannot look up passwords before PostgreSQL serves."""
+    clock = SimulatedClock()
+    monkeypatch.setattr(operations, "time", SimpleNamespace(monotonic=clock.time, sleep=clock.sleep))
+    assumed = json.dumps(BUDGET | {"remarks": ["the console was not queried: login failed"]})
+    query = "api headroom budget --json"
+
+    stack.answers[query] = CommandFailed("docker compose", 1, assumed, "over budget: 182 of 100")
+    with pytest.raises(DeployFailed, match=r"over budget: 182 of 100; the console was not queried: login failed"):
+        deploy(stack, timeline, "headroom:two")
+    assert stack.calls.count(query) > 1
+    assert clock.now >= LIMITS_SECONDS
+
+    def sleep_until_it_answers(seconds: float) -> None:
+        clock.sleep(seconds)
+        del stack.answers[query]
+
+    monkeypatch.setattr(operations.time, "sleep", sleep_until_it_answers)
+    deploy(stack, timeline, "headroom:two")
 
 
 def test_migration_that_breaks_the_running_code_is_refused(stack: FakeStack, timeline: Timeline) -> None:

@@ -238,25 +238,58 @@ def test_failed_second_step_keeps_both_keys_of_the_first(tmp_path: Path) -> None
     assert stack.releases_of_replicas() == [2, 2]
 
 
-def test_pgbouncer_gets_its_password_with_the_role(tmp_path: Path) -> None:
-    stack = RotatingStack(tmp_path)
-    rotate(stack, "pgbouncer_password")
+class StackWithLookups(RotatingStack):
+    """PostgreSQL and PgBouncer, as far as PgBouncer's look-ups of passwords concern them.
 
-    password = stack.secret("pgbouncer_password")
-    users = f'"headroom_pgbouncer" "{password}"\n"headroom_console" "p5"'
-    assert stack.seen == [users, "ALTER ROLE headroom_pgbouncer PASSWORD ...", "RELOAD"]
+    After each statement, PgBouncer must have a role, and the password of that role, with which it can sign in.
+    """
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.passwords: dict[str, str | None] = {"headroom_pgbouncer": "p4"}
+        self.file = self.loaded = {"headroom_pgbouncer": "p4"}
+        self.user = "headroom_pgbouncer"
+
+    def execute(self, container: str, *command: str, stdin: str | None = None) -> str:
+        statement = stdin or command[-1]
+        super().execute(container, *command, stdin=stdin)
+        if found := re.fullmatch(r"ALTER ROLE (\w+) PASSWORD (?:'(\w+)'|NULL)", statement):
+            self.passwords[found[1]] = found[2]
+        elif container == "pgbouncer" and stdin:
+            self.file = dict(re.findall(r'"(\w+)" "(\w+)"', stdin))
+        elif statement == "RELOAD":
+            self.loaded, self.user = self.file, "headroom_pgbouncer"
+        elif found := re.fullmatch(r"SET auth_user = '(\w+)'", statement):
+            self.user = found[1]
+        assert self.loaded[self.user] == self.passwords[self.user], statement
+        return ""
 
 
-def test_pgbouncer_keeps_its_password_if_the_role_does(tmp_path: Path) -> None:
-    stack = RotatingStack(tmp_path)
-    # Only the first statement fails: the password is set again.
-    stack.fails = lambda statement: "ALTER" in statement and sum("ALTER" in each for each in stack.seen) == 1
+@pytest.fixture
+def lookups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StackWithLookups:
+    monkeypatch.setattr("ops.deploy.rotation.scram_verifier", lambda password: password)
+    return StackWithLookups(tmp_path)
+
+
+def test_pgbouncer_can_sign_in_at_each_step_of_its_rotation(lookups: StackWithLookups) -> None:
+    rotate(lookups, "pgbouncer_password")
+
+    password = lookups.secret("pgbouncer_password")
+    assert password != "p4"
+    assert lookups.passwords == {"headroom_pgbouncer": password, "headroom_pgbouncer_2": None}
+    assert lookups.loaded == lookups.file == {"headroom_pgbouncer": password, "headroom_console": "p5"}
+    assert lookups.seen[0] == "the roles"  # a database of an earlier version has no second one
+
+
+@pytest.mark.parametrize("failing", range(8))
+def test_pgbouncer_can_sign_in_if_its_rotation_fails(lookups: StackWithLookups, failing: int) -> None:
+    lookups.fails = lambda statement: len(lookups.seen) == failing + 1
 
     with pytest.raises(DeployFailed):
-        rotate(stack, "pgbouncer_password")
-    assert stack.secret("pgbouncer_password") == "p4"
-    users = '"headroom_pgbouncer" "p4"\n"headroom_console" "p5"'
-    assert stack.seen[-3:] == ["ALTER ROLE headroom_pgbouncer PASSWORD ...", users, "RELOAD"]
+        rotate(lookups, "pgbouncer_password")
+    assert lookups.secret("pgbouncer_password") == "p4"
+    assert lookups.passwords["headroom_pgbouncer"] == lookups.loaded["headroom_pgbouncer"] == "p4"
+    assert not lookups.passwords.get("headroom_pgbouncer_2")
 
 
 @pytest.mark.parametrize(

@@ -410,6 +410,18 @@ def test_client_cannot_renegotiate_and_gets_no_session_ticket(proxied: ProxiedRe
     assert "no renegotiation" in tried.stderr
 
 
+def test_session_ticket_of_tls_1_3_contains_no_state(proxied: ProxiedReplicas) -> None:
+    """It is the number of a session in the proxy's memory. One with state is longer than 32 bytes."""
+    command = ["openssl", "s_client", "-connect", f"127.0.0.1:{proxied.https}", "-tls1_3", "-ign_eof"]
+    request = "GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+    tried = subprocess.run(command, input=request, capture_output=True, text=True, check=False)
+
+    tickets = re.findall(r"TLS session ticket:\n((?: +[0-9a-f]{4} - .*\n)+)", tried.stdout)
+    assert tickets
+    assert {ticket.count("\n") for ticket in tickets} == {2}, "lines of 16 bytes"
+
+
 def test_another_certificate_is_used_without_a_restart(proxied: ProxiedReplicas, tmp_path: Path) -> None:
     def serial() -> str:
         with (

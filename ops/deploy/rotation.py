@@ -42,6 +42,8 @@ _PGBOUNCER_CONSOLE = ("psql", "-qAt", "-h", "/run/headroom-pgbouncer", "-p", "64
 _USERS_FILE = "/run/headroom-pgbouncer/userlist.txt"
 # Replaced at once: PgBouncer may read it at any time.
 _WRITE_USERS = f"umask 077 && cat >{_USERS_FILE}.new && mv {_USERS_FILE}.new {_USERS_FILE}"
+# Of the file that follow.sh writes when the container starts.
+_WRITE_LOOKUP_ROLE = 'sed -i "s/^auth_user = .*/auth_user = $1/" /run/headroom-pgbouncer/pgbouncer.ini'
 
 
 class SecretFiles:
@@ -249,16 +251,15 @@ class Rotation:
         try:
             self._set_password(LOOKUP_ROLES[1], other)
             self._write_users(**{LOOKUP_ROLES[1]: other})
-            self._reload_pgbouncer()
-            self._pgbouncer_console(f"SET auth_user = '{LOOKUP_ROLES[1]}'")  # until the next RELOAD
+            self._look_up_as(LOOKUP_ROLES[1])
             with self._files.replaced(pgbouncer_password=new):
                 self._set_password(LOOKUP_ROLES[0], new)
                 self._write_users()
-                self._reload_pgbouncer()
+                self._look_up_as(LOOKUP_ROLES[0])
         except BaseException:
             self._set_password(LOOKUP_ROLES[0], old)
             self._write_users()
-            self._reload_pgbouncer()
+            self._look_up_as(LOOKUP_ROLES[0])
             raise
         finally:
             self._remove_password(LOOKUP_ROLES[1])
@@ -309,6 +310,14 @@ class Rotation:
         passwords = {user: self._files.read(name) for user, name in secrets_of.items()} | others
         lines = [f'"{user}" "{password.replace(chr(34), chr(34) * 2)}"' for user, password in passwords.items()]
         self._stack.execute(self._stack.container("pgbouncer"), "sh", "-c", _WRITE_USERS, stdin="\n".join(lines) + "\n")
+
+    def _look_up_as(self, role: str) -> None:
+        """Let PgBouncer look up passwords as this role. A restart goes back to the role of its configuration.
+
+        `SET auth_user` would not do: a database keeps the role of its last look-up until RELOAD.
+        """
+        self._stack.execute(self._stack.container("pgbouncer"), "sh", "-c", _WRITE_LOOKUP_ROLE, "sh", role)
+        self._reload_pgbouncer()
 
     def _reload_pgbouncer(self) -> None:
         self._pgbouncer_console("RELOAD")

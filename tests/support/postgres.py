@@ -57,7 +57,7 @@ class Server:
             connection.execute("CREATE DATABASE headroom")
         with connect(self.superuser.set(database="headroom")) as connection:
             connection.execute(ROLES)
-            for role in ("owner", "app", "app_2", "monitor", "pgbouncer"):
+            for role in ("owner", "app", "app_2", "monitor", "pgbouncer", "pgbouncer_2"):
                 connection.execute(f"ALTER ROLE headroom_{role} PASSWORD '{PASSWORD}'".encode())
 
     @contextmanager
@@ -111,9 +111,10 @@ class Server:
 class PgBouncer:
     """PgBouncer, configured as in production, in front of all databases of a Server. `port` is on 127.0.0.1."""
 
-    def __init__(self, port: int, address: str) -> None:
+    def __init__(self, port: int, address: str, container: str) -> None:
         self.port = port
         self.address = address
+        self.container = container
 
     def url(self, database: URL) -> URL:
         """Return the URL of the database through PgBouncer."""
@@ -140,8 +141,9 @@ def run_pgbouncer(server: Server, directory: Path, **limits: int) -> Iterator[Pg
         (directory / name).chmod(0o644)
         container.with_volume_mapping(directory / name, f"/etc/pgbouncer/{name}", "ro")
     with container:
-        address = container.get_docker_client().bridge_ip(container.get_wrapped_container().id)
-        pgbouncer = PgBouncer(int(container.get_exposed_port(6432)), address)
+        identity = container.get_wrapped_container().id
+        address = container.get_docker_client().bridge_ip(identity)
+        pgbouncer = PgBouncer(int(container.get_exposed_port(6432)), address, identity)
         # Docker's port proxy accepts connections before PgBouncer does.
         login = conninfo(pgbouncer.url(server.superuser), connect_timeout=2).encode()
         eventually(lambda: psycopg.pq.PGconn.ping(login) == psycopg.pq.Ping.OK, within=30)

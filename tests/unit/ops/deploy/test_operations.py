@@ -85,7 +85,8 @@ def test_budget_with_assumed_limits_is_queried_again(
 ) -> None:
     """PgBouncer starts in the first deploy too, and cannot look up passwords before PostgreSQL serves."""
     clock = SimulatedClock()
-    monkeypatch.setattr(operations, "time", SimpleNamespace(monotonic=clock.time, sleep=clock.sleep))
+    time = SimpleNamespace(monotonic=clock.time, sleep=clock.sleep)
+    monkeypatch.setattr(operations, "time", time)
     assumed = json.dumps(BUDGET | {"remarks": ["the console was not queried: login failed"]})
     query = "api headroom budget --json"
 
@@ -99,7 +100,7 @@ def test_budget_with_assumed_limits_is_queried_again(
         clock.sleep(seconds)
         del stack.answers[query]
 
-    monkeypatch.setattr(operations.time, "sleep", sleep_until_it_answers)
+    time.sleep = sleep_until_it_answers
     deploy(stack, timeline, "headroom:two")
 
 

@@ -136,6 +136,9 @@ def run_pgbouncer(server: Server, directory: Path, **limits: int) -> Iterator[Pg
     (directory / "pgbouncer.ini").write_text("\n".join(ini) + "\n")
     (directory / "databases.ini").write_text(f"[databases]\n* = host={server.address} port=5432\n")
     container = DockerContainer(_pgbouncer_image()).with_exposed_ports(6432)
+    # A copy that can be changed, as follow.sh makes one.
+    copied = "/run/headroom-pgbouncer/pgbouncer.ini"
+    container.with_command(["sh", "-c", f"cp /etc/pgbouncer/pgbouncer.ini {copied} && exec pgbouncer {copied}"])
     container.with_env("HEADROOM_PGBOUNCER_PASSWORD", PASSWORD).with_env("HEADROOM_CONSOLE_PASSWORD", PASSWORD)
     for name in ("pgbouncer.ini", "databases.ini"):
         (directory / name).chmod(0o644)

@@ -134,7 +134,8 @@ def run_pgbouncer(server: Server, directory: Path, **limits: int) -> Iterator[Pg
     ini = (PROJECT_ROOT / "ops/pgbouncer/pgbouncer.ini").read_text().splitlines()
     ini = [f"{name} = {limits[name]}" if (name := line.partition(" =")[0]) in limits else line for line in ini]
     (directory / "pgbouncer.ini").write_text("\n".join(ini) + "\n")
-    (directory / "databases.ini").write_text(f"[databases]\n* = host={server.address} port=5432\n")
+    databases = [f"{name} = host={server.address} port=5432" for name in ("headroom", "*")]
+    (directory / "databases.ini").write_text("\n".join(["[databases]", *databases]) + "\n")
     container = DockerContainer(_pgbouncer_image()).with_exposed_ports(6432)
     # A copy that can be changed, as follow.sh makes one.
     copied = "/run/headroom-pgbouncer/pgbouncer.ini"

@@ -67,7 +67,7 @@ down: docker ## stop the containers and keep the data (docker compose down --vol
 	@docker compose down
 
 secrets: ## write the missing secrets of compose.prod.yml to .secrets/: make secrets host=api.example.com
-	@ops/make-secrets.sh .secrets "$(host)" "$(postgres)" "$(pooler)"
+	@ops/make-secrets.sh .secrets "$(host)" "$(postgres)" "$(pooler)" "$(standby)"
 
 external-roles: docker ## create the database and the roles on a PostgreSQL server elsewhere (docs/external-postgres.md)
 	@docker compose -f compose.prod.yml -f compose.external.yml run --rm roles

@@ -3,7 +3,7 @@
 Each history has random values of the chart, with the largest pools that fit the budget, and random events: scaling,
 rolling updates, several in a row, deleted and evicted pods, lost nodes. Each pod holds all its connections from its
 start until its process has ended; the Pooler's pods follow the same rules. The sum of what may be open must never
-exceed the supply (docs/decisions/0042-kubernetes.md).
+exceed the supply, neither of the primary nor of a standby that all pods read from (docs/decisions/0042-kubernetes.md).
 """
 
 import argparse
@@ -147,16 +147,20 @@ def play(seed: str, rules: Rules = CHART) -> Outcome:
         quota_counts_terminating=rules.quota_counts_terminating,
         desired=random.randint(1, maximum),
     )
-    inequality = budget.on_server
-    pod = budget.api.workers * (budget.api.pool_size + budget.api.max_overflow)
-    others = inequality.demand - budget.api.term.connections
+    [reads] = budget.on_read_server
+    others = budget.on_server.demand - budget.api.term.connections
     now, most = 0.0, 0
     for _ in range(EVENTS):
         _event(random, deployment, maximum, now)
         deployment.reconcile(now)
         most = max(most, deployment.holding(now))
         now += random.choice((0.1, 1.0, 5.0, 15.0, 30.0, 400.0))
-    return Outcome(most * pod + others, inequality.supply)
+    workers = most * budget.api.workers
+    outcomes = (
+        Outcome(workers * (budget.api.pool_size + budget.api.max_overflow) + others, budget.on_server.supply),
+        Outcome(workers * budget.api.read_pool_size, reads.supply),
+    )
+    return max(outcomes, key=lambda outcome: outcome.peak / outcome.supply)
 
 
 def _event(random: Random, deployment: Deployment, maximum: int, now: float) -> None:
@@ -180,7 +184,14 @@ def _largest(api: ApiPools, server: Server) -> Budget:
     """Return the budget with the largest pools that fit: then each uncounted pod exceeds it."""
     suggestion = Budget(api, server).suggest()
     assert suggestion is not None, "the largest number of workers has room on the smallest server"
-    return Budget(replace(api, pool_size=suggestion.pool_size, max_overflow=suggestion.max_overflow), server)
+    [reads] = Budget(replace(api, read_pool_size=1), server).on_read_server
+    largest = replace(
+        api,
+        pool_size=suggestion.pool_size,
+        max_overflow=suggestion.max_overflow,
+        read_pool_size=reads.supply // api.processes,
+    )
+    return Budget(largest, server)
 
 
 class Result(NamedTuple):

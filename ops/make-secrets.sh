@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Write the missing secrets of compose.prod.yml to the folder $1. Existing secrets are kept. $2 is the host name of the
 # certificate, by default localhost. $3 is the address HOST:PORT of a PostgreSQL server elsewhere, and $4 that of its
-# pooler, or again that of the server to use no pooler (docs/external-postgres.md).
+# pooler, or again that of the server to use no pooler (docs/external-postgres.md). $5 is the address of a standby for reads
+# (docs/read-replicas.md).
 # The files are world-readable: Compose mounts them with their mode, and no container runs as root. The folder is
 # accessible only to its owner. No container gets the authority's key, so only its owner can read it.
 set -euo pipefail
 
-folder=${1:?usage: make-secrets.sh FOLDER [HOST [POSTGRES [POOLER]]]}
+folder=${1:?usage: make-secrets.sh FOLDER [HOST [POSTGRES [POOLER [STANDBY]]]]}
 host=${2:-localhost}
 mkdir -p "$folder"
 chmod 0700 "$folder"
@@ -15,7 +16,8 @@ cd "$folder"
 # The addresses that were given first hold until their files are deleted.
 server=${3:-$(cat database_server 2>/dev/null || true)}
 pooler=${4:-$(cat database_pooler 2>/dev/null || true)}
-for address in "$server" "$pooler"; do
+standby=${5:-$(cat database_standby 2>/dev/null || true)}
+for address in "$server" "$pooler" "$standby"; do
   if [[ -n $address && ! $address =~ ^[^:/@]+:[0-9]+$ ]]; then
     echo "the address of PostgreSQL must be HOST:PORT, got $address" >&2
     exit 2
@@ -118,6 +120,7 @@ optional alert_watchdog_url
 driver=postgresql+psycopg
 direct=postgres:5432/headroom
 pooled=pgbouncer:6432/headroom
+options=""
 if [[ -n $server ]]; then
   options="?sslmode=verify-full&sslrootcert=/run/secrets/database_ca"
   direct=$server/headroom$options
@@ -140,3 +143,9 @@ url migration_database_url postgresql+psycopg://headroom_owner owner_password "$
 url monitor_database_url postgresql+psycopg://headroom_monitor monitor_password "$direct"
 url pgbouncer_admin_url postgresql+psycopg://headroom_monitor monitor_password pgbouncer:6432/pgbouncer
 url pgbouncer_console_url postgresql+psycopg://headroom_console console_password pgbouncer:6432/pgbouncer
+if [[ -n $standby ]]; then
+  secret database_standby "$standby"
+  if [[ -z $server ]]; then random replication_password 24; fi # of a role that compose.replica.yml creates
+  url database_read_url "$driver://headroom_app" app_password "$standby/headroom$options"
+  url monitor_read_url postgresql+psycopg://headroom_monitor monitor_password "$standby/headroom$options"
+fi

@@ -15,7 +15,7 @@ from dotenv import dotenv_values
 
 from app import lanes
 from app.budget.model import ApiPools, Budget, Pooler, Server
-from app.budget.sources import BudgetReport
+from app.budget.sources import READ_URLS, BudgetReport
 from app.errors import ConfigurationError
 from app.settings import Settings
 
@@ -23,9 +23,10 @@ Service = Mapping[str, Any]
 
 # The service whose variables are the terms of the budget, and those whose files have the limits.
 _API, _SERVER, _POOLER = "api", "postgres", "pgbouncer"
-_READ_URLS = ("DATABASE_READ_URL", "DATABASE_READ_URL_FILE")
-# $NAME, ${NAME}, and ${NAME} with one of the operators of a default, an error or an alternative.
-_VARIABLE = re.compile(r"\$(?:(?P<plain>\w+)|\{(?P<name>\w+)(?:(?P<operator>:?[-?+])(?P<word>[^{}]*))?\})")
+# $$, the beginning of ${...}, and $NAME. Any other $ stands for itself.
+_DOLLAR = re.compile(r"\$(?:(?P<escaped>\$)|(?P<braced>\{)|(?P<name>[_a-zA-Z][_a-zA-Z0-9]*))")
+# Between the braces: a name, maybe with one of the operators of a default, an error or an alternative.
+_BRACED = re.compile(r"([_a-zA-Z][_a-zA-Z0-9]*)(?:(:?[-?+])(.*))?", re.DOTALL)
 _PARAMETER = re.compile(r"^[ \t]*(\w+)(?:[ \t]*=[ \t]*|[ \t]+)'?(\d+)", re.MULTILINE)  # PostgreSQL needs no "="
 
 
@@ -67,7 +68,7 @@ def _report(services: Mapping[str, Service], folder: Path, variables: Mapping[st
         max_overflow=_number(environment, "DB_MAX_OVERFLOW"),
         expensive_share=float(share) if (share := environment.get("DB_EXPENSIVE_SHARE")) else None,
         own_lanes=lanes.OWN_LANES,
-        read_pool_size=_number(environment, "DB_READ_POOL_SIZE") if any(map(environment.get, _READ_URLS)) else 0,
+        read_pool_size=_number(environment, "DB_READ_POOL_SIZE") if any(map(environment.get, READ_URLS)) else 0,
     )
     remarks = []
     if (declared := _number(environment, "API_REPLICAS")) != replicas:
@@ -89,27 +90,61 @@ def _interpolated(value: Any, variables: Mapping[str, str]) -> Any:
         return {key: _interpolated(part, variables) for key, part in value.items()}
     if isinstance(value, list):
         return [_interpolated(part, variables) for part in value]
-    if not isinstance(value, str):
-        return value
-    value = value.replace("$$", "\0")
-    # Again for a default that has a variable itself: the inner one is replaced first.
-    while (replaced := _VARIABLE.sub(lambda found: _replacement(found, variables), value)) != value:
-        value = replaced
-    return value.replace("\0", "$")
+    return _replaced(value, variables) if isinstance(value, str) else value
 
 
-def _replacement(found: re.Match[str], variables: Mapping[str, str]) -> str:
-    value = variables.get(found["plain"] or found["name"])
-    operator, word = found["operator"] or "", found["word"] or ""
+def _replaced(text: str, variables: Mapping[str, str]) -> str:
+    """Return a text with its variables replaced. Values are not replaced again."""
+    parts, position = [], 0
+    while found := _DOLLAR.search(text, position):
+        parts.append(text[position : found.start()])
+        position = found.end()
+        if found["escaped"]:
+            parts.append("$")
+        elif found["name"]:
+            parts.append(variables.get(found["name"], ""))
+        else:
+            end = _closing_brace(text, position)
+            parts.append(_expanded(text[position:end], variables))
+            position = end + 1
+    return "".join([*parts, text[position:]])
+
+
+def _closing_brace(text: str, start: int) -> int:
+    """Return where the braces end that were opened before `start`. Raise ConfigurationError if they do not."""
+    depth = 1
+    for found in re.finditer(r"\$\{|\}", text[start:]):
+        depth += 1 if found[0] == "${" else -1
+        if depth == 0:
+            return start + found.start()
+    raise ConfigurationError(f"the Compose file has a variable without its closing brace: {text[start - 2 :]}")
+
+
+def _expanded(braced: str, variables: Mapping[str, str]) -> str:
+    """Return the value of what is between braces.
+
+    A default, a message or an alternative is replaced only if it is used, as in newer versions of Compose.
+    """
+    found = _BRACED.fullmatch(braced)
+    if found is None:
+        raise ConfigurationError(
+            f"the Compose file has a variable that Compose does not know: ${{{braced}}}: write ${{NAME}}, or NAME with"
+            " one of - :- ? :? + :+"
+        )
+    name, operator, word = found[1], found[2] or "", found[3] or ""
+    value = variables.get(name)
     is_set = bool(value) if operator.startswith(":") else value is not None
     match operator[-1:]:
         case "+":
-            return word if is_set else ""
+            return _replaced(word, variables) if is_set else ""
         case "?" if not is_set:
-            raise ConfigurationError(f"{found['name']}: the Compose file needs this variable: {word}")
+            message = _replaced(word, variables)
+            raise ConfigurationError(
+                f"{name}: the Compose file needs this variable" + (f": {message}" if message else "")
+            )
         case "-" if not is_set:
-            return word
-    return (value or "").replace("$", "\0")  # a value is not replaced again
+            return _replaced(word, variables)
+    return value or ""
 
 
 def _env_file(path: Path) -> dict[str, str]:

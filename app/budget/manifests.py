@@ -10,8 +10,9 @@ import yaml
 
 from app import lanes
 from app.budget.model import ApiPools, Budget, Pooler, Server
-from app.budget.sources import BudgetReport
+from app.budget.sources import READ_URLS, BudgetReport
 from app.errors import ConfigurationError
+from app.settings import Settings
 
 Manifest = Mapping[str, Any]
 
@@ -39,6 +40,8 @@ def from_manifests(text: str) -> BudgetReport:
 
 def _report(manifests: Sequence[Manifest]) -> BudgetReport:
     deployment, environment = _api(manifests)
+    reads = any(map(environment.get, READ_URLS))
+    default_pool = Settings.model_fields["db_read_pool_size"].default
     replicas, surge, remarks = _pods(manifests, deployment, environment)
     api = ApiPools(
         replicas=replicas,
@@ -46,7 +49,9 @@ def _report(manifests: Sequence[Manifest]) -> BudgetReport:
         workers=_number(environment, "WEB_CONCURRENCY"),
         pool_size=_number(environment, "DB_POOL_SIZE"),
         max_overflow=_number(environment, "DB_MAX_OVERFLOW"),
+        expensive_share=float(share) if (share := environment.get("DB_EXPENSIVE_SHARE")) else None,
         own_lanes=lanes.OWN_LANES,
+        read_pool_size=_number(environment, "DB_READ_POOL_SIZE", default_pool) if reads else 0,
     )
     declared = _number(environment, "API_REPLICAS") + _number(environment, "API_SURGE")
     if declared < replicas + surge:
@@ -75,9 +80,15 @@ def _of_kind(manifests: Iterable[Manifest], *kinds: str) -> list[Manifest]:
 
 
 def _api(manifests: Sequence[Manifest]) -> tuple[Manifest, dict[str, str]]:
-    """Return the API's Deployment, and the variables of its container."""
+    """Return the API's Deployment, and the variables of its container.
+
+    A value that is elsewhere, such as in a Secret, is represented by its source.
+    """
     found = [
-        (deployment, {each["name"]: each["value"] for each in container.get("env", ()) if "value" in each})
+        (
+            deployment,
+            {each["name"]: each.get("value") or str(each.get("valueFrom", "")) for each in container.get("env", ())},
+        )
         for deployment in _of_kind(manifests, "Deployment")
         for container in deployment["spec"]["template"]["spec"]["containers"]
         if container["name"] == _CONTAINER

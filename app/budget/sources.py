@@ -16,6 +16,9 @@ from app.settings import Settings
 
 APPLICATION_NAME = "headroom:check"
 
+# The variables that say whether there is a standby.
+READ_URLS = ("DATABASE_READ_URL", "DATABASE_READ_URL_FILE")
+
 _SERVER_LIMITS = ("max_connections", "superuser_reserved_connections", "reserved_connections")
 _POOLER_LIMITS = ("max_client_conn", "default_pool_size", "reserve_pool_size", "max_db_connections")
 

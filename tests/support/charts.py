@@ -29,7 +29,10 @@ MATRIX: dict[str, dict[str, Any]] = {
         "database": {"kind": "external", "maxConnections": 500, "external": {"ca": False}},
         "pooler": {"enabled": False},
     },
+    "reads": {"readReplicas": {"enabled": True}},
+    "reads-external": {"database": {"kind": "external"}, "readReplicas": {"enabled": True, "poolSize": 2}},
     "everything": {
+        "readReplicas": {"enabled": True, "poolSize": 3},
         "image": {"digest": "sha256:" + "0" * 64, "pullSecrets": ["registry"]},
         "api": {
             "settings": {"FORWARDED_ALLOW_IPS": "10.0.0.0/8", "LOG_EVERY": "100", "ROOT_PATH": "/api"},

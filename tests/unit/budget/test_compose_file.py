@@ -68,6 +68,13 @@ def test_variables_of_the_environment_come_before_those_of_the_file(project: Pat
         ("${EMPTY-2}", ""),
         ("${NONE:-${ALSO_NONE:-3}}", "3"),
         ("${NONE:-${A}}", "1"),
+        ("${NONE:-${A}}${A}", "11"),
+        ("${A:-${NONE:?is needed}}", "1"),
+        ("${NONE:+${NONE:?is needed}}", ""),
+        ("${NONE:-${ALSO_NONE:-${EMPTY:-4}}}", "4"),
+        ("${A:+${EMPTY:-6}}", "6"),
+        ("${NONE:-$${A}}", "${A}"),
+        ("${NONE-$1}", "$1"),
         ("${A:+5}", "5"),
         ("${NONE:+5}", ""),
         ("$${A}", "${A}"),
@@ -194,8 +201,12 @@ def test_limits_of_pgbouncer_are_those_of_its_service(
         ("services: {api: {deploy: {replicas: many}}}", "the Compose file is not valid (ValueError"),
         (text({"environment": {"DB_POOL_SIZE": "x"}}), "DB_POOL_SIZE: the service api must set it to a whole number"),
         (text({"image": "a:${TAG:?which version}"}), "TAG: the Compose file needs this variable: which version"),
+        (text({"image": "${TAG:-${OTHER:?}}"}), "OTHER: the Compose file needs this variable"),
+        (text({"image": "${TAG?not ${OTHER:-there}}"}), "TAG: the Compose file needs this variable: not there"),
+        (text({"image": "${TAG:-${OTHER}"}), "a variable without its closing brace: ${TAG:-${OTHER}"),
+        (text({"image": "${TAG:=1}"}), "a variable that Compose does not know: ${TAG:=1}"),
     ],
-    ids=["no-api", "merge", "replicas", "number", "required"],
+    ids=["no-api", "merge", "replicas", "number", "required", "nested", "message", "brace", "operator"],
 )
 def test_compose_file_without_a_budget_is_refused(project: Path, content: str, complaint: str) -> None:
     with pytest.raises(ConfigurationError) as caught:

@@ -23,6 +23,12 @@ def changed(change: Callable[[dict[str, Manifest]], None]) -> str:
     return yaml.safe_dump_all(documents.values())
 
 
+def container_of(documents: dict[str, Manifest]) -> Manifest:
+    """Return the container of the API."""
+    [container] = documents["Deployment headroom-api"]["spec"]["template"]["spec"]["containers"]
+    return dict(container)
+
+
 def replicas(maximum: int) -> Callable[[dict[str, Manifest]], None]:
     def change(documents: dict[str, Manifest]) -> None:
         documents["HorizontalPodAutoscaler headroom-api"]["spec"]["maxReplicas"] = maximum
@@ -98,6 +104,38 @@ def test_limits_of_cluster_and_pooler_count_not_the_variables() -> None:
     assert budget.pooler is not None
     assert (budget.pooler.default_pool_size, budget.pooler.instances) == (30, 7)
     assert budget.pooler.max_db_connections == 0, "CloudNativePG looks passwords up in another database"
+
+
+@pytest.mark.parametrize(
+    ("variables", "size"),
+    [
+        (
+            [
+                {"name": "DATABASE_READ_URL_FILE", "value": "/run/secrets/x"},
+                {"name": "DB_READ_POOL_SIZE", "value": "9"},
+            ],
+            9,
+        ),
+        ([{"name": "DATABASE_READ_URL", "valueFrom": {"secretKeyRef": {"name": "a", "key": "b"}}}], 5),
+        ([{"name": "DATABASE_READ_URL", "value": ""}, {"name": "DB_READ_POOL_SIZE", "value": "9"}], 0),
+    ],
+    ids=["file", "secret", "empty"],
+)
+def test_pools_to_a_standby_count(variables: list[Manifest], size: int) -> None:
+    def change(documents: dict[str, Manifest]) -> None:
+        container_of(documents)["env"] += variables
+
+    budget = from_manifests(changed(change)).budget
+
+    assert budget.api.read_pool_size == size
+    assert [each.name for each in budget.exceeded] == ([] if size == 0 else ["read server connections"])
+
+
+def test_share_of_the_expensive_lane_is_that_of_the_container() -> None:
+    def change(documents: dict[str, Manifest]) -> None:
+        container_of(documents)["env"].append({"name": "DB_EXPENSIVE_SHARE", "value": "0.25"})
+
+    assert from_manifests(changed(change)).budget.lanes.limits["expensive"] == 0.25
 
 
 def test_list_of_objects_is_read_as_documents() -> None:

@@ -43,6 +43,30 @@ def test_urls_of_a_server_elsewhere_verify_its_certificate(
     assert (tmp_path / "database_server").read_text() == SERVER
 
 
+@pytest.mark.parametrize(
+    ("addresses", "driver", "options", "replication"),
+    [
+        (("", ""), "psycopg", {}, True),
+        ((SERVER, POOLER), "psycopg", VERIFIED, False),
+        ((SERVER, SERVER), "asyncpg", VERIFIED, False),
+    ],
+)
+def test_urls_of_a_standby_have_the_driver_and_tls_of_the_others(
+    tmp_path: Path, addresses: tuple[str, str], driver: str, options: dict[str, str], replication: bool
+) -> None:
+    """A second run without the address keeps it."""
+    assert make(tmp_path, "", *addresses, "standby.example.test:5434").returncode == 0
+    (tmp_path / "monitor_read_url").unlink()
+    assert make(tmp_path).returncode == 0
+
+    for name, role, expected in (("database_read_url", "app", driver), ("monitor_read_url", "monitor", "psycopg")):
+        url = make_url((tmp_path / name).read_text())
+        assert (f"{url.host}:{url.port}", dict(url.query)) == ("standby.example.test:5434", options)
+        assert (url.drivername, url.username) == (f"postgresql+{expected}", f"headroom_{role}")
+        assert url.password == (tmp_path / f"{role}_password").read_text()
+    assert (tmp_path / "replication_password").exists() is replication
+
+
 def test_url_that_is_written_again_leads_to_the_same_server(tmp_path: Path) -> None:
     make(tmp_path, "", SERVER, POOLER)
     before = (tmp_path / "database_url").read_text()

@@ -24,6 +24,9 @@ API_SURGE: {{ add .Values.api.surge .Values.api.terminating | quote }}
 WEB_CONCURRENCY: {{ .Values.api.workers | int | quote }}
 DB_POOL_SIZE: {{ .Values.api.pool.size | int | quote }}
 DB_MAX_OVERFLOW: {{ .Values.api.pool.maxOverflow | int | quote }}
+{{- if .Values.readReplicas.enabled }}
+DB_READ_POOL_SIZE: {{ .Values.readReplicas.poolSize | int | quote }}
+{{- end }}
 POSTGRES_MAX_CONNECTIONS: {{ sub .Values.database.maxConnections .Values.database.otherConnections | quote }}
 POSTGRES_SUPERUSER_RESERVED_CONNECTIONS: {{ .Values.database.superuserReservedConnections | int | quote }}
 POSTGRES_RESERVED_CONNECTIONS: {{ .Values.database.reservedConnections | int | quote }}
@@ -48,12 +51,17 @@ PGBOUNCER_RESERVE_POOL_SIZE: {{ .Values.pooler.reservePoolSize | int | quote }}
 {{- $apiTerm := dict "name" "api"
     "connections" (mul (add $replicas $surge) $workers (add $size $overflow))
     "formula" (printf "api = (API_REPLICAS %d + API_SURGE %d) * WEB_CONCURRENCY %d * (DB_POOL_SIZE %d + DB_MAX_OVERFLOW %d)" $replicas $surge $workers $size $overflow) -}}
+{{- $reads := .Values.readReplicas.poolSize | int -}}
+{{- $readTerm := dict "name" "reads"
+    "connections" (mul (add $replicas $surge) $workers $reads)
+    "formula" (printf "reads = (API_REPLICAS %d + API_SURGE %d) * WEB_CONCURRENCY %d * DB_READ_POOL_SIZE %d" $replicas $surge $workers $reads) -}}
 {{- $supplied := list
     (dict "name" "max_connections" "connections" (sub .Values.database.maxConnections .Values.database.otherConnections))
     (dict "name" "superuser_reserved_connections" "connections" (sub 0 .Values.database.superuserReservedConnections))
     (dict "name" "reserved_connections" "connections" (sub 0 .Values.database.reservedConnections)) -}}
 {{- $programs := list
     (dict "name" "migrate" "connections" 2) (dict "name" "exporter" "connections" 1) (dict "name" "admin" "connections" 1) -}}
+{{- $inequalities := list (dict "name" "server connections" "demanded" (prepend $programs $apiTerm) "supplied" $supplied) -}}
 {{- if $pooler.enabled -}}
 {{- $pods := include "headroom.poolerPods" . | int -}}
 {{- $poolSize := $pooler.poolSize | int -}}
@@ -62,12 +70,15 @@ PGBOUNCER_RESERVE_POOL_SIZE: {{ .Values.pooler.reservePoolSize | int | quote }}
     "connections" (mul $pods 2 (add $poolSize $reserve))
     "formula" (printf "pgbouncer = %s2 pools * (default_pool_size %d + reserve_pool_size %d), max_db_connections none" (ternary "" (printf "PGBOUNCER_INSTANCES %d * " $pods) (eq $pods 1)) $poolSize $reserve) -}}
 {{- $clients := list (dict "name" "exporter" "connections" 1) (dict "name" "admin" "connections" 1) -}}
-{{- toJson (list
+{{- $inequalities = list
     (dict "name" "server connections" "demanded" (prepend $programs $poolerTerm) "supplied" $supplied)
-    (dict "name" "pooler clients" "demanded" (prepend $clients $apiTerm) "supplied" (list (dict "name" "max_client_conn" "connections" ($pooler.maxClientConnections | int))))) -}}
-{{- else -}}
-{{- toJson (list (dict "name" "server connections" "demanded" (prepend $programs $apiTerm) "supplied" $supplied)) -}}
+    (dict "name" "pooler clients" "demanded" (prepend $clients $apiTerm) "supplied" (list (dict "name" "max_client_conn" "connections" ($pooler.maxClientConnections | int)))) -}}
 {{- end -}}
+{{- /* All workers may read from one standby, so each must admit them. Its limits are those of the primary. */ -}}
+{{- if .Values.readReplicas.enabled -}}
+{{- $inequalities = append $inequalities (dict "name" "read server connections" "demanded" (list $readTerm) "supplied" $supplied) -}}
+{{- end -}}
+{{- toJson $inequalities -}}
 {{- end -}}
 
 {{/* The table for people. */}}
@@ -105,6 +116,6 @@ PGBOUNCER_RESERVE_POOL_SIZE: {{ .Values.pooler.reservePoolSize | int | quote }}
 {{- define "headroom.checkBudget" -}}
 {{- $table := include "headroom.budgetTable" . -}}
 {{- if contains "OVER BUDGET" $table -}}
-{{- fail (printf "the connections do not fit: lower autoscaling.maxReplicas, api.workers or api.pool, or raise the limits\n\n%s\n" $table) -}}
+{{- fail (printf "the connections do not fit: lower autoscaling.maxReplicas, api.workers, api.pool or readReplicas.poolSize, or raise the limits\n\n%s\n" $table) -}}
 {{- end -}}
 {{- end -}}

@@ -119,7 +119,7 @@ checksum/secrets: {{ $read | toJson | sha256sum }}
 {{/* Settings that the chart sets itself. Others in `settings` would contradict the objects that it renders. */}}
 {{- define "headroom.settings" -}}
 {{- $own := include "headroom.budgetEnv" .root | fromYaml -}}
-{{- $names := splitList " " "DRAIN_SECONDS GRACEFUL_TIMEOUT STARTUP_TIMEOUT EXPORTER_SCOPE METRICS_DIR API_HOST API_PORT EXPORTER_HOST EXPORTER_PORT DATABASE_URL MIGRATION_DATABASE_URL EXPORTER_DATABASE_URL PGBOUNCER_ADMIN_URL SECRET_KEY SECRET_KEY_FALLBACKS" -}}
+{{- $names := splitList " " "DRAIN_SECONDS GRACEFUL_TIMEOUT STARTUP_TIMEOUT EXPORTER_SCOPE METRICS_DIR API_HOST API_PORT EXPORTER_HOST EXPORTER_PORT DATABASE_URL DATABASE_READ_URL DB_READ_POOL_SIZE MIGRATION_DATABASE_URL EXPORTER_DATABASE_URL PGBOUNCER_ADMIN_URL SECRET_KEY SECRET_KEY_FALLBACKS" -}}
 {{- range $names }}{{ $own = set $own . "" }}{{ end -}}
 {{- range $name, $value := .settings -}}
 {{- if or (hasKey $own $name) (hasKey $own (trimSuffix "_FILE" $name)) -}}

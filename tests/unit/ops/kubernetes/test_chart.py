@@ -120,6 +120,15 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"autoscaling": {"maxReplicas": 1}}, "autoscaling.maxReplicas: must be at least api.replicas (2), got 1"),
     ({"api": {"settings": {"DB_POOL_SIZE": "9"}}}, "api.settings.DB_POOL_SIZE: the chart sets this variable itself"),
     ({"api": {"settings": {"LOG_EVERY": 100}}}, "/api/settings/LOG_EVERY"),
+    ({"api": {"settings": {"DATABASE_READ_URL": "x"}}}, "api.settings.DATABASE_READ_URL: the chart sets this variable"),
+    ({"readReplicas": {"poolSize": 0}}, "/readReplicas/poolSize"),
+    (
+        {
+            "readReplicas": {"enabled": True},
+            "database": {"cluster": {"instances": 1, "synchronousStandbys": 0}},
+        },
+        "readReplicas.enabled: needs a standby: database.cluster.instances must be at least 2, got 1",
+    ),
     ({"migration": {"settings": {"DATABASE_URL": "x"}}}, "migration.settings.DATABASE_URL"),
     ({"database": {"kind": "mysql"}}, "/database/kind"),
     (
@@ -224,7 +233,9 @@ def test_script_writes_the_secrets_that_the_chart_names(tmp_path: Path) -> None:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     if shutil.which("kubectl", path=path) is None:
         pytest.skip("kubectl was not found")
-    subprocess.run([PROJECT_ROOT / "ops/make-secrets.sh", tmp_path, "", "db:5432", "pooler:5432"], check=True)
+    subprocess.run(
+        [PROJECT_ROOT / "ops/make-secrets.sh", tmp_path, "", "db:5432", "pooler:5432", "ro:5432"], check=True
+    )
     printed = subprocess.run(
         [PROJECT_ROOT / "ops/kubernetes/secrets", tmp_path, "headroom"],
         env=os.environ | {"PATH": path, "KUBECONFIG": os.devnull},
@@ -239,6 +250,15 @@ def test_script_writes_the_secrets_that_the_chart_names(tmp_path: Path) -> None:
     assert {secrets[role]["metadata"]["labels"]["cnpg.io/reload"] for role in roles} == {"true"}
     assert {secrets[role]["type"] for role in roles} == {"kubernetes.io/basic-auth"}
     assert all(name in rendered("default") for name in secrets)
+    keys = {
+        item["key"]
+        for _, pod in pods(rendered("reads"))
+        for volume in pod["volumes"]
+        for source in volume.get("projected", {}).get("sources", ())
+        if source["secret"]["name"] == "headroom-secrets"
+        for item in source["secret"]["items"]
+    }
+    assert secrets["headroom-secrets"]["data"].keys() == keys
 
 
 def test_upgrade_replaces_the_pods_that_read_a_changed_secret() -> None:
@@ -288,35 +308,64 @@ def test_selectors_find_their_own_pods_only() -> None:
     }
 
 
-def test_each_program_may_reach_what_its_urls_name() -> None:
-    """And the API, behind a pooler, nothing else: it cannot open connections that PgBouncer does not count."""
+def reachable(text: str) -> dict[str, set[str]]:
+    """Return which pods the egress rules of each NetworkPolicy name."""
     reached = {}
-    for manifest in manifests(rendered("default")):
+    for manifest in manifests(text):
         if manifest["kind"] == "NetworkPolicy" and "Egress" in manifest["spec"]["policyTypes"]:
             peers = [peer for rule in manifest["spec"]["egress"] for peer in rule.get("to", ())]
-            labels = [peer["podSelector"]["matchLabels"] for peer in peers]
-            reached[manifest["metadata"]["name"]] = {
-                "pooler" if "cnpg.io/poolerName" in each else "db" for each in labels
-            }
-    mounted = {}
-    for name, pod in pods(rendered("default")):
-        keys = {
-            key
-            for container in pod["containers"]
-            for key in environment(container)
-            if key.endswith("DATABASE_URL_FILE")
-        }
-        mounted[name] = {"pooler" if key == "DATABASE_URL_FILE" else "db" for key in keys}
+            reached[manifest["metadata"]["name"]] = {server(peer["podSelector"]["matchLabels"]) for peer in peers}
+    return reached
 
-    assert reached["headroom-api"] == mounted["headroom-api"] == {"pooler"}
-    assert reached["headroom-exporter"] == mounted["headroom-exporter"] == {"db"}
-    assert reached["headroom-migrate"] == {"pooler", "db"}
-    [admitted] = [
-        rule["from"][0]["podSelector"]["matchExpressions"][0]["values"]
-        for rule in of_kind(rendered("default"), "NetworkPolicy", "-pooler")["spec"]["ingress"]
+
+def server(labels: dict[str, str]) -> str:
+    """Return which server the labels of its pods mean."""
+    if "cnpg.io/poolerName" in labels:
+        return "pooler"
+    return "standby" if labels.get("cnpg.io/instanceRole") == "replica" else "db"
+
+
+def admitted(text: str, policy: str) -> list[list[str]]:
+    """Return the components that each rule of a NetworkPolicy admits to port 5432."""
+    return [
+        selector.get("matchLabels", {}).get("app.kubernetes.io/component", "").split()
+        or selector["matchExpressions"][0]["values"]
+        for rule in of_kind(text, "NetworkPolicy", policy)["spec"]["ingress"]
         if rule["ports"] == [{"port": 5432}]
+        for selector in (peer["podSelector"] for peer in rule["from"])
+        if "app.kubernetes.io/name" in selector["matchLabels"]
     ]
-    assert admitted == ["api", "migrate"]
+
+
+@pytest.mark.parametrize("name", ["default", "reads"])
+def test_each_program_may_reach_what_its_urls_name(name: str) -> None:
+    """And the API, behind a pooler, no primary: it cannot open connections that PgBouncer does not count."""
+    mounted = {}
+    for workload, pod in pods(rendered(name)):
+        keys = {key for container in pod["containers"] for key in environment(container)}
+        mounted[workload] = {
+            {"DATABASE_URL_FILE": "pooler", "DATABASE_READ_URL_FILE": "standby"}.get(key, "db")
+            for key in keys
+            if key.endswith(("DATABASE_URL_FILE", "DATABASE_READ_URL_FILE"))
+        }
+
+    reached = reachable(rendered(name))
+    assert (
+        reached["headroom-api"] == mounted["headroom-api"] == {"pooler"} | ({"standby"} if name == "reads" else set())
+    )
+    # It reads the URL of the standby for the budget, and does not connect to it.
+    assert reached["headroom-exporter"] == mounted["headroom-exporter"] - {"standby"} == {"db"}
+    assert reached["headroom-migrate"] == {"pooler", "db"}
+    assert admitted(rendered(name), "-pooler") == [["api", "migrate"]]
+    assert admitted(rendered(name), "-db") == [["exporter", "migrate"]]
+
+
+def test_standbys_admit_the_api_and_the_primary_does_not() -> None:
+    text = rendered("reads")
+
+    assert admitted(text, "-reads") == [["api"]]
+    assert server(of_kind(text, "NetworkPolicy", "-reads")["spec"]["podSelector"]["matchLabels"]) == "standby"
+    assert "headroom-reads" not in rendered("default")
 
 
 @pytest.mark.parametrize("name", MATRIX)

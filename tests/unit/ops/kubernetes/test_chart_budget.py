@@ -47,6 +47,7 @@ VALUES = st.fixed_dictionaries(
                 "otherConnections": st.integers(0, 15),
             }
         ),
+        "readReplicas": st.fixed_dictionaries({"enabled": st.booleans(), "poolSize": st.integers(1, 6)}),
         "quota": st.fixed_dictionaries({"enabled": st.booleans()}),
     }
 )
@@ -64,6 +65,7 @@ def budget_of(values: dict[str, Any]) -> Budget:
             workers=api["workers"],
             pool_size=api["pool"]["size"],
             max_overflow=api["pool"]["maxOverflow"],
+            read_pool_size=values["readReplicas"]["poolSize"] if values["readReplicas"]["enabled"] else 0,
         ),
         Server(
             max_connections=database["maxConnections"] - database["otherConnections"],
@@ -125,3 +127,13 @@ def test_values_over_budget_are_refused_with_the_table() -> None:
     assert "the connections do not fit: lower autoscaling.maxReplicas" in message
     assert "OVER BUDGET" in message
     assert "(API_REPLICAS 20 + API_SURGE 3) * WEB_CONCURRENCY 2" in message
+
+
+def test_reads_over_budget_are_refused_with_the_table() -> None:
+    """Behind a pooler too: the pods connect to the standbys without one."""
+    with pytest.raises(RenderFailed) as caught:
+        render({"readReplicas": {"enabled": True, "poolSize": 5}})
+
+    message = str(caught.value)
+    assert "lower autoscaling.maxReplicas, api.workers, api.pool or readReplicas.poolSize" in message
+    assert "reads = (API_REPLICAS 6 + API_SURGE 3) * WEB_CONCURRENCY 2 * DB_READ_POOL_SIZE 5" in message

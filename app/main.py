@@ -113,7 +113,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         database = Database(engine)
         standby: Standby | None = None
         if read_url is not None:
-            pools[READ_POOL], read_metrics = _new_pool_metrics(READ_POOL), ReadMetrics()
+            pools[READ_POOL], read_metrics = _new_pool_metrics(READ_POOL), ReadMetrics(settings.db_read_max_lag)
             replicated = ReplicatedDatabase(
                 engine,
                 url=read_url,
@@ -133,7 +133,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                     metrics.publish_lanes(*lane_states(engines[name]))
                 leak_detection.report(engines[name], settings.db_pool_leak_after)
             if standby is not None:
-                read_metrics.publish(standby.lag)
+                read_metrics.publish(standby.lag, is_up=standby.is_up)
             http_metrics.publish()
             process_metrics.publish()
 

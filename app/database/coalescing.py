@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database.checkout import Checkout, check_out
+from app.database.deadline import left_of
 from app.database.lanes import current_lane
 from app.database.pool import BoundedPool
 from app.errors import PoolExhausted, StatementTimeout, TransientDatabaseError
@@ -92,9 +93,13 @@ class Queue(ABC):
         self._refuse_if_full()
         now = loop.time()
         future = loop.create_future()
-        self._waiting.append(_Read(key, future, now, alone))
+        read = _Read(key, future, now, alone)
+        self._waiting.append(read)
+        timeout = self._pool.timeout_in(self._lane)
         if self._expiry is None:
-            self._expiry = loop.call_later(self._pool.timeout_in(self._lane), self._expire, context=Context())
+            self._expiry = loop.call_later(timeout, self._expire, context=Context())
+        if (left := left_of(timeout)) < timeout:
+            loop.call_later(left, self._expire_early, read, context=Context())
         if not self._is_scheduled and self._under_way < self._pool.coalesce_in_flight:
             # In the next iteration: the reads of this one go together.
             self._is_scheduled = True
@@ -219,6 +224,12 @@ class Queue(ABC):
             if len(self._waiting) >= limit:
                 self._pool.observer.rejected()
                 raise PoolExhausted(f"{limit} reads wait for the same statement")
+
+    def _expire_early(self, read: _Read) -> None:
+        """End the waiting of a read that had waited for another server before."""
+        if not read.future.done() and any(each is read for each in self._waiting):
+            self._pool.observer.timed_out()
+            read.future.set_exception(PoolExhausted("the read was not sent within what was left of its time"))
 
     def _expire(self) -> None:
         """End the waiting of reads at their deadline. One timer for all of them."""

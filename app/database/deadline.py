@@ -17,6 +17,7 @@ Result = TypeVar("Result")
 
 # Deadline of the checkout in progress, on the clock of time.monotonic(); infinite outside a checkout.
 _deadline: ContextVar[float] = ContextVar("checkout deadline", default=float("inf"))
+_waited: ContextVar[float] = ContextVar("seconds waited before the checkout", default=0.0)
 
 
 @dataclass(slots=True)
@@ -121,6 +122,21 @@ def checkout_deadline(deadline: float) -> Iterator[None]:
         yield
     finally:
         _deadline.reset(token)
+
+
+@contextmanager
+def after_waiting(seconds: float) -> Iterator[None]:
+    """Shorten the deadlines of checkouts in the block by the time in which the caller may have waited already."""
+    token = _waited.set(seconds)
+    try:
+        yield
+    finally:
+        _waited.reset(token)
+
+
+def left_of(timeout: float) -> float:
+    """Return what is left of a checkout's time in seconds: at least half of it, which the first wait left over."""
+    return timeout - min(_waited.get(), timeout / 2)
 
 
 def current_deadline() -> float:

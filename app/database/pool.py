@@ -22,7 +22,7 @@ from sqlalchemy.util import await_only, greenlet_spawn
 
 from app.database._sqlalchemy import close_proxy, entry_of, is_invalidated
 from app.database.costs import CostWatch
-from app.database.deadline import AnswerLimit, checkout_deadline, current_deadline, seconds_left
+from app.database.deadline import AnswerLimit, checkout_deadline, current_deadline, left_of, seconds_left
 from app.database.lanes import Lane, LaneState, ShedReason, current_lane, current_work, expire
 from app.database.liveness import SocketProbe, is_closed, ping, shut_down
 from app.database.pool_events import (
@@ -286,7 +286,7 @@ class BoundedPool(Pool):
         work = current_work.get()
         lane = self._lane_of(current_lane.get(), work)
         timeout = self._options.timeout if lane is None else lane.timeout
-        with checkout_deadline(started + timeout):
+        with checkout_deadline(started + left_of(timeout)):
             if lane is not None:
                 self.refuse_second_checkout()
                 lane.enter(current_deadline())
@@ -337,7 +337,7 @@ class BoundedPool(Pool):
             return None
         task = self.refuse_second_checkout()
         started = time.monotonic()
-        with checkout_deadline(started + self._options.timeout):
+        with checkout_deadline(started + left_of(self._options.timeout)):
             record = await self._queue()
             if not self._is_ready(record, time.monotonic()):
                 record = await greenlet_spawn(self._get_usable, started, record)

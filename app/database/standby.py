@@ -32,6 +32,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import await_only
 
 from app.database.by_key import KeyedSelect
+from app.database.deadline import after_waiting
 from app.database.engine import OtherServer, make_engine
 from app.database.fast_path import Fetch
 from app.database.lanes import in_lane
@@ -179,6 +180,11 @@ class Standby:
         """Return for how long the standby has lacked something, in seconds, at most; infinite if unknown."""
         return self._replay.lag(time.monotonic())
 
+    @property
+    def is_up(self) -> bool:
+        """Return True if the standby has answered the last poll and did not fail a read since."""
+        return self._failure is None
+
     def route(self) -> Route:
         """Return where a read of the current request goes, and why."""
         if self._failure is not None:
@@ -298,8 +304,9 @@ class Standby:
 def read_pool_options(primary: PoolOptions, size: int) -> PoolOptions:
     """Return the options of the standby's pool: those of the primary's, with at most `size` connections.
 
-    A read that gets no connection to a standby that is gone has half of its time left for the primary. The pool is
-    smaller, so the shares of lanes are too: they leave a connection to others, or half of the time of the only one.
+    A read that gets no connection to a standby that is gone has half of its time left for the primary, in each lane.
+    The pool is smaller, so the shares of lanes are too: they leave a connection to others, or half of the time of the
+    only one.
     """
     most = size - 1 if size > 1 else 0.5
     return replace(
@@ -307,8 +314,11 @@ def read_pool_options(primary: PoolOptions, size: int) -> PoolOptions:
         size=size,
         max_overflow=0,
         timeout=primary.timeout / 2,
+        expensive_timeout=primary.expensive_timeout / 2,
         expensive_share=min(primary.expensive_share, most),
-        own_lanes=tuple(replace(each, share=min(each.share, most)) for each in primary.own_lanes),
+        own_lanes=tuple(
+            replace(each, share=min(each.share, most), deadline=each.deadline / 2) for each in primary.own_lanes
+        ),
     )
 
 
@@ -339,7 +349,9 @@ class _RoutedReads(ReadSession):
     async def _routed(self, read: Callable[[ReadSession], Awaitable[Result]]) -> Result:
         standby = self._standby
         route = standby.route()
+        waited = 0.0
         if route == "standby":
+            started = time.monotonic()
             try:
                 result = await read(standby.session)
             except (StatementTimeout, InvalidInput):
@@ -357,8 +369,10 @@ class _RoutedReads(ReadSession):
                 standby.routed(route)
                 return result
             route = "unavailable"
+            waited = time.monotonic() - started
         standby.routed(route)
-        return await read(self._primary)
+        with after_waiting(waited):
+            return await read(self._primary)
 
 
 class _NotedStatements(StatementSession):

@@ -39,12 +39,12 @@ def watch_statements(database: Database, watcher: Watcher) -> None:
     """
     for session in (database.read, database.statement):
         session.wrap_fetch(lambda fetch: _watched_fetch(fetch, watcher))
-    engine = database.engine.sync_engine
-    event.listen(engine, "checkout", _share_no_statement)
     ordinary = _OrdinaryPath(watcher)
-    for name in ("begin", "commit", "rollback", "handle_error", "after_cursor_execute"):
-        event.listen(engine, name, getattr(ordinary, name))
-    event.listen(engine, "before_cursor_execute", ordinary.before_cursor_execute, retval=True)
+    for engine in (each.sync_engine for each in database.engines):
+        event.listen(engine, "checkout", _share_no_statement)
+        for name in ("begin", "commit", "rollback", "handle_error", "after_cursor_execute"):
+            event.listen(engine, name, getattr(ordinary, name))
+        event.listen(engine, "before_cursor_execute", ordinary.before_cursor_execute, retval=True)
 
 
 def _share_no_statement(*_: object) -> None:

@@ -36,7 +36,8 @@ _explaining: ContextVar[bool] = ContextVar("explaining", default=False)
 def warn_of_mistakes(database: Database, *, log_sql: bool) -> None:
     """Log the mistakes of each request from now on. With `log_sql`, log every statement too."""
     watch_statements(database, _Mistakes(database, log_sql=log_sql))
-    watch_holders(database.engine, _warn_of_holder)
+    for engine in database.engines:
+        watch_holders(engine, _warn_of_holder)
 
 
 def _warn_of_holder(place: str) -> None:

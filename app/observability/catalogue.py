@@ -159,6 +159,12 @@ READS = MetricSpec(
 READ_LAG = MetricSpec(
     "db_read_lag_seconds", "gauge", "Time for which the standby has lacked something that the primary had, at most."
 )
+READ_LAG_LIMIT = MetricSpec(
+    "db_read_lag_limit_seconds", "gauge", "Lag from which on the standby gets no reads (DB_READ_MAX_LAG)."
+)
+READ_STANDBY_UP = MetricSpec(
+    "db_read_standby_up", "gauge", "1 if the standby has answered the last poll, and is one; otherwise 0."
+)
 
 # HTTP and the worker process. Written by workers (http_metrics.py, process_metrics.py).
 HTTP_REQUESTS = MetricSpec("http_requests_total", "counter", "HTTP requests answered.", ("method", "route", "status"))

@@ -52,7 +52,7 @@ class Expression(NamedTuple):
     @property
     def about_standbys(self) -> bool:
         """Return True if only a stack that reads on a standby has series for it."""
-        return "db_reads_total" in self.text or "db_read_lag" in self.text
+        return "db_read" in self.text
 
     @property
     def about_drills(self) -> bool:

@@ -61,6 +61,19 @@ class ReplicaServer:
         options = f"-p {self.port} -k {self.directory} {_OPTIONS}"
         self.run("pg_ctl", "start", "-w", "-D", str(self.directory), "-l", str(self.directory / "log"), "-o", options)
 
+    def own(self, directory: Path) -> None:
+        """Make the directory one of the user of the servers."""
+        directory.mkdir(mode=0o700, exist_ok=True)
+        if self._embedded.system_user is not None:
+            shutil.chown(directory, self._embedded.system_user)
+
+    def follow(self, primary: "ReplicaServer") -> None:
+        """Copy the primary, and start as its standby."""
+        self.own(self.directory)
+        source = ("-h", "127.0.0.1", "-p", str(primary.port), "-U", "postgres")
+        self.run("pg_basebackup", *source, "-D", str(self.directory), "-R", "-X", "stream", "-c", "fast")
+        self.start()
+
     def promote(self) -> None:
         """Promote the standby, and wait until it accepts writes."""
         self.run("pg_ctl", "promote", "-w", "-D", str(self.directory))
@@ -100,6 +113,17 @@ class ReplicatedPair:
         }
         return URL.create(f"postgresql+{driver}", "postgres", database="postgres", query=query)
 
+    @contextmanager
+    def another_standby(self) -> Iterator[ReplicaServer]:
+        """Run a second standby of the primary."""
+        primary = self.primary
+        server = ReplicaServer(primary._embedded, primary.directory.with_name("another"), _free_ports()[0])
+        try:
+            server.follow(primary)
+            yield server
+        finally:
+            server.stop()
+
     @classmethod
     @contextmanager
     def running(cls, directory: Path) -> Iterator[Self]:
@@ -111,15 +135,10 @@ class ReplicatedPair:
         embedded.ensure_pgdata_inited()
         primary = ReplicaServer(embedded, directory / "primary", ports[0])
         standby = ReplicaServer(embedded, directory / "standby", ports[1])
-        for path in (directory, standby.directory):
-            path.mkdir(mode=0o700, exist_ok=True)
-            if embedded.system_user is not None:
-                shutil.chown(path, embedded.system_user)
+        standby.own(directory)
         try:
             primary.start()
-            source = ("-h", "127.0.0.1", "-p", str(primary.port), "-U", "postgres")
-            standby.run("pg_basebackup", *source, "-D", str(standby.directory), "-R", "-X", "stream", "-c", "fast")
-            standby.start()
+            standby.follow(primary)
             primary.execute("ALTER SYSTEM SET synchronous_standby_names = '*'", "SELECT pg_reload_conf()")
             synchronous = "SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"
             eventually(lambda: primary.execute(synchronous), within=30)

@@ -243,6 +243,28 @@ def _retention_exceeded(snapshots: Sequence[Snapshot]) -> Evaluation:
     return _firing_if(window > retention + MISSED_BACKUPS * interval, f"oldest {_hours(window)}")
 
 
+def _standby_lost(snapshots: Sequence[Snapshot]) -> Evaluation:
+    up = list(snapshots[-1].select(catalogue.READ_STANDBY_UP))
+    if not up:
+        return UNKNOWN
+    replicas = {labels["replica"] for labels, _ in up}
+    without = len(replicas - {labels["replica"] for labels, value in up if value})
+    return _firing_if(without > 0, f"{without} of {len(replicas)} replicas without it")
+
+
+def _standby_lagging(snapshots: Sequence[Snapshot]) -> Evaluation:
+    now = snapshots[-1]
+    lags: dict[str, list[float]] = {}
+    for labels, lag in now.select(catalogue.READ_LAG):
+        if now.value(catalogue.READ_STANDBY_UP, **labels):
+            lags.setdefault(labels["replica"], []).append(lag)
+    limit = max((value for _, value in now.select(catalogue.READ_LAG_LIMIT)), default=None)
+    if limit is None or not lags:
+        return UNKNOWN
+    longest = max(min(each) for each in lags.values())
+    return _firing_if(longest > limit, f"{longest:.1f} s behind")
+
+
 CONDITIONS = (
     Condition(
         "HeadroomLow",
@@ -327,6 +349,22 @@ CONDITIONS = (
         "critical",
         "Check that PostgreSQL runs and is reachable. The exporter's log has the error.",
         _server_down,
+    ),
+    Condition(
+        "StandbyLost",
+        "The standby for reads does not answer, and the primary serves its reads",
+        "warning",
+        "Check that the standby runs, and its log. The API's log has the reason.",
+        _standby_lost,
+        optional=True,
+    ),
+    Condition(
+        "StandbyLagging",
+        "The standby for reads is too far behind, and the primary serves its reads",
+        "warning",
+        "Look for a long query or a lock on the standby, and at the network between the servers.",
+        _standby_lagging,
+        optional=True,
     ),
     Condition(
         "CollectorFailing",

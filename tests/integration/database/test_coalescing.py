@@ -15,6 +15,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from app.database import Database, KeyedSelect, PoolOptions, make_engine
+from app.database.deadline import after_waiting
 from app.database.pool_events import NullObserver
 from app.errors import DatabaseUnavailable, InvalidInput, PoolExhausted, StatementTimeout
 from tests.integration.database.helpers import change_options, checked_out, create_tables, state, wait_until
@@ -585,6 +586,24 @@ async def test_reads_that_have_gone_take_no_connection(new_database: NewDatabase
         gate.open()
         assert (await lone)["id"] == 1
         assert queue._tasks == {}
+
+
+async def test_waiting_read_after_a_wait_elsewhere_has_the_rest_of_its_time(new_database: NewDatabase) -> None:
+    async with new_database(coalesce_in_flight=1) as (database, gate):
+        await database.read.one(BY_ID, 1)
+        gate.shut()
+        first = ask(database, BY_ID, 1)
+        await gate.wait_for(2, *first)
+        change_options(database, timeout=1)
+        with after_waiting(1):
+            late = ask(database, BY_ID, 2)
+
+        [error] = await asyncio.gather(*late, return_exceptions=True)
+        assert isinstance(error, PoolExhausted)
+        assert "what was left of its time" in str(error)
+        assert gate.observer.refused == ["timed out"]
+        gate.open()
+        await asyncio.gather(*first)
 
 
 async def test_reads_that_are_sent_again_have_a_deadline(new_database: NewDatabase) -> None:

@@ -1,6 +1,7 @@
 """Lanes on a real PostgreSQL server: an expensive lane cannot take all connections."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -9,7 +10,8 @@ import pytest
 from sqlalchemy import URL, Text, cast, literal, select, update
 
 from app.database import Database, PoolOptions, make_engine
-from app.database.lanes import LaneState, in_lane
+from app.database.deadline import after_waiting
+from app.database.lanes import Lane, LaneState, in_lane
 from app.domains.users.models import User
 from app.errors import PoolExhausted
 from app.lanes import CRITICAL, EXPENSIVE, NORMAL, LaneSpec
@@ -155,6 +157,26 @@ async def test_lane_of_the_application_holds_its_deadline(new_database: NewDatab
             await report(database)
 
         await end(reports)
+
+
+async def test_checkout_after_a_wait_elsewhere_has_the_rest_of_its_time(
+    new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a wait for the lane of a standby that failed then."""
+    left: list[float] = []
+    enter = Lane.enter
+
+    def entered(self: Lane, deadline: float) -> None:
+        left.append(deadline - time.monotonic())
+        enter(self, deadline)
+
+    monkeypatch.setattr(Lane, "enter", entered)
+    async with new_database() as database:
+        with in_lane(EXPENSIVE), after_waiting(MINUTE):
+            await database.read.first(QUICK)
+
+    assert len(left) == 1
+    assert 0 < left[0] <= MINUTE / 2
 
 
 async def test_connections_of_an_unused_lane_serve_the_others(new_database: NewDatabase) -> None:

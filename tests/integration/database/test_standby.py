@@ -14,14 +14,15 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from httpx import ASGITransport, AsyncClient
-from sqlalchemy import bindparam, event, func, insert, literal, literal_column, select, text
+from sqlalchemy import URL, bindparam, event, func, insert, literal, literal_column, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from app.database import KeyedSelect, PoolOptions, make_engine
 from app.database.comments import comment_statements
 from app.database.read_after import UNKNOWN_POSITION, ReadAfter, read_after
 from app.database.standby import ReplicatedDatabase, Route
-from app.errors import DatabaseUnavailable
+from app.development.warnings import warn_of_mistakes
+from app.errors import DatabaseUnavailable, HeadroomError
 from app.main import create_app
 from app.paths import PROJECT_ROOT
 from app.settings import Settings
@@ -80,15 +81,17 @@ def database_setup(request: pytest.FixtureRequest) -> str:
 class Routed(ReplicatedDatabase):
     """A database that remembers where its reads went."""
 
-    def __init__(self, pair: ReplicatedPair, driver: str, **options: Any) -> None:
+    def __init__(self, pair: ReplicatedPair, driver: str, urls: tuple[URL, URL] | None = None, **options: Any) -> None:
         # No deadline of the pool is the subject here.
         patient: dict[str, Any] = {"timeout": 30.0, "queue_target": 30.0, "max_waiters": 1000}
         pool = PoolOptions(size=4, max_overflow=0, statement_deadline=options.pop("deadline", None), **patient)
         self.routes: list[Route] = []
-        url = pair.primary.url.set(drivername=f"postgresql+{driver}")
+        url, standby = (
+            each.set(drivername=f"postgresql+{driver}") for each in urls or (pair.primary.url, pair.standby.url)
+        )
         super().__init__(
             make_engine(url=url, application_name="headroom:test", pool=pool),
-            url=pair.standby.url.set(drivername=f"postgresql+{driver}"),
+            url=standby,
             application_name="headroom:test",
             pool=pool,
             routed=self.routes.append,
@@ -253,6 +256,23 @@ async def test_statements_on_the_standby_have_comments(database: Routed) -> None
     assert [text for text in sent if text.endswith(" /*lane='normal',route='%2Fentries'*/")] == sent != []
 
 
+@pytest.mark.parametrize("database_setup", ["asyncpg"])
+async def test_development_server_watches_reads_on_the_standby(
+    database: Routed, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Entities take the ordinary path, which the events of the engine report."""
+    caplog.set_level("INFO", "headroom.dev")
+    warn_of_mistakes(database, log_sql=True)
+
+    await database.read.entities(select(Entry).limit(1))
+    async with database.standby.engine.connect():
+        await asyncio.sleep(0.001)
+
+    messages = [record.getMessage() for record in caplog.records]
+    assert sum("FROM entry" in each for each in messages) == 1
+    assert sum("holds a connection while it waits" in each for each in messages) == 1
+
+
 async def test_standby_beyond_its_greatest_lag_gets_no_reads(pair: ReplicatedPair, database_setup: str) -> None:
     database = Routed(pair, database_setup, max_lag=1.0)
     await database.poll_until("standby")
@@ -415,4 +435,43 @@ async def test_standby_serves_reads_without_its_primary_until_it_is_promoted(
         await database.poll_until("unavailable")
         with pytest.raises(DatabaseUnavailable):  # of the primary
             await port_of(database)
+        await database.close()
+
+
+@pytest.mark.parametrize("database_setup", ["asyncpg"])
+async def test_reads_return_to_the_other_standby_when_one_is_promoted(
+    new_directory: Callable[[], Path], database_setup: str
+) -> None:
+    """The primary dies, one standby is promoted, and the other one follows it."""
+    with ReplicatedPair.running(new_directory()) as pair, pair.another_standby() as other:
+        pair.primary.execute("CREATE TABLE entry (id bigint PRIMARY KEY)")
+        current = "SELECT count(*) FROM pg_stat_replication WHERE replay_lsn = pg_current_wal_flush_lsn()"
+        eventually(lambda: pair.primary.execute(current) == [(2,)], within=30)
+        database = Routed(pair, database_setup, urls=(pair.url(database_setup), other.url))
+        await database.poll_until("standby")
+
+        pair.primary.kill()
+        await asyncio.to_thread(pair.standby.promote)
+        source = f"host=127.0.0.1 port={pair.standby.port} user=postgres"
+        other.execute(f"ALTER SYSTEM SET primary_conninfo = '{source}'", "SELECT pg_reload_conf()")
+
+        async def written() -> int:
+            with suppress(HeadroomError):
+                return await write(database, "statement")
+            return 0
+
+        identity = await eventually_async(written, within=60)
+        assert await database.read.one(BY_ID, identity) is not None
+        assert database.routes[-1] != "standby", "it is on the old timeline"
+
+        async def reads_on_the_other() -> bool:
+            # A restartpoint, which writes the new timeline into the control file.
+            for server in (pair.standby, other):
+                await asyncio.to_thread(server.execute, "CHECKPOINT")
+            await database.poll()
+            assert await database.read.one(BY_ID, identity) is not None
+            return database.routes[-1] == "standby"
+
+        await eventually_async(reads_on_the_other, within=60)
+        assert await port_of(database) == other.port
         await database.close()

@@ -14,6 +14,7 @@ from sqlalchemy import insert, literal, select
 from sqlalchemy.util import greenlet_spawn
 
 from app.database import KeyedSelect, PoolOptions
+from app.database.deadline import left_of
 from app.database.engine import OtherServer, make_engine
 from app.database.read_after import (
     UNKNOWN_POSITION,
@@ -35,6 +36,7 @@ from app.errors import (
     TransactionConflict,
 )
 from app.lanes import LaneSpec
+from tests.support.clock import Clock
 from tests.unit.conftest import SQLITE
 
 ONE = select(literal(1).label("one"))
@@ -246,6 +248,31 @@ async def test_waiter_for_a_standby_that_is_gone_reads_on_the_primary() -> None:
     assert await session.first(ONE) == "primary"
 
 
+@pytest.mark.parametrize(("waited", "left"), [(0, 4), (1, 3), (60, 2)])
+async def test_read_that_waited_for_the_standby_has_the_rest_of_its_time(
+    monkeypatch: pytest.MonkeyPatch, waited: float, left: float
+) -> None:
+    """At least the half that the standby's pool leaves over: a standby that vanished may have held it for longer."""
+    standby, clock = usable(new_standby()), Clock()
+    session, _ = routed(standby)
+    found = []
+
+    async def fail(*_: object) -> None:
+        clock.now += waited
+        raise DatabaseUnavailable("gone")
+
+    async def succeed(*_: object) -> None:
+        found.append(left_of(4))
+
+    monkeypatch.setattr("app.database.standby.time", SimpleNamespace(monotonic=clock.monotonic))
+    standby._replay.flushed(clock.now, 100)
+    standby.session.first = fail  # type: ignore[method-assign, assignment]
+    session._primary.first = succeed
+    await session.first(ONE)
+
+    assert (found, left_of(4)) == ([left], 4)
+
+
 def written() -> int:
     current = read_after.get()
     assert current is not None
@@ -330,7 +357,8 @@ def test_lanes_of_the_read_pool_leave_a_connection_to_others(size: int, share: f
     options = read_pool_options(primary, size)
 
     assert (options.size, options.max_overflow, options.timeout) == (size, 0, 2)
-    assert (options.expensive_share, options.own_lanes) == (share, (replace(reports, share=share),))
+    assert (options.expensive_share, options.own_lanes) == (share, (replace(reports, share=share, deadline=1),))
+    assert options.expensive_timeout == primary.expensive_timeout / 2
 
 
 def test_small_shares_of_lanes_are_those_of_the_primary() -> None:
@@ -338,4 +366,5 @@ def test_small_shares_of_lanes_are_those_of_the_primary() -> None:
 
     options = read_pool_options(primary, 5)
 
-    assert (options.expensive_share, options.own_lanes) == (primary.expensive_share, primary.own_lanes)
+    assert options.expensive_share == primary.expensive_share
+    assert [lane.share for lane in options.own_lanes] == [2]

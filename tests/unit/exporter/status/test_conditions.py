@@ -98,6 +98,17 @@ def backup_window(window: float) -> Samples:
     }
 
 
+def standby(up: tuple[int, int] = (1, 1), lag: float = 0) -> Samples:
+    """Return what the two workers of a replica report of its standby."""
+    found: Samples = {}
+    for number, is_up in enumerate(up):
+        worker = {"replica": "a", "worker": str(number)}
+        found[series(catalogue.READ_STANDBY_UP, **worker)] = is_up
+        found[series(catalogue.READ_LAG, **worker)] = lag + number
+        found[series(catalogue.READ_LAG_LIMIT, **worker)] = 10
+    return found
+
+
 # For each condition: samples just beyond its threshold, and samples at it.
 CASES: dict[str, tuple[Samples, Samples]] = {
     "HeadroomLow": (budget(100, 91), budget(100, 90)),
@@ -116,6 +127,8 @@ CASES: dict[str, tuple[Samples, Samples]] = {
         {series(catalogue.COLLECTOR_SUCCESS, collector="server"): 0},
         {series(catalogue.COLLECTOR_SUCCESS, collector="server"): 1},
     ),
+    "StandbyLost": (standby(up=(0, 0)), standby(up=(0, 1))),
+    "StandbyLagging": (standby(lag=10.1), standby(lag=10)),
     "MigrationPending": ({series(catalogue.MIGRATIONS_PENDING): 1}, {series(catalogue.MIGRATIONS_PENDING): 0}),
     "SchemaIncompatible": (
         {series(catalogue.MIGRATIONS_AHEAD): 1, series(catalogue.SCHEMA_COMPATIBLE): 0},
@@ -176,6 +189,11 @@ def test_condition_without_samples_is_unknown(name: str) -> None:
 
 def test_headroom_low_says_how_much_is_open() -> None:
     assert evaluate("HeadroomLow", budget(100, 91)).value == "91% of the limit is open"
+
+
+def test_lag_of_a_lost_standby_is_unknown() -> None:
+    """StandbyLost fires for it."""
+    assert evaluate("StandbyLagging", standby(up=(0, 0), lag=1000)).state == "unknown"
 
 
 def test_schema_incompatible_names_the_direction() -> None:

@@ -211,7 +211,8 @@ class Rotation:
     def _monitor(self) -> None:
         current = self._current()
         password = new_password()
-        names = [name for name in ("monitor_database_url", "pgbouncer_admin_url") if name in self._files]
+        urls_of_role = ("monitor_database_url", "pgbouncer_admin_url", "monitor_read_url")
+        names = [name for name in urls_of_role if name in self._files]
         urls = {name: self._files.with_password(name, password) for name in names}
         with self._files.replaced(monitor_password=password, **urls):
             self._set_password("headroom_monitor", password)
@@ -231,8 +232,9 @@ class Rotation:
             self._pgbouncer_console(f"SET stats_users = '{', '.join(API_ROLES)}, headroom_monitor'")
         old, password = self._files.read("app_password"), new_password()
         self._set_password(other, password)
-        url = self._files.with_password("database_url", password, other)
-        new = self._files.replaced(app_password=password, database_url=url)
+        names = [name for name in ("database_url", "database_read_url") if name in self._files]
+        urls = {name: self._files.with_password(name, password, other) for name in names}
+        new = self._files.replaced(app_password=password, **urls)
         try:
             with new:
                 self._update_users(**{used: old})

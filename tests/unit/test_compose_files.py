@@ -110,6 +110,35 @@ def test_grafana_is_hardened_and_published_on_the_loopback_address_only() -> Non
     assert grafana["environment"]["GF_SECURITY_ADMIN_PASSWORD"] == "$$__file{/run/secrets/grafana_password}"
 
 
+def test_standby_is_hardened_and_sized_as_the_primary() -> None:
+    """And no secret is in an environment: of its own services, and of those that it extends."""
+    primary = services("compose.prod.yml")["postgres"]
+    added = services("compose.replica.yml")
+    standby = added["standby"]
+
+    same = ("image", "user", "command", "init", "read_only", "cap_drop", "security_opt", "logging", "deploy")
+    for key in (*same, "stop_signal", "stop_grace_period", "healthcheck"):
+        assert standby[key] == primary[key], key
+    for key in (*same[:2], *same[3:-1]):
+        assert added["replication"][key] == primary[key], key
+    for name in ("standby", "replication"):
+        assert added[name]["memswap_limit"] == memory(added[name])
+    assert not [each for each in standby["volumes"] if "archive.conf" in str(each)], "only the primary archives"
+    assert not set(standby.get("ports", ())) | set(added["replication"].get("ports", ()))
+    for service in added.values():
+        values = map(str, service.get("environment", {}).values())
+        assert not [value for value in values if "password" in value.lower() or "://" in value]
+
+
+def test_only_the_api_and_the_standby_are_in_the_network_of_reads() -> None:
+    added = services("compose.replica.yml")
+
+    assert {name for name, service in added.items() if "reads" in service.get("networks", ())} == {"api", "standby"}
+    text = (PROJECT_ROOT / "compose.replica.yml").read_text(encoding="utf-8")
+    assert yaml.safe_load(text)["networks"] == {"reads": {"internal": True}}
+    assert added["replication"]["network_mode"] == "none"
+
+
 def directive(name: str) -> str:
     """Return the arguments of a directive of haproxy.cfg that occurs once."""
     [found] = re.findall(rf"^ *{name} (.+)$", (PROJECT_ROOT / "ops/proxy/haproxy.cfg").read_text(), re.MULTILINE)

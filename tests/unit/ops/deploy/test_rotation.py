@@ -28,6 +28,8 @@ SECRETS = {
     "database_url": "postgresql+psycopg://headroom_app:p2@pgbouncer:6432/headroom",
     "migration_database_url": "postgresql+psycopg://headroom_owner:p1@postgres:5432/headroom",
     "monitor_database_url": "postgresql+psycopg://headroom_monitor:p3@postgres:5432/headroom",
+    "database_read_url": "postgresql+psycopg://headroom_app:p2@standby:5432/headroom",
+    "monitor_read_url": "postgresql+psycopg://headroom_monitor:p3@standby:5432/headroom",
     "pgbouncer_admin_url": "postgresql+psycopg://headroom_monitor:p3@pgbouncer:6432/pgbouncer",
     "pgbouncer_console_url": "postgresql+psycopg://headroom_console:p5@pgbouncer:6432/pgbouncer",
 }
@@ -125,6 +127,7 @@ def test_password_of_the_api_changes_its_role(tmp_path: Path) -> None:
     password = stack.secret("app_password")
     url = f"postgresql+psycopg://headroom_app_2:{password}@pgbouncer:6432/headroom"
     assert password != "p2"
+    assert stack.secret("database_read_url") == f"postgresql+psycopg://headroom_app_2:{password}@standby:5432/headroom"
     assert stack.seen == [
         "the roles",
         "SET stats_users = 'headroom_app, headroom_app_2, headroom_monitor'",
@@ -299,7 +302,7 @@ def test_pgbouncer_can_sign_in_if_its_rotation_fails(lookups: StackWithLookups, 
         ("owner_password", ["migration_database_url"], "ALTER ROLE headroom_owner PASSWORD ..."),
         (
             "monitor_password",
-            ["monitor_database_url", "pgbouncer_admin_url"],
+            ["monitor_database_url", "pgbouncer_admin_url", "monitor_read_url"],
             "ALTER ROLE headroom_monitor PASSWORD ...",
         ),
         ("superuser_password", [], "ALTER ROLE postgres PASSWORD ..."),

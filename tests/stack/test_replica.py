@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -53,7 +54,7 @@ class Load:
         self.pairs = 0
 
     async def run(self, token: str) -> None:
-        options = {"base_url": self._stack.api, "verify": self._stack.tls, "timeout": 30}
+        options: dict[str, Any] = {"base_url": self._stack.api, "verify": self._stack.tls, "timeout": 30}
         async with httpx.AsyncClient(**options) as writer, httpx.AsyncClient(**options) as reader:
             writer.headers["Authorization"] = f"Bearer {token}"
             while not self._stopped:

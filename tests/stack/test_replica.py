@@ -25,7 +25,7 @@ class ReplicatedStack(ProdStack):
     def __init__(self, secrets: Path) -> None:
         limits = {"API_REPLICAS": "1", "WEB_CONCURRENCY": "2"}
         super().__init__(f"headroom-replica-{os.getpid()}", secrets, build=False, **limits)
-        command = [PROJECT_ROOT / "ops/make-secrets.sh", secrets, "", "", "", "standby:5432"]
+        command = [str(PROJECT_ROOT / "ops/make-secrets.sh"), str(secrets), "", "", "", "standby:5432"]
         subprocess.run(command, check=True, capture_output=True)
         self.files.append("compose.replica.yml")
 

@@ -48,6 +48,7 @@ CODE = (
     "compose.external.yml",
     "compose.grafana.yml",
     "compose.noswap.yml",
+    "compose.replica.yml",
     "compose.swarm.yml",
 )
 

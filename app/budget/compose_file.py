@@ -123,7 +123,8 @@ def _closing_brace(text: str, start: int) -> int:
 def _expanded(braced: str, variables: Mapping[str, str]) -> str:
     """Return the value of what is between braces.
 
-    A default, a message or an alternative is replaced only if it is used, as in newer versions of Compose.
+    A default, a message or an alternative is replaced only if it is used. Compose 2.26 replaces all of them, so it also
+    refuses files in which an unused one needs a variable.
     """
     found = _BRACED.fullmatch(braced)
     if found is None:

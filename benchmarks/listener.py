@@ -1,6 +1,7 @@
 """The listener of the workers, compared with uvicorn's own: `make bench-listener`.
 
-Both variants run the same API with the same HTTP protocol in four workers, and are measured in turn, in rounds:
+Three variants run the same API in four workers: Headroom's worker, plain Uvicorn workers, and Headroom's worker with
+Uvicorn's listener. They are measured in turn, in rounds:
 
 1. A connection for each request to /livez, from 1, 8 and 32 threads.
 2. Groups of 32 clients that keep their connections: how many of them the busiest worker has.
@@ -34,7 +35,11 @@ from tests.support.serving import Served, gunicorn
 from tests.support.waiting import eventually
 
 APPLICATION = "tests.support.holding:create()"
-FAIR, PLAIN = "headroom", "plain Uvicorn workers"
+FAIR = "headroom"
+OTHERS = {
+    "plain Uvicorn workers": "benchmarks.plain_worker.PlainWorker",
+    "Uvicorn's listener alone": "benchmarks.plain_worker.PlainListenerWorker",
+}
 WORKERS = 4
 THREADS = (1, 8, 32)
 GROUP = 32
@@ -43,10 +48,9 @@ BALANCE_CLIENTS = 200
 HOLD = get("/hold?ms=50")
 
 
-def plain(url: URL, directory: Path) -> AbstractContextManager[Served]:
-    """Serve the API with uvicorn's own server in each worker. It is ready when /livez answers."""
-    options = ("--worker-class", "benchmarks.plain_worker.PlainWorker")
-    return gunicorn(APPLICATION, url, directory, options=options, ready_path="/livez")
+def plain(worker_class: str, url: URL, directory: Path) -> AbstractContextManager[Served]:
+    """Serve the API with workers of this class. It is ready when /livez answers."""
+    return gunicorn(APPLICATION, url, directory, options=("--worker-class", worker_class), ready_path="/livez")
 
 
 def requests_per_second(port: int, threads: int, seconds: float) -> float:
@@ -101,7 +105,7 @@ async def crowd(port: int, clients: int) -> float:
 
 
 def compare(servers: dict[str, Served], rounds: int, seconds: float, clients: int) -> None:
-    """Measure both variants in turn, and print the medians and the ratio of each round."""
+    """Measure the variants in turn. Print the medians, and the first one's ratios to the others in each round."""
 
     def measure(name: str, served: Served) -> list[float]:
         figures = [requests_per_second(served.port, threads, seconds) for threads in THREADS]
@@ -117,12 +121,12 @@ def compare(servers: dict[str, Served], rounds: int, seconds: float, clients: in
         f"clients of the busiest worker, of {GROUP}",
         f"{clients} clients at once, p99 ms",
     ]
-    print_header(("", *servers, "ratio, median (min to max)"))
+    print_header(("", *servers, *(f"ratio to {name}, median (min to max)" for name in OTHERS)))
     for index, name in enumerate(what):
         columns = [[figures[index] for figures in results[variant]] for variant in servers]
-        ratios = [a / b for a, b in zip(*columns, strict=True)]
         medians = [f"{statistics.median(column):.0f}" for column in columns]
-        print_row((name, *medians, f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"))
+        ratios = [[a / b for a, b in zip(columns[0], column, strict=True)] for column in columns[1:]]
+        print_row((name, *medians, *(f"{statistics.median(r):.2f} ({min(r):.2f} to {max(r):.2f})" for r in ratios)))
 
 
 class KeptClients:
@@ -202,11 +206,12 @@ def main() -> None:
         url = as_role(database.url, "headroom_app")
         if options.rounds:
             with ExitStack() as servers:
-                fair = servers.enter_context(gunicorn(APPLICATION, url, database.directory))
-                other = servers.enter_context(plain(url, database.directory))
-                for served in (fair, other):
+                variants = {FAIR: servers.enter_context(gunicorn(APPLICATION, url, database.directory))}
+                for name, worker in OTHERS.items():
+                    variants[name] = servers.enter_context(plain(worker, url, database.directory))
+                for served in variants.values():
                     eventually(lambda s=served: len(uvloop.run(workers_of_group(s.port))) > 1, within=30)  # type: ignore[misc]
-                compare({FAIR: fair, PLAIN: other}, options.rounds, options.seconds, options.clients)
+                compare(variants, options.rounds, options.seconds, options.clients)
             print()
         if options.balance:
             served = stack.enter_context(gunicorn(APPLICATION, url, database.directory))

@@ -8,9 +8,11 @@ has more connections than another one. The measurements, and why not SO_REUSEPOR
 import asyncio
 import errno
 import logging
+import os
 import socket
 import sys
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from app.replica import NOT_SERVING, Replica
@@ -40,8 +42,8 @@ class WorkerCount:
         self.idle = 0
         # The slots of the other workers that serve.
         self._others: list[int] = []
-        # Called when a connection was closed.
-        self.on_close: Callable[[], None] = _do_nothing
+        # Called when a connection was closed, by listener: those that defer.
+        self.on_close: dict[object, Callable[[], None]] = {}
 
     def start(self) -> None:
         """Record that the worker listens and has no connection."""
@@ -68,10 +70,22 @@ class WorkerCount:
         if self._listening:
             self._connections[self._slot] += 1
 
+    def decrement(self) -> None:
+        """Uncount a connection that was counted, and could not be opened."""
+        if self._listening:
+            self._connections[self._slot] = max(0, self._connections[self._slot] - 1)
+
     def closed(self, connections: int) -> None:
         """Set the number of open connections after one was closed."""
-        self.update(connections)
-        self.on_close()
+        if self._listening:
+            self._connections[self._slot] = max(0, connections - self.idle)
+        if self.on_close:
+            for call in [*self.on_close.values()]:
+                call()
+
+    def is_zero(self) -> bool:
+        """Return True if this worker has no connection in use."""
+        return self._connections[self._slot] == 0
 
     def compare(self) -> tuple[int, int]:
         """Return the number of this worker, and that of the other worker with the fewest: without others, its own."""
@@ -90,10 +104,6 @@ class WorkerCount:
             if (number := connections[slot]) < fewest:
                 fewest = number
         return fewest if self._others else own
-
-
-def _do_nothing() -> None:
-    pass
 
 
 class CountedConnections(set[Any]):
@@ -117,15 +127,29 @@ class CountedConnections(set[Any]):
         self._count.closed(len(self))
 
 
-class _Connection(socket.socket):
-    """An accepted connection whose family and type are numbers.
+class _Accepted:
+    """An accepted connection, as far as uvloop needs a socket. It takes over the file descriptor.
 
-    uvloop reads them three times for each connection, and the conversion to enumerations takes 2 us.
+    An object of `socket.socket` costs a system call and 2 us more.
     """
 
-    __slots__ = ()
-    family = socket.SocketType.family  # type: ignore[assignment]
-    type = socket.SocketType.type  # type: ignore[assignment]
+    __slots__ = ("_descriptor", "family", "type")
+
+    def __init__(self, family: int, type_: int, descriptor: int) -> None:
+        self.family = family
+        self.type = type_
+        self._descriptor = descriptor
+
+    def fileno(self) -> int:
+        """Return the file descriptor."""
+        return self._descriptor
+
+    def detach(self) -> int:
+        """Return the file descriptor, for a caller that closes it."""
+        return self._descriptor
+
+    def close(self) -> None:
+        """Do nothing. Called by uvloop when it has closed the file descriptor."""
 
 
 class FairListener:
@@ -137,19 +161,18 @@ class FairListener:
     """
 
     def __init__(
-        self, sock: socket.socket, open_: Callable[[socket.socket], Coroutine[Any, Any, None]], count: WorkerCount
+        self, sock: socket.socket, open_: Callable[[Any], Coroutine[Any, Any, object]], count: WorkerCount
     ) -> None:
+        """`open_` returns `connect_accepted_socket()` of the event loop for a connection."""
         self._socket = sock
-        self._kind = int(sock.family), int(sock.type), sock.proto
+        self._family, self._type = int(sock.family), int(sock.type)
         self._open = open_
         self._count = count
         self._loop = asyncio.get_running_loop()
-        # libuv does it for every socket that it gets, and it is a system call.
-        self._loop_sets_nonblocking = type(self._loop).__module__.startswith("uvloop")
+        self._is_uvloop = type(self._loop).__module__.startswith("uvloop")
         # Accepted connections whose handshake is in progress.
-        self.opening: set[Coroutine[Any, Any, None]] = set()
+        self.opening: set[Coroutine[Any, Any, object]] = set()
         self._pause: asyncio.TimerHandle | None = None
-        self._is_deferring = False
         self._has_skipped = False
         self._is_closed = False
         sock.setblocking(False)
@@ -158,6 +181,7 @@ class FairListener:
     def close(self) -> None:
         """Accept no more connections, except with `accept_all()`."""
         self._is_closed = True
+        self._count.on_close.pop(self, None)
         if self._pause is not None:
             self._pause.cancel()
         self._loop.remove_reader(self._socket)
@@ -169,7 +193,7 @@ class FairListener:
 
     def resume(self) -> None:
         """End a deferral if this worker is not clearly ahead any more. Called when a connection was closed."""
-        if self._is_deferring and self._pause is not None:
+        if self._pause is not None:
             own, fewest = self._count.compare()
             if own <= _limit(fewest):
                 self._pause.cancel()
@@ -177,7 +201,7 @@ class FairListener:
 
     def _listen(self) -> None:
         self._pause = None
-        self._is_deferring = False
+        self._count.on_close.pop(self, None)
         self._loop.add_reader(self._socket, self._accept_or_defer)
 
     def _pause_for(self, seconds: float, then: Callable[[], None]) -> None:
@@ -185,6 +209,11 @@ class FairListener:
         self._pause = self._loop.call_later(seconds, then)
 
     def _accept_or_defer(self) -> None:
+        if self._count.is_zero():
+            # Every idle worker is woken for each connection, and all but one are too late: they do nothing else.
+            if self._accept():
+                self._accept_more(*self._count.compare())
+            return
         own, fewest = self._count.compare()
         # With a connection for each request, one more is chance: skipping then costs up to a tenth of the requests/s.
         if own > fewest + 1:
@@ -194,7 +223,7 @@ class FairListener:
                 return
             if own > _limit(fewest):
                 self._has_skipped = False
-                self._is_deferring = True
+                self._count.on_close[self] = self.resume
                 self._pause_for(DEFER_SECONDS, self._listen_and_accept)
                 return
         self._has_skipped = False
@@ -207,11 +236,13 @@ class FairListener:
 
     def _accept_some(self, own: int, fewest: int) -> None:
         """Accept a connection, and more until this worker has reached its limit."""
-        accepted = self._accept()
-        for _ in range(_limit(fewest) - own - 1):
-            if not accepted:
+        if self._accept():
+            self._accept_more(own + 1, fewest)
+
+    def _accept_more(self, own: int, fewest: int) -> None:
+        for _ in range(_limit(fewest) - own):
+            if not self._accept():
                 break
-            accepted = self._accept()
 
     def _accept(self) -> bool:
         """Accept a connection. Return False if there is none, or none can be accepted now."""
@@ -230,30 +261,40 @@ class FairListener:
                 self._pause_for(EXHAUSTED_PAUSE_SECONDS, self._listen)
             return False
         self._count.increment()
-        connection = _Connection(*self._kind, fileno=descriptor)
-        if not self._loop_sets_nonblocking:
+        if self._is_uvloop:
+            connection: Any = _Accepted(self._family, self._type, descriptor)
+        else:
+            connection = socket.socket(self._family, self._type, fileno=descriptor)
             connection.setblocking(False)
-        self._run(self._open(connection))
+        opening = self._open(connection)
+        try:
+            # The first step at once: a task would begin at the next event-loop iteration.
+            awaited = opening.send(None)
+        except OSError as error:
+            self._failed(error)
+            os.close(connection.detach())
+        else:
+            self.opening.add(opening)
+            awaited.add_done_callback(partial(self._go_on, opening))
         return True
 
-    def _run(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine that opens a connection, its first step at once.
+    def _go_on(self, opening: Coroutine[Any, Any, object], _: object) -> None:
+        """Run the next step of a coroutine that opens a connection."""
+        try:
+            awaited = opening.send(None)
+        except BaseException as error:
+            self.opening.discard(opening)
+            if isinstance(error, OSError):
+                self._failed(error)
+            elif not isinstance(error, StopIteration):
+                raise
+        else:
+            awaited.add_done_callback(partial(self._go_on, opening))
 
-        A task would begin at the next event-loop iteration. (Python 3.12 has eager tasks.)
-        """
-        self.opening.add(coroutine)
-
-        def step(_: object = None) -> None:
-            try:
-                awaited: asyncio.Future[Any] = coroutine.send(None)
-            except BaseException as error:
-                self.opening.discard(coroutine)
-                if not isinstance(error, StopIteration):
-                    raise
-            else:
-                awaited.add_done_callback(step)
-
-        step()
+    def _failed(self, error: OSError) -> None:
+        """Uncount a connection that the client has closed, or whose TLS handshake has failed."""
+        logger.debug("an accepted connection could not be opened: %s", error)
+        self._count.decrement()
 
 
 def _limit(fewest: int) -> int:

@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
@@ -78,8 +78,8 @@ class FairServer(Server):
         await super().startup(sockets=[])  # without sockets, uvicorn starts only the application
         self._count.start()
         self._make_protocol = self._protocol_factory(self.server_state)
+        self._connect_accepted = asyncio.get_running_loop().connect_accepted_socket
         self._listeners = [FairListener(each, self._open, self._count) for each in sockets or ()]
-        self._count.on_close = self._resume_listeners
 
     async def on_tick(self, counter: int) -> bool:
         """Do what is due every TICK_SECONDS. Return True if the worker must leave."""
@@ -126,10 +126,6 @@ class FairServer(Server):
             await self.on_tick(counter)
             counter += 1
         await remaining
-
-    def _resume_listeners(self) -> None:
-        for listener in self._listeners:
-            listener.resume()
 
     def _must_be_recycled(self) -> bool:
         """Return True if the worker has served `max_requests`, all others serve, and none of them is being recycled."""
@@ -196,12 +192,6 @@ class FairServer(Server):
         protocol: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
         return partial(protocol, config=self.config, server_state=state, app_state=self.lifespan.state)
 
-    async def _open(self, connection: socket.socket) -> None:
+    def _open(self, connection: socket.socket) -> Coroutine[Any, Any, object]:
         """Give an accepted connection to uvicorn's HTTP protocol, after the TLS handshake if there is one."""
-        loop = asyncio.get_running_loop()
-        try:
-            await loop.connect_accepted_socket(self._make_protocol, connection, ssl=self.config.ssl)
-        except OSError as error:  # the client closed it, or the TLS handshake failed
-            logger.debug("an accepted connection could not be opened: %s", error)
-            connection.close()
-            self._count.update(len(self.server_state.connections))
+        return self._connect_accepted(self._make_protocol, connection, ssl=self.config.ssl)

@@ -76,19 +76,19 @@ async def test_worker_accepts_up_to_an_eighth_more_than_another_at_once(
     accepted: list[int] = []
     if other >= 0:
         serve_in_other_slot(server, replica, other)
-    original = fair_listener.FairListener._accept_some
+    original = fair_listener.FairListener._accept_more
 
-    def accept_some(self: Any, _: int, fewest: int) -> None:
-        replica.connections[OWN_SLOT] = own
-        original(self, own, fewest if other >= 0 else own)
+    def accept_more(self: Any, _: int, fewest: int) -> None:
+        replica.connections[OWN_SLOT] = own + 1
+        original(self, own + 1, fewest if other >= 0 else own)
         accepted.append(replica.connections[OWN_SLOT] - own)
 
-    monkeypatch.setattr(fair_listener.FairListener, "_accept_some", accept_some)
+    monkeypatch.setattr(fair_listener.FairListener, "_accept_more", accept_more)
     # Connected without an await, so that the event loop finds all of them at once.
     clients = [socket.create_connection(sock.getsockname()) for _ in range(8)]
 
     await wait_until(lambda: sum(accepted) == 8)
-    assert len([number for number in accepted if number]) == iterations
+    assert len(accepted) == iterations
     for client in clients:
         client.close()
 
@@ -122,7 +122,7 @@ async def test_worker_with_more_connections_skips_one_iteration(
     skipped: int,
 ) -> None:
     iterations: list[int] = []
-    original = fair_listener.FairListener._accept_some
+    original = fair_listener.FairListener._accept_more
     serve_in_other_slot(server, replica, other)
     replica.connections[OWN_SLOT] = own
     compare = WorkerCount.compare
@@ -131,12 +131,12 @@ async def test_worker_with_more_connections_skips_one_iteration(
         iterations.append(0)
         return compare(self)
 
-    def accept_some(self: Any, own: int, fewest: int) -> None:
+    def accept_more(self: Any, own: int, fewest: int) -> None:
         iterations.append(1)
         original(self, own, fewest)
 
     monkeypatch.setattr(WorkerCount, "compare", counted)
-    monkeypatch.setattr(fair_listener.FairListener, "_accept_some", accept_some)
+    monkeypatch.setattr(fair_listener.FairListener, "_accept_more", accept_more)
     client = await connect(sock.getsockname()[1])
     await wait_until(lambda: 1 in iterations)
 
@@ -155,7 +155,7 @@ async def test_closed_connection_ends_a_deferral(
     serve_in_other_slot(server, replica, 0)
     third = await connect(sock.getsockname()[1])
     response = third.ask(get("/"))
-    await wait_until(lambda: server._listeners[0]._is_deferring)
+    await wait_until(lambda: server._listeners[0] in server._count.on_close)
 
     connections[0].close()
 

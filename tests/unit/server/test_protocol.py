@@ -11,19 +11,24 @@ import time
 import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
+import uvloop
 from fastapi import Body, FastAPI
 from starlette.types import Receive, Scope, Send
+from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
 
 from app.observability import http_metrics
 from app.paths import PYPROJECT
 from app.server import keep_alive, protocol
+from app.server.protocol import ClientProtocol
 from app.web.middleware import BodyLimitMiddleware
 from app.web.problems import install_problem_handlers
 from tests.support.uvicorn_thread import LIMITS, Serving, serving
@@ -668,6 +673,48 @@ def test_client_that_reads_slowly_gets_the_response(monkeypatch: pytest.MonkeyPa
 
 
 # The parts of uvicorn that the protocol relies on.
+
+
+@pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "a Unix socket"])
+def test_connection_has_the_addresses_that_uvicorn_finds(
+    tmp_path: Path, make_loop: Callable[[], asyncio.AbstractEventLoop], host: str
+) -> None:
+    found: list[object] = []
+    config = Config(application, log_config=None)
+    config.load()
+
+    class Protocol(ClientProtocol):
+        limits = LIMITS
+
+    class Both(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            for protocol_class in (Protocol, HttpToolsProtocol):
+                made = protocol_class(config, ServerState(), {})
+                made.connection_made(cast("asyncio.Transport", transport))
+                found.append((made.server, made.client, made.scheme))
+            transport.close()
+
+    async def connect() -> object:
+        loop = asyncio.get_running_loop()
+        if host == "a Unix socket":
+            path = str(tmp_path / "s")
+            server: asyncio.Server = await loop.create_unix_server(Both, path)
+            reader, writer = await asyncio.open_unix_connection(path)
+            addresses: object = ((path, None), None)
+        else:
+            server = await loop.create_server(Both, host, 0)
+            reader, writer = await asyncio.open_connection(host, server.sockets[0].getsockname()[1])
+            addresses = (writer.get_extra_info("peername")[:2], writer.get_extra_info("sockname")[:2])
+        await reader.read()
+        writer.close()
+        server.close()
+        return addresses
+
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        addresses = runner.run(connect())
+
+    assert found == [(*addresses, "http")] * 2  # type: ignore[misc]
 
 
 def test_private_names_of_uvicorn_are_known_and_its_version_is_bounded() -> None:

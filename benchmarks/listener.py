@@ -9,6 +9,7 @@ Uvicorn's listener. They are measured in turn, in rounds:
 
 Then the balance over time, without the other variant: 200 clients keep their connections and hold a database connection
 for 50 ms in each request. They connect at the first 200 of /readyz; later a worker is killed, then all are reloaded.
+All of them may wait for a connection: with the default of DB_QUEUE_TARGET, the overload itself would be refused.
 """
 
 import argparse
@@ -214,7 +215,7 @@ def main() -> None:
                 compare(variants, options.rounds, options.seconds, options.clients)
             print()
         if options.balance:
-            served = stack.enter_context(gunicorn(APPLICATION, url, database.directory))
+            served = stack.enter_context(gunicorn(APPLICATION, url, database.directory, DB_QUEUE_TARGET="5"))
             uvloop.run(balance(served, options.balance))
     print(f"\nload average at the end: {os.getloadavg()[0]:.1f}")
 

@@ -270,9 +270,9 @@ class FairListener:
         try:
             # The first step at once: a task would begin at the next event-loop iteration.
             awaited = opening.send(None)
-        except OSError as error:
-            self._failed(error)
+        except BaseException as error:  # noqa: BLE001 - raised again below
             os.close(connection.detach())
+            self._failed(error)
         else:
             self.opening.add(opening)
             awaited.add_done_callback(partial(self._go_on, opening))
@@ -282,19 +282,19 @@ class FairListener:
         """Run the next step of a coroutine that opens a connection."""
         try:
             awaited = opening.send(None)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again below
             self.opening.discard(opening)
-            if isinstance(error, OSError):
+            if not isinstance(error, StopIteration):
                 self._failed(error)
-            elif not isinstance(error, StopIteration):
-                raise
         else:
             awaited.add_done_callback(partial(self._go_on, opening))
 
-    def _failed(self, error: OSError) -> None:
-        """Uncount a connection that the client has closed, or whose TLS handshake has failed."""
-        logger.debug("an accepted connection could not be opened: %s", error)
+    def _failed(self, error: BaseException) -> None:
+        """Uncount a connection that the client has closed, or whose TLS handshake has failed. Raise other errors."""
         self._count.decrement()
+        if not isinstance(error, OSError):
+            raise error
+        logger.debug("an accepted connection could not be opened: %s", error)
 
 
 def _limit(fewest: int) -> int:

@@ -3,13 +3,21 @@
 import asyncio
 import errno
 import socket
+import ssl
+import struct
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
+from app.paths import PROJECT_ROOT
 from app.replica import Replica
 from app.server import fair_listener
-from app.server.fair_listener import WorkerCount
+from app.server.fair_listener import CountedConnections, FairListener, WorkerCount
 from app.server.fair_server import FairServer
 from tests.support.load import connect, get
 from tests.unit.server.conftest import OTHER_SLOT, OWN_SLOT, serve_in_other_slot, wait_until
@@ -199,3 +207,77 @@ async def test_closed_listener_without_file_descriptors_does_not_listen_again(
     listener._socket = sock
 
     assert listener._pause is None
+
+
+@pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_every_accepted_connection_is_closed_and_uncounted(
+    make_loop: Callable[[], asyncio.AbstractEventLoop], tmp_path: Path
+) -> None:
+    """Of clients that get an answer, leave before the accept, send no TLS, or meet an error of the server."""
+    subprocess.run([PROJECT_ROOT / "ops/make-secrets.sh", tmp_path], check=True, capture_output=True)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(tmp_path / "tls_certificate", tmp_path / "tls_key")
+    replica = Replica()
+    replica.add_slot(OWN_SLOT)
+    count = WorkerCount(replica, OWN_SLOT)
+    connections = CountedConnections(count)
+    sock = socket.create_server(("127.0.0.1", 0))
+    answered: list[bytes] = []
+
+    class Answering(asyncio.Protocol):
+        def connection_made(self, transport: Any) -> None:
+            connections.add(self)
+            self.transport = transport
+
+        def data_received(self, data: bytes) -> None:
+            self.transport.write(data)
+            self.transport.close()
+
+        def connection_lost(self, _: object) -> None:
+            connections.discard(self)
+
+    def fails() -> asyncio.Protocol:
+        raise RuntimeError("no protocol")
+
+    def ask() -> None:
+        with socket.create_connection(sock.getsockname(), timeout=20) as client:
+            client.sendall(b"hello")
+            with suppress(ConnectionResetError):
+                answered.append(client.recv(5))
+
+    def reset() -> None:
+        with socket.create_connection(sock.getsockname()) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    def open_files() -> int:
+        return len([*Path("/proc/self/fd").iterdir()])
+
+    async def attack() -> None:
+        loop = asyncio.get_running_loop()
+        options: dict[str, Any] = {}
+        make: Callable[[], asyncio.Protocol] = Answering
+        errors: list[object] = []
+        loop.set_exception_handler(lambda _, context: errors.append(context["exception"]))
+        count.start()
+        listener = FairListener(sock, lambda each: loop.connect_accepted_socket(make, each, **options), count)
+        await asyncio.to_thread(ask)  # the event loop opens files of its own
+        await wait_until(lambda: answered and not connections and not replica.connections[OWN_SLOT])
+        before = open_files()
+        for client, options, make in (  # noqa: B007 - the listener reads them
+            (ask, {}, Answering),
+            (reset, {}, Answering),
+            (ask, {"ssl": tls}, Answering),
+            (ask, {}, fails),
+        ):
+            for _ in range(5):
+                await asyncio.to_thread(client)
+            await wait_until(lambda: open_files() == before)
+            await wait_until(lambda: not listener.opening)
+            assert replica.connections[OWN_SLOT] == 0
+        assert [str(error) for error in errors if isinstance(error, RuntimeError)] == ["no protocol"] * 5
+        listener.close()
+
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        runner.run(attack())
+    sock.close()
+    assert answered[:6] == [b"hello"] * 6

@@ -9,6 +9,7 @@ import asyncio
 import errno
 import logging
 import os
+import select
 import socket
 import sys
 from collections.abc import Callable, Coroutine
@@ -172,6 +173,8 @@ class FairListener:
         self._is_uvloop = type(self._loop).__module__.startswith("uvloop")
         # Accepted connections whose handshake is in progress.
         self.opening: set[Coroutine[Any, Any, object]] = set()
+        self._waiting = select.poll()
+        self._waiting.register(sock, select.POLLIN)
         self._pause: asyncio.TimerHandle | None = None
         self._has_skipped = False
         self._is_closed = False
@@ -246,6 +249,9 @@ class FairListener:
 
     def _accept(self) -> bool:
         """Accept a connection. Return False if there is none, or none can be accepted now."""
+        # accept() creates a socket before it finds that there is no connection: 4 us, where poll() takes 0.3 us.
+        if not self._waiting.poll(0):
+            return False
         try:
             # `accept()` would convert what is known already. Private, but unchanged since Python 3.4.
             descriptor, _ = self._socket._accept()  # type: ignore[attr-defined]

@@ -193,7 +193,7 @@ async def test_listener_without_file_descriptors_resumes_after_a_pause(
 
 
 async def test_closed_listener_without_file_descriptors_does_not_listen_again(
-    server: FairServer, sock: socket.socket
+    server: FairServer, sock: socket.socket, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Exhausted:
         def _accept(self) -> Any:
@@ -203,9 +203,11 @@ async def test_closed_listener_without_file_descriptors_does_not_listen_again(
     listener.close()
     listener._socket = Exhausted()  # type: ignore[assignment]
 
-    listener.accept_all()
+    with socket.create_connection(sock.getsockname()), caplog.at_level("ERROR"):
+        listener.accept_all()
     listener._socket = sock
 
+    assert "cannot accept connections" in caplog.text
     assert listener._pause is None
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,16 @@ def test_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> No
     settings = load_settings()
 
     assert (settings.db_pool_size, settings.db_max_overflow) == (7, 10)
+
+
+@pytest.mark.parametrize(("is_terminal", "expected"), [(True, "console"), (False, "json")])
+def test_log_lines_are_text_on_a_terminal_and_json_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, is_terminal: bool, expected: str
+) -> None:
+    monkeypatch.delenv("LOG_FORMAT", raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+
+    assert load_settings().log_format == expected
 
 
 WRONG = {

@@ -60,6 +60,19 @@ def test_settings_of_containers_are_as_generated(file: str) -> None:
     assert f"\n{generated}\n\n" in text, "run make docs"
 
 
+@pytest.mark.parametrize("file", FILES)
+def test_values_of_environments_are_texts(file: str) -> None:
+    """podman-compose stops with a TypeError at a number that is not quoted."""
+    environments = {name: service.get("environment", {}) for name, service in services(file).items()}
+
+    assert [
+        (name, variable, value)
+        for name, variables in environments.items()
+        for variable, value in variables.items()
+        if not isinstance(value, str)
+    ] == []
+
+
 def test_secrets_reach_production_only_as_files() -> None:
     secrets = {name.upper() for name, field in Settings.model_fields.items() if is_secret(field)}
     passed = {name for service in ("api", "migrate", "exporter") for name in environment("compose.prod.yml", service)}

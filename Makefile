@@ -12,8 +12,8 @@ export IMAGE_REVISION ?= $(shell git describe --always --abbrev=40 --dirty --exc
 export IMAGE_CREATED ?= $(shell git log -1 --format=%cI 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help adopt run dev up down docker secrets deploy rollback rotate external-roles certificate test-alert \
-        backup restore restore-drill \
+.PHONY: help adopt check-adopted run dev up down docker secrets deploy rollback rotate external-roles certificate \
+        test-alert backup restore restore-drill \
         restart-postgres restart-pgbouncer upgrade-postgres budget seed migrate \
         migration domain downgrade check-migrations current history \
         images-swarm history-swarm bench-swarm \
@@ -42,13 +42,21 @@ $(HELM): $(READY) requirements/kubernetes.txt
 	@$(BIN)/python ops/kubernetes/tools.py
 	@touch $@
 
-adopt: ## give a fresh clone a name of its own, once: make adopt name=acme; without the example: example=no
+adopt: ## give a fresh clone a name of its own, once: make adopt name=orbit; without the example: example=no
 	@test -d ops/adopt || { echo 'this project has its name already: docs/adopting.md says how to take a later version of the template' >&2; exit 1; }
-	@test -n "$(name)" || { echo 'name is missing: make adopt name=acme' >&2; exit 2; }
+	@test -n "$(name)" || { echo 'name is missing: make adopt name=orbit' >&2; exit 2; }
 	@test -z "$(filter-out yes,$(auth))" || { echo 'auth=$(auth): users and sign-in stay; example=no takes out the rest of the example' >&2; exit 2; }
 	@$(PYTHON) -m ops.adopt "$(name)" $(if $(example),--example "$(example)")
 	@$(MAKE) --no-print-directory format dashboard docs
 	@echo "next: make check, then git add --all && git commit --message 'Adopt the template'. See docs/adopting.md"
+
+check-adopted: ## adopt a copy of the last commit, and run make check in it: make check-adopted example=no
+	@test -d ops/adopt || { echo 'this project has its name already, so it cannot be adopted' >&2; exit 1; }
+	@directory=$$(mktemp -d) && echo "the copy is $$directory; it is removed if every check passes" && \
+		git clone --quiet . "$$directory" && \
+		$(MAKE) --no-print-directory -C "$$directory" adopt name=$(or $(name),uppershipper) && \
+		$(MAKE) --no-print-directory -C "$$directory" check && \
+		rm -rf "$$directory"
 
 run: $(READY) ## run the stack as local processes, with an embedded PostgreSQL
 	@$(BIN)/headroom up

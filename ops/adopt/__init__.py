@@ -1,1 +1,1 @@
-"""Give the template a name of its own: `make adopt name=acme` (docs/adopting.md)."""
+"""Give the template a name of its own: `make adopt name=orbit` (docs/adopting.md)."""

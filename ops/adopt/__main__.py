@@ -63,7 +63,7 @@ def check_name(name: str, packages: set[str]) -> None:
     if not re.fullmatch(rf"[a-z][a-z0-9]{{1,{MAX_LENGTH - 1}}}", name):
         raise Refused(
             f"name={name}: must be 2 to {MAX_LENGTH} lower-case letters and digits, the first one a letter, for example"
-            " acme: it becomes a Python distribution, PostgreSQL roles and a host name"
+            " orbit: it becomes a Python distribution, PostgreSQL roles and a host name"
         )
     if name in TAKEN or keyword.iskeyword(name) or keyword.issoftkeyword(name) or hasattr(builtins, name):
         raise Refused(

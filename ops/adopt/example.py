@@ -1,4 +1,4 @@
-"""The parts of the example domain, posts, which `make adopt name=acme example=no` removes.
+"""The parts of the example domain, posts, which `make adopt name=orbit example=no` removes.
 
 FILES go as a whole. EDITS take the rest out of files that stay. Each edit names text that must be there. So a file that
 has changed without its edit stops the program, and tests/integration/ops/test_adopt.py. Put new code of the example

@@ -136,8 +136,10 @@ def _api(options: argparse.Namespace) -> None:
     from app.paths import GUNICORN_CONFIG
     from app.settings import load_settings
 
-    # Check the settings before Gunicorn starts: it reads WEB_CONCURRENCY itself, and fails with a traceback.
+    # Gunicorn and Uvicorn read WEB_CONCURRENCY themselves, and fail with a traceback if it is wrong or empty.
     load_settings()
+    if not os.environ.get("WEB_CONCURRENCY"):
+        os.environ.pop("WEB_CONCURRENCY", None)
     gunicorn = Path(sys.executable).with_name("gunicorn")
     os.execv(gunicorn, [str(gunicorn), "-c", str(GUNICORN_CONFIG)])  # noqa: S606
 

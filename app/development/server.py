@@ -44,6 +44,7 @@ def main() -> None:
         host=settings.api_host,
         port=settings.api_port,
         reload=True,
+        workers=1,  # otherwise Uvicorn reads WEB_CONCURRENCY, which may be empty
         reload_dirs=[str(PROJECT_ROOT / folder) for folder in ("app", "migrations")],
         log_config=_logging(settings),
         timeout_graceful_shutdown=_SHUTDOWN_SECONDS,

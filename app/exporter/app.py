@@ -112,6 +112,10 @@ def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raise OSError if the address is in use or invalid."""
     with socket.create_server((settings.exporter_host, settings.exporter_port)) as listener:
         config = uvicorn.Config(
-            create_exporter(settings), log_config=None, access_log=False, timeout_graceful_shutdown=STOP_SECONDS
+            create_exporter(settings),
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=STOP_SECONDS,
+            workers=1,  # otherwise Uvicorn reads WEB_CONCURRENCY, which may be empty
         )
         uvicorn.Server(config).run(sockets=[listener])

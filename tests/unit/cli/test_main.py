@@ -1,3 +1,4 @@
+import os
 import shutil
 import socket
 import subprocess
@@ -98,3 +99,14 @@ def test_completion_of_other_shells_has_every_command_and_option(
         assert name in script
         for option in parser._option_string_actions:
             assert option.startswith("--") <= (option.lstrip("-") in script)
+
+
+def test_empty_number_of_workers_does_not_reach_gunicorn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty variable counts as not set, but Gunicorn and Uvicorn read it as a number."""
+    monkeypatch.setenv("WEB_CONCURRENCY", "")
+    started = []
+    monkeypatch.setattr(os, "execv", lambda *_: started.append(os.environ.get("WEB_CONCURRENCY")))
+
+    cli.main(["api"])
+
+    assert started == [None]

@@ -1,13 +1,16 @@
 import importlib
 import inspect
 import re
+import socket
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import uvicorn
 from httpx import ASGITransport, AsyncClient
 
-from app.exporter.app import create_exporter
+from app.exporter.app import create_exporter, serve
 from app.paths import PROJECT_ROOT
 from app.settings import Settings
 
@@ -111,3 +114,15 @@ def test_collector_module_is_registered_and_tested(name: str) -> None:
 
     assert f"{collector.__name__}(" in inspect.getsource(create_exporter)
     assert list(PROJECT_ROOT.glob(f"tests/*/exporter/collectors/test_{name}.py"))
+
+
+def test_exporter_starts_with_an_empty_number_of_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An empty variable counts as not set, but Uvicorn reads it as a number."""
+    monkeypatch.setenv("WEB_CONCURRENCY", "")
+    started: list[uvicorn.Config] = []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda server, sockets: started.append(server.config))
+    monkeypatch.setattr(socket, "create_server", lambda address: nullcontext())
+
+    serve(Settings(metrics_dir=tmp_path, data_dir=tmp_path))
+
+    assert [config.workers for config in started] == [1]

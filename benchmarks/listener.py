@@ -1,7 +1,7 @@
 """The listener of the workers, compared with uvicorn's own: `make bench-listener`.
 
-Three variants run the same API in four workers: Headroom's worker, plain Uvicorn workers, and Headroom's worker with
-Uvicorn's listener. They are measured in turn, in rounds:
+Three variants run the same API in four workers: Headroom's worker, plain Uvicorn workers, and Headroom's worker
+with Uvicorn's listener. They are measured in turn, in rounds:
 
 1. A connection for each request to /livez, from 1, 8 and 32 threads.
 2. Groups of 32 clients that keep their connections: how many of them the busiest worker has.

@@ -30,6 +30,7 @@ def test_up_on_port_in_use_prints_one_line_and_fails(
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
         monkeypatch.setenv("API_PORT", str(port))
+        monkeypatch.setenv("LOG_FORMAT", "console")  # otherwise up() sets it, for the tests after this one too
         assert cli.main(["up"]) == 1
 
     assert capsys.readouterr().err == (

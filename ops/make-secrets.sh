@@ -146,6 +146,12 @@ url pgbouncer_console_url postgresql+psycopg://headroom_console console_password
 if [[ -n $standby ]]; then
   secret database_standby "$standby"
   if [[ -z $server ]]; then random replication_password 24; fi # of a role that compose.replica.yml creates
-  url database_read_url "$driver://headroom_app" app_password "$standby/headroom$options"
+  # A rotation can change the role and the password of the API. A standby has those of the primary.
+  credentials=$(sed -E '1s#^[^:]*://([^@]*)@.*#\1#' database_url)
+  secret database_read_url "$driver://$credentials@$standby/headroom$options"
+  if [[ $(<database_read_url) != *"://$credentials@$standby/"* ]]; then
+    echo "$folder/database_read_url does not have the role and the password of database_url, or does not lead to $standby:" \
+      "delete it and run make secrets again, unless intended" >&2
+  fi
   url monitor_read_url postgresql+psycopg://headroom_monitor monitor_password "$standby/headroom$options"
 fi

@@ -12,6 +12,7 @@ from app.paths import PROJECT_ROOT
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
 SERVER, POOLER = "db.example.test:5433", "pooler.example.test:6543"
+STANDBY = "standby.example.test:5434"
 VERIFIED = {"sslmode": "verify-full", "sslrootcert": "/run/secrets/database_ca"}
 
 
@@ -55,16 +56,39 @@ def test_urls_of_a_standby_have_the_driver_and_tls_of_the_others(
     tmp_path: Path, addresses: tuple[str, str], driver: str, options: dict[str, str], replication: bool
 ) -> None:
     """A second run without the address keeps it."""
-    assert make(tmp_path, "", *addresses, "standby.example.test:5434").returncode == 0
+    assert make(tmp_path, "", *addresses, STANDBY).returncode == 0
     (tmp_path / "monitor_read_url").unlink()
     assert make(tmp_path).returncode == 0
 
     for name, role, expected in (("database_read_url", "app", driver), ("monitor_read_url", "monitor", "psycopg")):
         url = make_url((tmp_path / name).read_text())
-        assert (f"{url.host}:{url.port}", dict(url.query)) == ("standby.example.test:5434", options)
+        assert (f"{url.host}:{url.port}", dict(url.query)) == (STANDBY, options)
         assert (url.drivername, url.username) == (f"postgresql+{expected}", f"headroom_{role}")
         assert url.password == (tmp_path / f"{role}_password").read_text()
     assert (tmp_path / "replication_password").exists() is replication
+
+
+def test_url_of_a_standby_has_the_role_and_password_after_a_rotation(tmp_path: Path) -> None:
+    """A rotation of app_password lets the API sign in as the other role, in Kubernetes with a password of its own."""
+    make(tmp_path)
+    rotated = "postgresql+psycopg://headroom_app_2:new@pgbouncer:6432/headroom"
+    (tmp_path / "database_url").chmod(0o644)
+    (tmp_path / "database_url").write_text(rotated)
+
+    assert make(tmp_path, "", "", "", STANDBY).returncode == 0
+    assert (tmp_path / "database_read_url").read_text() == rotated.replace("pgbouncer:6432", STANDBY)
+
+
+def test_url_of_a_former_role_or_standby_is_named(tmp_path: Path) -> None:
+    make(tmp_path, "", "", "", STANDBY)
+    url = tmp_path / "database_read_url"
+    url.chmod(0o644)
+    text = url.read_text()
+
+    assert make(tmp_path).stderr == ""
+    for other in (text.replace("headroom_app:", "headroom_app_2:"), text.replace(STANDBY, "other:5432")):
+        url.write_text(other)
+        assert f"{url} does not have the role and the password of database_url" in make(tmp_path).stderr
 
 
 def test_url_that_is_written_again_leads_to_the_same_server(tmp_path: Path) -> None:

@@ -262,9 +262,10 @@ class Rotation:
             self._set_password(LOOKUP_ROLES[0], old)
             self._write_users()
             self._look_up_as(LOOKUP_ROLES[0])
-            raise
-        finally:
             self._remove_password(LOOKUP_ROLES[1])
+            raise
+        # Not in a `finally`: if the old state cannot be restored, PgBouncer may still use the second role.
+        self._remove_password(LOOKUP_ROLES[1])
 
     def _console(self) -> None:
         password = new_password()

@@ -296,6 +296,16 @@ def test_pgbouncer_can_sign_in_if_its_rotation_fails(lookups: StackWithLookups, 
     assert not lookups.passwords.get("headroom_pgbouncer_2")
 
 
+@pytest.mark.parametrize("failing", range(9))
+def test_pgbouncer_can_sign_in_if_the_old_state_is_not_restored(lookups: StackWithLookups, failing: int) -> None:
+    """The server may be gone for two statements. The second role keeps its password while PgBouncer uses it."""
+    lookups.fails = lambda statement: len(lookups.seen) in (failing + 1, failing + 2)
+
+    with pytest.raises(DeployFailed):
+        rotate(lookups, "pgbouncer_password")
+    assert lookups.loaded[lookups.user] == lookups.passwords[lookups.user]
+
+
 @pytest.mark.parametrize(
     ("secret", "urls", "statement"),
     [

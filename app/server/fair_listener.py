@@ -12,7 +12,7 @@ import os
 import select
 import socket
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from functools import partial
 from typing import Any
 
@@ -43,6 +43,8 @@ class WorkerCount:
         self.idle = 0
         # The slots of the other workers that serve.
         self._others: list[int] = []
+        # Uvicorn's open connections.
+        self.open: Collection[Any] = ()
         # Called when a connection was closed, by listener: those that defer.
         self.on_close: dict[object, Callable[[], None]] = {}
 
@@ -71,10 +73,9 @@ class WorkerCount:
         if self._listening:
             self._connections[self._slot] += 1
 
-    def decrement(self) -> None:
-        """Uncount a connection that was counted, and could not be opened."""
-        if self._listening:
-            self._connections[self._slot] = max(0, self._connections[self._slot] - 1)
+    def recount(self, opening: int) -> None:
+        """Set the number after a connection could not be opened. `opening` others have a handshake in progress."""
+        self.update(len(self.open) + opening)
 
     def closed(self, connections: int) -> None:
         """Set the number of open connections after one was closed."""
@@ -116,6 +117,7 @@ class CountedConnections(set[Any]):
     def __init__(self, count: WorkerCount) -> None:
         super().__init__()
         self._count = count
+        count.open = self
 
     def discard(self, connection: Any) -> None:
         """Remove a connection, if it is there."""
@@ -297,7 +299,7 @@ class FairListener:
 
     def _failed(self, error: BaseException) -> None:
         """Uncount a connection that the client has closed, or whose TLS handshake has failed. Raise other errors."""
-        self._count.decrement()
+        self._count.recount(len(self.opening))
         if not isinstance(error, OSError):
             raise error
         logger.debug("an accepted connection could not be opened: %s", error)

@@ -283,3 +283,30 @@ def test_every_accepted_connection_is_closed_and_uncounted(
         runner.run(attack())
     sock.close()
     assert answered[:6] == [b"hello"] * 6
+
+
+async def test_failed_handshake_does_not_uncount_an_open_connection() -> None:
+    """A connection that was closed meanwhile has set the count already."""
+    replica = Replica()
+    replica.add_slot(OWN_SLOT)
+    count = WorkerCount(replica, OWN_SLOT)
+    count.start()
+    connections = CountedConnections(count)
+    connections |= {"one", "two", "three"}
+    count.update(len(connections))
+    failed = asyncio.get_running_loop().create_future()
+
+    async def open_(connection: socket.socket) -> None:
+        with connection:
+            await failed
+
+    with socket.create_server(("127.0.0.1", 0)) as sock, socket.socket() as client:
+        listener = FairListener(sock, open_, count)
+        client.connect(sock.getsockname())
+        await wait_until(lambda: listener.opening)
+        connections.discard("one")
+        failed.set_exception(ConnectionResetError())
+        await wait_until(lambda: not listener.opening)
+        listener.close()
+
+    assert replica.connections[OWN_SLOT] == 2

@@ -193,7 +193,7 @@ def await_reload(proxy: str) -> None:
         return not uptime or int(uptime[0].split()[1]) >= RELOAD_SECONDS
 
     if not is_over():
-        log("the proxy was reloaded seconds ago; waiting for the end of its old process")
+        log("the proxy was started or reloaded seconds ago; waiting until no old process of it answers")
         wait_until(is_over, RELOAD_SECONDS)
 
 

@@ -415,7 +415,7 @@ def test_session_ticket_of_tls_1_3_contains_no_state(proxied: ProxiedReplicas) -
     command = ["openssl", "s_client", "-connect", f"127.0.0.1:{proxied.https}", "-tls1_3", "-ign_eof"]
     request = "GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
-    tried = subprocess.run(command, input=request, capture_output=True, text=True, check=False)
+    tried = subprocess.run(command, input=request, capture_output=True, text=True, check=False, timeout=30)
 
     tickets = re.findall(r"TLS session ticket:\n((?: +[0-9a-f]{4} - .*\n)+)", tried.stdout)
     assert tickets

@@ -60,11 +60,14 @@ def write(root: BatchingHandler) -> Write:
 def test_line_is_the_same_with_and_without_a_record(
     request_: Arguments, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request_id.set("id-1")
-    direct = write(RequestLog(), *request_)
-    monkeypatch.setattr("app.observability.request_log._own_handler", lambda: None)
-    assert write(RequestLog(), *request_) == direct
-    assert direct[0]["request_id"] == "id-1"
+    token = request_id.set("id-1")
+    try:
+        direct = write(RequestLog(), *request_)
+        monkeypatch.setattr("app.observability.request_log._own_handler", lambda: None)
+        assert write(RequestLog(), *request_) == direct
+        assert direct[0]["request_id"] == "id-1"
+    finally:
+        request_id.reset(token)  # the context is that of later tests too
 
 
 def test_disabled_level_writes_no_line(write: Write) -> None:

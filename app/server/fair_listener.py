@@ -45,8 +45,8 @@ class WorkerCount:
         self._others: list[int] = []
         # Uvicorn's open connections.
         self.open: Collection[Any] = ()
-        # Called when a connection was closed, by listener: those that defer.
-        self.on_close: dict[object, Callable[[], None]] = {}
+        # Called when a connection was closed.
+        self.on_close: set[Callable[[], None]] = set()
 
     def start(self) -> None:
         """Record that the worker listens and has no connection."""
@@ -82,7 +82,7 @@ class WorkerCount:
         if self._listening:
             self._connections[self._slot] = max(0, connections - self.idle)
         if self.on_close:
-            for call in [*self.on_close.values()]:
+            for call in tuple(self.on_close):
                 call()
 
     def is_zero(self) -> bool:
@@ -186,7 +186,7 @@ class FairListener:
     def close(self) -> None:
         """Accept no more connections, except with `accept_all()`."""
         self._is_closed = True
-        self._count.on_close.pop(self, None)
+        self._count.on_close.discard(self.resume)
         if self._pause is not None:
             self._pause.cancel()
         self._loop.remove_reader(self._socket)
@@ -206,7 +206,7 @@ class FairListener:
 
     def _listen(self) -> None:
         self._pause = None
-        self._count.on_close.pop(self, None)
+        self._count.on_close.discard(self.resume)
         self._loop.add_reader(self._socket, self._accept_or_defer)
 
     def _pause_for(self, seconds: float, then: Callable[[], None]) -> None:
@@ -228,7 +228,7 @@ class FairListener:
                 return
             if own > _limit(fewest):
                 self._has_skipped = False
-                self._count.on_close[self] = self.resume
+                self._count.on_close.add(self.resume)
                 self._pause_for(DEFER_SECONDS, self._listen_and_accept)
                 return
         self._has_skipped = False

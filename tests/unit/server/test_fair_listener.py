@@ -163,7 +163,7 @@ async def test_closed_connection_ends_a_deferral(
     serve_in_other_slot(server, replica, 0)
     third = await connect(sock.getsockname()[1])
     response = third.ask(get("/"))
-    await wait_until(lambda: server._listeners[0] in server._count.on_close)
+    await wait_until(lambda: server._listeners[0].resume in server._count.on_close)
 
     connections[0].close()
 

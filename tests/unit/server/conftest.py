@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from uvicorn import Config
 
 from app.replica import Replica
 from app.server.fair_server import FairServer
-from tests.support.waiting import eventually_async
+from tests.support.waiting import Job, eventually_async
 
 OWN_SLOT, OTHER_SLOT = 1, 2
 
@@ -56,7 +56,13 @@ def go_on() -> asyncio.Event:
 @pytest.fixture
 async def server(replica: Replica, sock: socket.socket, go_on: asyncio.Event) -> AsyncIterator[FairServer]:
     config = Config(
-        respond, http="httptools", lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=10
+        respond,
+        http="httptools",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=10,
+        timeout_keep_alive=60,  # a machine that pauses for seconds must not end the connections of the test
     )
     server = FairServer(config, replica, OWN_SLOT)
     serving = asyncio.create_task(server._serve([sock]))
@@ -81,8 +87,10 @@ def serve_in_other_slot(server: FairServer, replica: Replica, connections: int) 
     server._count.refresh()
 
 
-async def wait_until(condition: Any) -> None:
+async def wait_until(condition: Callable[[], object], jobs: Iterable[Job] = ()) -> None:
+    """Wait until the condition is true. The error of a failed job is raised at once."""
+
     async def check() -> bool:
         return bool(condition())
 
-    await eventually_async(check, within=10)
+    await eventually_async(check, within=60, jobs=jobs)

@@ -34,11 +34,11 @@ async def test_worker_moves_clients_until_each_worker_has_its_share(
     serve_in_other_slot(server, replica, 0)
     clients = [asyncio.create_task(use(connection)) for connection in connections]
 
-    await wait_until(lambda: replica.connections[OWN_SLOT] <= 1.25 * replica.connections[OTHER_SLOT] + 1)
+    await wait_until(lambda: replica.connections[OWN_SLOT] <= 1.25 * replica.connections[OTHER_SLOT] + 1, clients)
     for _ in range(10):
         assert server._balancer.move() == 0, "the shares are even"
     # The server has closed a connection a moment before its client reads that.
-    await wait_until(lambda: replica.connections[OWN_SLOT] + replica.connections[OTHER_SLOT] == 40)
+    await wait_until(lambda: replica.connections[OWN_SLOT] + replica.connections[OTHER_SLOT] == 40, clients)
     assert replica.connections[OWN_SLOT] >= 20, "no more than its excess was moved"
     for client in clients:
         client.cancel()

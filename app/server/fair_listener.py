@@ -13,7 +13,6 @@ import select
 import socket
 import sys
 from collections.abc import Callable, Collection, Coroutine
-from functools import partial
 from typing import Any
 
 from app.replica import NOT_SERVING, Replica
@@ -173,8 +172,8 @@ class FairListener:
         self._count = count
         self._loop = asyncio.get_running_loop()
         self._is_uvloop = type(self._loop).__module__.startswith("uvloop")
-        # Accepted connections whose handshake is in progress.
-        self.opening: set[Coroutine[Any, Any, object]] = set()
+        # Accepted connections whose coroutine is not finished, each with the future that it awaits.
+        self._opening: list[tuple[Coroutine[Any, Any, object], asyncio.Future[Any]]] = []
         self._waiting = select.poll()
         self._waiting.register(sock, select.POLLIN)
         self._pause: asyncio.TimerHandle | None = None
@@ -278,31 +277,42 @@ class FairListener:
         try:
             # The first step at once: a task would begin at the next event-loop iteration.
             awaited = opening.send(None)
-        except BaseException as error:  # noqa: BLE001 - raised again below
+        except BaseException as error:  # noqa: BLE001 - reported below
             os.close(connection.detach())
             self._failed(error)
         else:
-            self.opening.add(opening)
-            awaited.add_done_callback(partial(self._go_on, opening))
+            self._opening.append((opening, awaited))
         return True
 
-    def _go_on(self, opening: Coroutine[Any, Any, object], _: object) -> None:
-        """Run the next step of a coroutine that opens a connection."""
-        try:
-            awaited = opening.send(None)
-        except BaseException as error:  # noqa: BLE001 - raised again below
-            self.opening.discard(opening)
-            if not isinstance(error, StopIteration):
+    def finish(self) -> int:
+        """Finish the coroutines of connections that are open. Return how many handshakes are in progress.
+
+        Called at every tick. The protocol has the connection already: a callback for each one would only cost time.
+        """
+        opening, self._opening = self._opening, []
+        for coroutine, awaited in opening:
+            if not awaited.done():
+                self._opening.append((coroutine, awaited))
+                continue
+            try:
+                self._opening.append((coroutine, coroutine.send(None)))
+            except StopIteration:
+                pass
+            except BaseException as error:  # noqa: BLE001 - reported below
                 self._failed(error)
-        else:
-            awaited.add_done_callback(partial(self._go_on, opening))
+        return len(self._opening)
 
     def _failed(self, error: BaseException) -> None:
-        """Uncount a connection that the client has closed, or whose TLS handshake has failed. Raise other errors."""
-        self._count.recount(len(self.opening))
-        if not isinstance(error, OSError):
+        """Uncount a connection that the client has closed, or whose TLS handshake has failed. Report other errors."""
+        self._count.recount(sum(not awaited.done() for _, awaited in self._opening))
+        if isinstance(error, OSError):
+            logger.debug("an accepted connection could not be opened: %s", error)
+        elif isinstance(error, Exception):
+            self._loop.call_exception_handler(
+                {"message": "an accepted connection could not be opened", "exception": error}
+            )
+        else:
             raise error
-        logger.debug("an accepted connection could not be opened: %s", error)
 
 
 def _limit(fewest: int) -> int:

@@ -86,6 +86,8 @@ class FairServer(Server):
         leave = await super().on_tick(counter)
         self._replica.tick(self._slot)
         self._count.refresh()
+        for listener in self._listeners:
+            listener.finish()
         if counter % TICKS_PER_SECOND == 0:
             self._closing_state.copy_headers(self.server_state)
             leave = leave or self._is_orphaned()
@@ -114,7 +116,7 @@ class FairServer(Server):
         self._stop_listening(sockets or [])
         # A connection is known to uvicorn after its handshake. A client may never finish its TLS handshake.
         handshakes_end = min(deadline, loop.time() + HANDSHAKE_SECONDS)
-        await self._tick_while(lambda: any(each.opening for each in self._listeners) and loop.time() < handshakes_end)
+        await self._tick_while(lambda: any(each.finish() for each in self._listeners) and loop.time() < handshakes_end)
         await self._close_connections(deadline)
         if seconds is not None:
             self.config.timeout_graceful_shutdown = max(0, deadline - loop.time())  # type: ignore[assignment]

@@ -274,7 +274,7 @@ def test_every_accepted_connection_is_closed_and_uncounted(
             for _ in range(5):
                 await asyncio.to_thread(client)
             await wait_until(lambda: open_files() == before)
-            await wait_until(lambda: not listener.opening)
+            await wait_until(lambda: not listener.finish())
             assert replica.connections[OWN_SLOT] == 0
         assert [str(error) for error in errors if isinstance(error, RuntimeError)] == ["no protocol"] * 5
         listener.close()
@@ -303,10 +303,10 @@ async def test_failed_handshake_does_not_uncount_an_open_connection() -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock, socket.socket() as client:
         listener = FairListener(sock, open_, count)
         client.connect(sock.getsockname())
-        await wait_until(lambda: listener.opening)
+        await wait_until(listener.finish)
         connections.discard("one")
         failed.set_exception(ConnectionResetError())
-        await wait_until(lambda: not listener.opening)
+        await wait_until(lambda: not listener.finish())
         listener.close()
 
     assert replica.connections[OWN_SLOT] == 2

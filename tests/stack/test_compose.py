@@ -55,9 +55,9 @@ def test_websocket_route_works_in_the_image(compose: ComposeStack) -> None:
     container = compose.compose("run", *options, "api", *command).split()[-1]
     try:
         eventually(lambda: httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200, within=60)
-        with connect(f"ws://127.0.0.1:{port}/users/count") as websocket:
-            websocket.send("users")
-            assert re.fullmatch(r"users: \d+", str(websocket.recv(timeout=10)))
+        with connect(f"ws://127.0.0.1:{port}/tables") as websocket:
+            websocket.send("tables")
+            assert re.fullmatch(r"tables: \d+", str(websocket.recv(timeout=10)))
     finally:
         subprocess.run(["docker", "rm", "--force", container], capture_output=True, check=False)
 

@@ -13,6 +13,7 @@ from app import registry
 from app.database import Base, Database, WriteSession, make_engine
 from app.main import create_app, provide_state
 from app.settings import Settings
+from tests.support import contacts
 
 SQLITE = make_url("sqlite+aiosqlite://")
 
@@ -57,6 +58,7 @@ async def engine() -> AsyncIterator[AsyncEngine]:
 
 def _create_tables(connection: Connection) -> None:
     Base.metadata.create_all(connection)
+    contacts.METADATA.create_all(connection)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Which packages a fresh interpreter loads for a module: more than import-linter sees."""
 
+import re
 import subprocess
 import sys
 
@@ -7,6 +8,8 @@ import pytest
 
 from app.paths import PROJECT_ROOT
 
+# Packages of the platform, and the folders of their tests.
+PLATFORM = ("budget", "database", "development", "exporter", "observability", "pagination", "server", "web")
 MODULES = [
     "app.budget.check",
     "app.database.schema_version",
@@ -43,3 +46,13 @@ def test_programs_of_production_load_no_development_helpers() -> None:
 
     assert "app.main" in loaded
     assert [name for name in loaded if name.startswith("app.development")] == []
+
+
+@pytest.mark.parametrize("package", PLATFORM)
+def test_platform_tests_import_no_domain(package: str) -> None:
+    """A service changes or removes its domains. tests/support/contacts.py is the domain of these tests."""
+    files = [*(PROJECT_ROOT / "tests").glob(f"*/{package}/**/*.py")]
+
+    assert files
+    imported = re.compile(r"^(from|import) app\.(domains|models)\b", re.MULTILINE)
+    assert [file.name for file in files if imported.search(file.read_text())] == []

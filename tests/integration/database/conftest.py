@@ -1,8 +1,20 @@
 """The tests of the database package run with both drivers, directly and through PgBouncer."""
 
+from collections.abc import Iterator
+
 import pytest
+
+from tests.integration.database.helpers import template_with_contacts
+from tests.support.postgres import Server
 
 
 @pytest.fixture(params=["asyncpg", "psycopg", "asyncpg-pgbouncer", "psycopg-pgbouncer"])
 def database_setup(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres: Server, migrated_template: str) -> Iterator[str]:
+    """Return the name of a database that also has the table of contacts."""
+    with template_with_contacts(postgres, migrated_template) as name:
+        yield name

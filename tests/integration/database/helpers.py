@@ -1,8 +1,8 @@
 """What the tests of the database package share."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,8 @@ from sqlalchemy.util import greenlet_spawn
 from app.database import Database
 from app.database.pool import BoundedPool
 from app.database.pool_events import PoolState
-from tests.support.postgres import connect
+from tests.support import contacts
+from tests.support.postgres import Server, connect
 from tests.support.waiting import eventually_async
 
 PID = select(func.pg_backend_pid().label("pid"))
@@ -46,6 +47,15 @@ def create_tables(url: URL, metadata: MetaData) -> None:
         metadata.create_all(engine, checkfirst=False)
         admin.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO headroom_app")
         admin.execute("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO headroom_app")
+
+
+@contextmanager
+def template_with_contacts(server: Server, template: str) -> Iterator[str]:
+    """Copy a database, and create the table of contacts in the copy. Yield the name of the copy."""
+    with server.database(template=template) as url:
+        create_tables(url, contacts.METADATA)
+        assert url.database
+        yield url.database
 
 
 @asynccontextmanager

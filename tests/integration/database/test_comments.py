@@ -48,17 +48,17 @@ async def own_text(database: Database) -> str:
 
 async def test_statement_ends_with_its_lane_and_route(commented: Database, route: Route) -> None:
     assert (await own_text(commented)).endswith(" /*lane='normal'*/")
-    route.path = "/users/{user_id}"
-    assert (await own_text(commented)).endswith(" /*lane='normal',route='%2Fusers%2F%7Buser_id%7D'*/")
+    route.path = "/things/{thing_id}"
+    assert (await own_text(commented)).endswith(" /*lane='normal',route='%2Fthings%2F%7Bthing_id%7D'*/")
     with in_lane(EXPENSIVE):
-        assert (await own_text(commented)).endswith(" /*lane='expensive',route='%2Fusers%2F%7Buser_id%7D'*/")
+        assert (await own_text(commented)).endswith(" /*lane='expensive',route='%2Fthings%2F%7Bthing_id%7D'*/")
 
 
 async def test_statement_of_a_transaction_ends_with_its_route(commented: Database, route: Route) -> None:
-    route.path = "/users"
-    assert (await own_text(commented)).endswith(" /*lane='normal',route='%2Fusers'*/"), "the same text, on another path"
+    route.path = "/list"
+    assert (await own_text(commented)).endswith(" /*lane='normal',route='%2Flist'*/"), "the same text, on another path"
     async with commented.write() as session:
-        assert str(await session.scalar(OWN_TEXT)).endswith(" /*lane='normal',route='%2Fusers'*/")
+        assert str(await session.scalar(OWN_TEXT)).endswith(" /*lane='normal',route='%2Flist'*/")
         assert await session.scalar(select(bindparam("share", value="100 %"))) == "100 %"
 
 

@@ -21,9 +21,9 @@ from app.database.deadline import RequestDeadline, request_deadline
 from app.database.engine import STATEMENT_MARGIN_SECONDS, TCP_USER_TIMEOUT_SECONDS
 from app.database.liveness import SocketProbe, file_descriptor
 from app.database.pool import MAX_WATCH_SECONDS
-from app.domains.users.models import User
 from app.errors import DatabaseUnavailable, OutcomeUnknown
 from tests.integration.database.helpers import PID, SLEEP, change_options, checked_out, pool_of, state, wait_until
+from tests.support.contacts import Contact
 from tests.support.postgres import as_role, connect
 from tests.support.proxy import Proxy
 
@@ -32,9 +32,9 @@ NewDatabase = Callable[..., AbstractAsyncContextManager[Database]]
 # The deadline of a statement that gets no answer. The tests allow BUSY_SECONDS more for a busy machine.
 DEADLINE = 0.6
 BUSY_SECONDS = 5.0
-NAMES = select(User.name)
-ANN = {"email": "ann@example.com", "name": "Ann", "password_hash": "x"}
-ADD_USER = insert(User).values(**ANN).returning(User.id)
+NAMES = select(Contact.name)
+ANN = {"email": "ann@example.com", "name": "Ann"}
+ADD_CONTACT = insert(Contact).values(**ANN).returning(Contact.id)
 
 
 @pytest.fixture(params=["asyncpg", "psycopg"])
@@ -117,12 +117,12 @@ async def test_read_without_an_answer_is_unavailable_at_its_deadline(new_databas
 
 async def test_read_of_entities_without_an_answer_is_unavailable(new_database: NewDatabase, proxy: Proxy) -> None:
     async with new_database() as database:
-        await database.read.entities(select(User))
+        await database.read.entities(select(Contact))
         forget(database, proxy)
 
         started = monotonic()
         with pytest.raises(DatabaseUnavailable):
-            await database.read.entities(select(User))
+            await database.read.entities(select(Contact))
 
         assert DEADLINE < monotonic() - started < DEADLINE + BUSY_SECONDS
 
@@ -148,7 +148,7 @@ async def test_commit_without_an_answer_is_outcome_unknown(new_database: NewData
         started = 0.0
         with pytest.raises(OutcomeUnknown):
             async with database.write() as session:
-                session.add(User(**ANN))
+                session.add(Contact(**ANN))
                 await session.flush()
                 forget(database, proxy)
                 started = monotonic()
@@ -181,23 +181,23 @@ async def test_write_of_one_statement_without_an_answer_is_outcome_unknown(
         forget(database, proxy)
 
         with pytest.raises(OutcomeUnknown):
-            await database.statement.returned(ADD_USER)
+            await database.statement.returned(ADD_CONTACT)
 
 
 async def test_write_on_the_ordinary_path_without_an_answer_is_outcome_unknown(
     new_database: NewDatabase, proxy: Proxy
 ) -> None:
-    add_users = insert(User).values([ANN]).returning(User.id)  # the fast path does not take VALUES lists
+    add_contacts = insert(Contact).values([ANN]).returning(Contact.id)  # the fast path does not take VALUES lists
     async with new_database() as database:
-        assert await database.statement.returned(add_users) is not None
+        assert await database.statement.returned(add_contacts) is not None
         forget(database, proxy)
 
         with pytest.raises(OutcomeUnknown):
-            await database.statement.returned(add_users.values([ANN | {"email": "bob@example.com"}]))
+            await database.statement.returned(add_contacts.values([ANN | {"email": "bob@example.com"}]))
 
 
 # The second is not taken by the fast path, because of its VALUES list.
-WRITES = pytest.mark.parametrize("write", [ADD_USER, insert(User).values([ANN]).returning(User.id)])
+WRITES = pytest.mark.parametrize("write", [ADD_CONTACT, insert(Contact).values([ANN]).returning(Contact.id)])
 
 
 async def run_until_return(monkeypatch: pytest.MonkeyPatch, write: Awaitable[Any]) -> None:
@@ -326,7 +326,7 @@ async def test_commit_on_a_connection_closed_before_is_unavailable(
     async with new_database() as database:
         with pytest.raises(DatabaseUnavailable):
             async with database.write() as session:
-                session.add(User(**ANN))
+                session.add(Contact(**ANN))
                 await session.flush()
                 with connect(database_url) as admin:
                     admin.execute("SELECT pg_terminate_backend(%s, 30000)", ((await session.execute(PID)).one().pid,))
@@ -342,13 +342,13 @@ async def test_backend_terminated_during_commit_is_unavailable(new_database: New
             " AS $$BEGIN PERFORM pg_sleep(30); RETURN NULL; END$$"
         )
         admin.execute(
-            "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON users DEFERRABLE INITIALLY DEFERRED"
+            "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON test_contacts DEFERRABLE INITIALLY DEFERRED"
             " FOR EACH ROW EXECUTE FUNCTION slow()"
         )
 
     async def write(database: Database) -> None:
         async with database.write() as session:
-            session.add(User(**ANN))
+            session.add(Contact(**ANN))
 
     def terminate() -> bool:
         with connect(database_url) as admin:

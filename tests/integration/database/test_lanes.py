@@ -12,11 +12,11 @@ from sqlalchemy import URL, Text, cast, literal, select, update
 from app.database import Database, PoolOptions, make_engine
 from app.database.deadline import after_waiting
 from app.database.lanes import Lane, LaneState, in_lane
-from app.domains.users.models import User
 from app.errors import PoolExhausted
 from app.lanes import CRITICAL, EXPENSIVE, NORMAL, LaneSpec
 from app.observability.logging import request_id
 from tests.integration.database.helpers import PID, SLEEP, change_options, checked_out, pool_of, state, wait_until
+from tests.support.contacts import Contact
 
 NewDatabase = Callable[..., AbstractAsyncContextManager[Database]]
 QUICK = select(literal(1).label("one"), cast(literal("quick"), Text()).label("name"))
@@ -283,7 +283,9 @@ async def test_cost_of_a_write_is_not_watched(new_database: NewDatabase, monkeyp
 
         monkeypatch.setattr(pool, "checkout_nowait", watch)
         await database.read.first(QUICK)
-        await database.statement.returned(update(User).where(User.id == -1).values(name="Ann").returning(User.id))
+        await database.statement.returned(
+            update(Contact).where(Contact.id == -1).values(name="Ann").returning(Contact.id)
+        )
 
     [read, write] = watched
     assert read.startswith("SELECT")

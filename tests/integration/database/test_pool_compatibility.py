@@ -12,9 +12,9 @@ from sqlalchemy import URL, event, exc, select
 from sqlalchemy.pool import QueuePool
 
 from app.database import Database, PoolOptions, make_engine
-from app.domains.users.models import User
 from app.errors import PoolExhausted
 from tests.integration.database.helpers import PID, change_options, checked_out, pool_of, state, wait_until
+from tests.support.contacts import Contact
 
 POOL_EVENTS = ("connect", "first_connect", "checkout", "checkin", "reset", "invalidate", "soft_invalidate", "close")
 
@@ -87,7 +87,7 @@ async def test_pool_events_fire_on_every_path(database: Database) -> None:
 
     await database.read.first(PID)
     assert events == {"connect": 1, "first_connect": 1, "checkout": 1, "checkin": 1, "reset": 1}
-    await database.read.entities(select(User))
+    await database.read.entities(select(Contact))
     async with database.write() as session:
         await session.execute(PID)
     assert events == {"connect": 1, "first_connect": 1, "checkout": 3, "checkin": 3, "reset": 3}

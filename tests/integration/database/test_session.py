@@ -10,17 +10,16 @@ from sqlalchemy import URL, Integer, Select, bindparam, func, insert, literal, s
 from app.database import Database, PoolOptions, make_engine, warm_up
 from app.database.checkout import check_out
 from app.database.error_mapping import violations
-from app.domains.users.errors import EmailTaken, UserNotFound
-from app.domains.users.models import User
 from app.errors import DatabaseUnavailable, InvalidInput, StatementTimeout
 from tests.integration.database.helpers import SLEEP, change_options, state, wait_until
+from tests.support.contacts import Contact, ContactNotFound, EmailTaken, new_contact
 from tests.support.deferred import NOTES, create_notes
 from tests.support.postgres import connect
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually_async
 
 NOW = select(func.now().label("now"), func.pg_backend_pid().label("pid"))
-NAMES = select(User.id, User.name).order_by(User.id)
+NAMES = select(Contact.id, Contact.name).order_by(Contact.id)
 
 
 async def run(database: Database, session_type: str, statement: Select[Any], **parameters: object) -> Any:
@@ -51,45 +50,41 @@ async def sleeping_backend(database: Database, sleeping: asyncio.Task[Any]) -> i
     return await eventually_async(find, within=30, jobs=[sleeping]) or 0
 
 
-def new_user(email: str = "ann@example.com") -> User:
-    return User(email=email, name="Ann", password_hash="x")
-
-
 async def test_write_session_commits_when_its_block_ends(database: Database) -> None:
     async with database.write() as session:
-        session.add(new_user())
+        session.add(new_contact())
 
     assert [row["name"] for row in await database.read.all(NAMES)] == ["Ann"]
 
 
-ADD_USER = (
-    insert(User)
-    .values({name: bindparam(name) for name in ("email", "name", "password_hash")})
-    .returning(User.id, User.created_at)
+ADD_CONTACT = (
+    insert(Contact)
+    .values({name: bindparam(name) for name in ("email", "name")})
+    .returning(Contact.id, Contact.created_at)
 )
 
 
 async def test_statement_session_commits_before_it_returns(database: Database, database_url: URL) -> None:
-    row = await database.statement.returned(ADD_USER, email="ann@example.com", name="Ann", password_hash="x")
+    row = await database.statement.returned(ADD_CONTACT, email="ann@example.com", name="Ann")
 
     assert row is not None
     with connect(database_url) as admin:
-        assert admin.execute("SELECT id, created_at FROM users").fetchall() == [(row["id"], row["created_at"])]
+        assert admin.execute("SELECT id, created_at FROM test_contacts").fetchall() == [(row["id"], row["created_at"])]
     assert state(database).used == 0
 
 
 async def test_constraint_violated_by_statement_session_raises_mapped_error(
     database: Database, database_url: URL
 ) -> None:
-    ann = {"email": "ann@example.com", "name": "Ann", "password_hash": "x"}
-    await database.statement.returned(ADD_USER, **ann)
+    ann = {"email": "ann@example.com", "name": "Ann"}
+    await database.statement.returned(ADD_CONTACT, **ann)
 
-    with pytest.raises(EmailTaken), violations({"uq_users_email": EmailTaken()}):
-        await database.statement.returned(ADD_USER, **ann)
+    with pytest.raises(EmailTaken), violations({"uq_test_contacts_email": EmailTaken()}):
+        await database.statement.returned(ADD_CONTACT, **ann)
 
     assert state(database).used == 0
     with connect(database_url) as admin:
-        assert admin.execute("SELECT count(*) FROM users").fetchone() == (1,)
+        assert admin.execute("SELECT count(*) FROM test_contacts").fetchone() == (1,)
 
 
 async def test_deferred_constraint_violated_at_commit_raises_mapped_error(
@@ -97,13 +92,17 @@ async def test_deferred_constraint_violated_at_commit_raises_mapped_error(
 ) -> None:
     create_notes(database_url)
 
-    with pytest.raises(UserNotFound), violations({"deferred": UserNotFound(999)}):
-        await database.statement.returned(insert(NOTES).values(author_id=999).returning(NOTES.c.author_id))
+    with pytest.raises(ContactNotFound), violations({"deferred": ContactNotFound(999)}):
+        await database.statement.returned(insert(NOTES).values(contact_id=999).returning(NOTES.c.contact_id))
 
 
 async def test_statement_session_computes_values_that_are_made_in_python(database: Database) -> None:
-    await database.statement.returned(ADD_USER, email="ann@example.com", name="Ann", password_hash="x")
-    renamed = update(User).values(name=bindparam("new_name")).returning(User.name, User.created_at, User.updated_at)
+    await database.statement.returned(ADD_CONTACT, email="ann@example.com", name="Ann")
+    renamed = (
+        update(Contact)
+        .values(name=bindparam("new_name"))
+        .returning(Contact.name, Contact.created_at, Contact.updated_at)
+    )
 
     row = await database.statement.returned(renamed, new_name="Bob")
 
@@ -143,7 +142,7 @@ async def test_warm_up_without_an_answering_server_returns_in_time(proxy: Proxy)
 async def test_write_session_rolls_back_when_its_block_raises(database: Database) -> None:
     with pytest.raises(LookupError):
         async with database.write() as session:
-            session.add(new_user())
+            session.add(new_contact())
             await session.flush()
             raise LookupError
 
@@ -170,10 +169,10 @@ async def test_read_session_runs_outside_a_transaction(database: Database) -> No
 
 async def test_read_does_not_see_a_write_before_its_commit(database: Database) -> None:
     async with database.write() as session:
-        session.add(new_user())
+        session.add(new_contact())
     await database.read.all(NAMES)
     async with database.write() as session:
-        session.add(new_user("bob@example.com"))
+        session.add(new_contact("bob@example.com"))
         await session.flush()
         assert len(await database.read.all(NAMES)) == 1, "this is another connection"
 
@@ -193,7 +192,7 @@ async def test_first_without_a_row_is_none(database: Database) -> None:
 
 @pytest.mark.parametrize("session_type", ["read", "write"])
 async def test_numeric_overflow_in_the_server_is_invalid_input(database: Database, session_type: str) -> None:
-    too_large = select((bindparam("number", type_=User.id.type) + 1).label("larger"))
+    too_large = select((bindparam("number", type_=Contact.id.type) + 1).label("larger"))
     with pytest.raises(InvalidInput):
         await run(database, session_type, too_large, number=2**63 - 1)
 
@@ -203,13 +202,13 @@ async def test_number_too_large_for_its_type_is_invalid_input_and_leaves_no_lock
     database: Database, session_type: str
 ) -> None:
     """asyncpg itself refuses the number when the server has parsed the statement and locked the table."""
-    with_int4_parameter = select(User.id).where(bindparam("number", type_=Integer()) == func.length(User.name))
+    with_int4_parameter = select(Contact.id).where(bindparam("number", type_=Integer()) == func.length(Contact.name))
     with pytest.raises(InvalidInput):
         await run(database, session_type, with_int4_parameter, number=2**40)
 
     async def unlocked() -> bool:
         with connect(database.engine.url) as admin:
-            locks = "SELECT FROM pg_locks WHERE relation = 'users'::regclass AND pid <> pg_backend_pid()"
+            locks = "SELECT FROM pg_locks WHERE relation = 'test_contacts'::regclass AND pid <> pg_backend_pid()"
             return not admin.execute(locks).fetchall()
 
     await eventually_async(unlocked, within=30)
@@ -246,7 +245,7 @@ async def test_connection_terminated_during_a_read_is_database_unavailable(datab
 async def test_connection_terminated_before_commit_is_database_unavailable(database: Database) -> None:
     with pytest.raises(DatabaseUnavailable):
         async with database.write() as session:
-            session.add(new_user())
+            session.add(new_contact())
             await session.flush()
             terminate(database, (await session.execute(NOW)).one().pid)
 

@@ -10,31 +10,27 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, make_transient_to_detached
 
 from app.database import Database, WriteSession
-from app.domains.users.models import User
 from app.errors import DatabaseUnavailable, NotFound
 from tests.integration.database.helpers import PID, state, wait_until
+from tests.support.contacts import Contact, new_contact
 from tests.support.postgres import connect
 
 ONE = text("SELECT 1")
 
 
-def new_user(email: str = "ann@example.com") -> User:
-    return User(email=email, name="Ann", password_hash="x")
-
-
 def emails(url: URL) -> list[str]:
     with connect(url) as admin:
-        return [row[0] for row in admin.execute("SELECT email FROM users ORDER BY id")]
+        return [row[0] for row in admin.execute("SELECT email FROM test_contacts ORDER BY id")]
 
 
 async def add(session: WriteSession) -> None:
-    session.add(new_user("bob@example.com"))
+    session.add(new_contact("bob@example.com"))
 
 
 async def delete(session: WriteSession) -> None:
-    user = User(id=1)
-    make_transient_to_detached(user)
-    await session.delete(user)
+    contact = Contact(id=1)
+    make_transient_to_detached(contact)
+    await session.delete(contact)
 
 
 async def begin(session: WriteSession) -> None:
@@ -56,10 +52,10 @@ USES: dict[str, Callable[[WriteSession], Awaitable[Any]]] = {
     "execute": lambda session: session.execute(ONE),
     "scalar": lambda session: session.scalar(ONE),
     "stream": lambda session: session.stream(ONE),
-    "get": lambda session: session.get(User, 1),
+    "get": lambda session: session.get(Contact, 1),
     "connection": lambda session: session.connection(),
     "run_sync": lambda session: session.run_sync(lambda sync: sync.execute(ONE)),
-    "merge": lambda session: session.merge(User(id=1)),
+    "merge": lambda session: session.merge(Contact(id=1)),
     "add": add,
     "delete": delete,
     "commit": lambda session: session.commit(),
@@ -73,7 +69,7 @@ async def test_ended_write_session_raises_and_opens_no_connection(
     database: Database, database_url: URL, use: Callable[[WriteSession], Awaitable[Any]]
 ) -> None:
     async with database.write() as session:
-        session.add(new_user())
+        session.add(new_contact())
     size = state(database).size
 
     for _ in range(2):  # the first use must not make the second one possible
@@ -101,7 +97,7 @@ async def test_transaction_control_inside_write_is_refused(
     database: Database, database_url: URL, control: Callable[[WriteSession], Awaitable[Any]]
 ) -> None:
     async with database.write() as session:
-        session.add(new_user())
+        session.add(new_contact())
         await session.flush()
         with pytest.raises(RuntimeError, match=r"Database\.write\(\) owns this transaction"):
             await control(session)
@@ -115,7 +111,7 @@ async def test_transaction_ended_by_its_own_object_makes_write_raise(database: D
     """The rest of the block would run in a second transaction, or none, and the first part could be lost silently."""
     with pytest.raises(RuntimeError, match="write session has ended"):
         async with database.write() as session:
-            session.add(new_user())
+            session.add(new_contact())
             transaction = session.get_transaction()
             assert transaction is not None
             await getattr(transaction, way)()
@@ -125,13 +121,13 @@ async def test_transaction_ended_by_its_own_object_makes_write_raise(database: D
 
 async def test_savepoint_inside_write_can_be_rolled_back(database: Database, database_url: URL) -> None:
     async with database.write() as session:
-        session.add(new_user())
+        session.add(new_contact())
         async with session.begin_nested() as savepoint:
-            session.add(new_user("bob@example.com"))
+            session.add(new_contact("bob@example.com"))
             await session.flush()
             await savepoint.rollback()
         async with session.begin_nested():
-            session.add(new_user("cy@example.com"))
+            session.add(new_contact("cy@example.com"))
 
     assert emails(database_url) == ["ann@example.com", "cy@example.com"]
 
@@ -140,7 +136,7 @@ async def test_caught_statement_error_makes_write_raise(database: Database, data
     """PostgreSQL answers COMMIT of a failed transaction with ROLLBACK, and neither driver raises for it."""
     with pytest.raises(RuntimeError, match="begin_nested"):
         async with database.write() as session:
-            session.add(new_user())
+            session.add(new_contact())
             await session.flush()
             with pytest.raises(DBAPIError):
                 await session.execute(text("SELECT 1 / 0"))
@@ -151,7 +147,7 @@ async def test_caught_statement_error_makes_write_raise(database: Database, data
 
 async def test_statement_error_caught_around_a_savepoint_is_harmless(database: Database, database_url: URL) -> None:
     async with database.write() as session:
-        session.add(new_user())
+        session.add(new_contact())
         with pytest.raises(DBAPIError):
             async with session.begin_nested():
                 await session.execute(text("SELECT 1 / 0"))
@@ -221,7 +217,7 @@ async def test_write_session_with_a_failed_closing_stays_committed(
     monkeypatch.setattr(Session, "close", close)
 
     async with database.write() as session:
-        session.add(new_user())
+        session.add(new_contact())
 
     assert emails(database_url) == ["ann@example.com"]
     assert "no route to host" in caplog.text
@@ -230,11 +226,11 @@ async def test_write_session_with_a_failed_closing_stays_committed(
 async def test_nested_write_is_a_transaction_of_its_own(database: Database, database_url: URL) -> None:
     with pytest.raises(LookupError):
         async with database.write() as outer:
-            outer.add(new_user())
+            outer.add(new_contact())
             await outer.flush()
             async with database.write() as inner:
-                inner.add(new_user("bob@example.com"))
-            assert await outer.scalar(select(func.count()).select_from(User)) == 2
+                inner.add(new_contact("bob@example.com"))
+            assert await outer.scalar(select(func.count()).select_from(Contact)) == 2
             raise LookupError
 
     assert emails(database_url) == ["bob@example.com"]

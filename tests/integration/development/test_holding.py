@@ -11,11 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database import Database, ReadSession
 from app.development.holding import watch_holders
-from app.models import User
 from app.web.deps import ReadDb, StatementDb, WriteDb
-from tests.support.people import person
+from tests.support.contacts import Contact
 
-_USER = select(User.id).limit(1)
+_CONTACT = select(Contact.id).limit(1)
 
 
 @pytest.fixture(params=["asyncpg", "psycopg"])
@@ -85,25 +84,10 @@ async def test_waits_for_the_database_are_not_reported(database: Database, waits
         async with asyncio.timeout(30):
             await session.execute(text("SELECT pg_sleep(0.01)"))
     await other_io()
-    await asyncio.gather(*(database.read.all(_USER) for _ in range(20)))
+    await asyncio.gather(*(database.read.all(_CONTACT) for _ in range(20)))
     await other_io()
 
     assert waits == []
-
-
-async def test_requests_of_the_application_hold_no_connection_while_they_wait(
-    app: FastAPI, client: AsyncClient, database_url: object
-) -> None:
-    """Signing up and in hashes passwords in a thread."""
-    found: list[str] = []
-    watch_holders(app.state.database.engine, found.append)
-
-    ann = await person(client, "Ann", database_url)  # type: ignore[arg-type]
-    assert (await ann("PATCH", f"/users/{ann.id}", json={"name": "Anna"})).is_success
-    for method, path in (("GET", "/users/me"), ("GET", f"/users/{ann.id}"), ("DELETE", f"/users/{ann.id}")):
-        assert (await ann(method, path)).is_success
-
-    assert found == []
 
 
 async def test_wait_of_a_request_is_reported_unless_its_session_holds_nothing(
@@ -129,4 +113,4 @@ async def test_wait_of_a_request_is_reported_unless_its_session_holds_nothing(
 
 
 async def read_one(session: ReadSession) -> None:
-    await session.all(_USER)
+    await session.all(_CONTACT)

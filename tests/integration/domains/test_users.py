@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from time import sleep
 
 import pytest
 from fastapi import FastAPI
@@ -9,7 +10,8 @@ from httpx import AsyncClient
 from sqlalchemy import URL
 
 from app.database.pool import pool_state
-from app.domains.users import service
+from app.development.holding import watch_holders
+from app.domains.users import passwords, service
 from tests.support.people import person, sign_in
 from tests.support.postgres import connect
 
@@ -226,3 +228,47 @@ async def test_change_of_the_caller_during_hashing_revokes_the_request(
 
     assert answer.status_code == status
     assert (await sign_in(client, "ann@example.com")).status_code == 200, "the password was changed"
+
+
+async def test_password_hash_keeps_its_thread_beyond_the_deadline(
+    client: AsyncClient, monkeypatch: pytest.MonkeyPatch, database_url: URL
+) -> None:
+    """A cancelled request would let the next one hash at the same time."""
+    running, most = 0, 0
+
+    class SlowHash:
+        def hash(self, password: str) -> str:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            sleep(0.3)
+            running -= 1
+            return "hash"
+
+    monkeypatch.setattr(passwords, "_password_hash", SlowHash())
+    people = [{"email": f"late{n}@example.com", "name": "Late", "password": "correct horse"} for n in range(3)]
+    sent = [client.post("/users", json=person, headers={"Request-Timeout": "0.1"}) for person in people]
+
+    answers = await asyncio.gather(*sent)
+
+    assert {answer.json()["type"] for answer in answers} == {"/problems/deadline-exceeded"}
+    assert most == 1
+    assert passwords.NEW_PASSWORD_QUEUE.used == 0
+    with connect(database_url) as admin:
+        assert admin.execute("SELECT FROM users").fetchall() == []
+
+
+@pytest.mark.parametrize("database_setup", ["asyncpg", "psycopg"])
+async def test_requests_for_a_user_hold_no_connection_while_they_wait(
+    app: FastAPI, client: AsyncClient, database_url: URL
+) -> None:
+    """Signing up and in hashes passwords in a thread."""
+    found: list[str] = []
+    watch_holders(app.state.database.engine, found.append)
+
+    ann = await person(client, "Ann", database_url)
+    assert (await ann("PATCH", f"/users/{ann.id}", json={"name": "Anna"})).is_success
+    for method, path in (("GET", "/users/me"), ("GET", f"/users/{ann.id}"), ("DELETE", f"/users/{ann.id}")):
+        assert (await ann(method, path)).is_success
+
+    assert found == []

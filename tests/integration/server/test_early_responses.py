@@ -23,7 +23,7 @@ from tests.support.stacks import free_port
 
 MEGABYTES = (1.1, 3, 10)
 # Answered by the limit of bodies, by the router, and by the router again: none of them reads the body.
-TARGETS = (("/users", 413), ("/nowhere", 404), ("/livez", 405))
+TARGETS = (("/test-contacts", 413), ("/nowhere", 404), ("/livez", 405))
 REPEATS = 4
 
 
@@ -32,7 +32,7 @@ def api(postgres: Server, migrated_template: str, new_directory: Callable[[], Pa
     """Run the API; yield its port."""
     with postgres.database(template=migrated_template) as url:
         url = as_role(url, "headroom_app").set(drivername="postgresql+asyncpg")
-        with gunicorn("app.main:create_app()", url, new_directory(), WEB_CONCURRENCY="1") as served:
+        with gunicorn("tests.support.contacts:create()", url, new_directory(), WEB_CONCURRENCY="1") as served:
             yield served.port
 
 

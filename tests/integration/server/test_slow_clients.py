@@ -25,14 +25,14 @@ LIMITS = {
 
 GET = b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n"
 SLOW_HEADERS = GET[:-2] % b"/livez"
-SLOW_BODY = b"POST /users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+SLOW_BODY = b"POST /test-contacts HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
 SLOW_READER = GET % b"/openapi.json" * 200  # more than the buffers of the system hold
 IDLE = b""
 
 
 @pytest.fixture
 def served(database_url: URL, tmp_path: Path) -> Iterator[Served]:
-    with gunicorn("app.main:create_app()", database_url, tmp_path, WEB_CONCURRENCY="1", **LIMITS) as served:
+    with gunicorn("tests.support.contacts:create()", database_url, tmp_path, WEB_CONCURRENCY="1", **LIMITS) as served:
         yield served
 
 

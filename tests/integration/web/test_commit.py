@@ -11,23 +11,23 @@ from sqlalchemy.exc import DBAPIError
 
 from app.database import Database, WriteSession
 from app.database.pool import pool_state
-from app.domains.users.errors import UserNotFound
 from app.web.deps import DatabaseDep, WriteDb
+from tests.support.contacts import ContactNotFound
 from tests.support.deferred import create_notes
 from tests.support.postgres import connect
 
-INSERT = text("INSERT INTO users (email, name, password_hash) VALUES ('ann@example.com', 'Ann', 'x') RETURNING id")
+INSERT = text("INSERT INTO test_contacts (email, name) VALUES ('ann@example.com', 'Ann') RETURNING id")
 
 
-def count_users(url: URL) -> int:
+def count_contacts(url: URL) -> int:
     with connect(url) as connection:
-        row = connection.execute("SELECT count(*) FROM users").fetchone()
+        row = connection.execute("SELECT count(*) FROM test_contacts").fetchone()
         assert row is not None
         return int(row[0])
 
 
 async def insert_and_lose_connection(db: WriteDb, url: URL) -> None:
-    """Insert a user, and kill the backend of the session, whose transaction is still open."""
+    """Insert a contact, and kill the backend of the session, whose transaction is still open."""
     await db.execute(INSERT)
     pid = await db.scalar(text("SELECT pg_backend_pid()"))
     with connect(url) as connection:
@@ -40,7 +40,7 @@ async def test_write_after_response_is_committed(app: FastAPI, client: AsyncClie
         await db.execute(INSERT)
 
     assert (await client.post("/write")).status_code == 201
-    assert count_users(database_url) == 1
+    assert count_contacts(database_url) == 1
 
 
 async def test_write_whose_commit_fails_returns_500(app: FastAPI, client: AsyncClient, database_url: URL) -> None:
@@ -50,7 +50,7 @@ async def test_write_whose_commit_fails_returns_500(app: FastAPI, client: AsyncC
     @app.post("/write", status_code=201)
     async def write(db: WriteDb) -> None:
         await db.execute(INSERT)
-        await db.execute(text("INSERT INTO notes (author_id) VALUES (999)"))
+        await db.execute(text("INSERT INTO test_notes (contact_id) VALUES (999)"))
 
     response = await client.post("/write")
 
@@ -58,7 +58,7 @@ async def test_write_whose_commit_fails_returns_500(app: FastAPI, client: AsyncC
     assert response.headers["content-type"] == "application/problem+json"
     assert response.json()["type"] == "/problems/internal-error"
     assert "deferred" not in response.text, "the response must not contain the database's error message"
-    assert count_users(database_url) == 0
+    assert count_contacts(database_url) == 0
 
 
 async def test_write_whose_connection_is_killed_before_commit_returns_503(
@@ -73,7 +73,7 @@ async def test_write_whose_connection_is_killed_before_commit_returns_503(
     assert response.status_code == 503
     assert response.json()["type"] == "/problems/database-unavailable"
     assert response.headers["retry-after"] == "1"
-    assert count_users(database_url) == 0
+    assert count_contacts(database_url) == 0
 
 
 async def test_write_whose_route_raises_is_rolled_back(app: FastAPI, client: AsyncClient, database_url: URL) -> None:
@@ -87,7 +87,7 @@ async def test_write_whose_route_raises_is_rolled_back(app: FastAPI, client: Asy
     assert response.status_code == 500
     assert "secret" not in response.text
     assert response.headers["x-request-id"] == response.json()["request_id"]
-    assert count_users(database_url) == 0
+    assert count_contacts(database_url) == 0
 
 
 async def test_own_dependency_that_would_commit_late_returns_500(
@@ -104,7 +104,7 @@ async def test_own_dependency_that_would_commit_late_returns_500(
         await db.execute(INSERT)
 
     assert (await client.post("/write")).status_code == 500
-    assert count_users(database_url) == 0
+    assert count_contacts(database_url) == 0
 
 
 async def test_error_of_a_route_whose_connection_was_killed_is_kept(
@@ -113,10 +113,10 @@ async def test_error_of_a_route_whose_connection_was_killed_is_kept(
     @app.post("/write", status_code=201)
     async def write(db: WriteDb) -> None:
         await insert_and_lose_connection(db, database_url)
-        raise UserNotFound(7)
+        raise ContactNotFound(7)
 
     assert (await client.post("/write")).status_code == 404
-    assert count_users(database_url) == 0
+    assert count_contacts(database_url) == 0
 
 
 async def test_write_session_in_background_task_takes_no_connection(
@@ -141,7 +141,7 @@ async def test_write_session_in_background_task_takes_no_connection(
     state = pool_state(database.engine)
     assert state is not None
     assert (state.used, state.waiting) == (0, 0)
-    assert count_users(database_url) == 0
+    assert count_contacts(database_url) == 0
 
 
 async def test_write_that_failed_and_was_caught_returns_500(
@@ -156,4 +156,4 @@ async def test_write_that_failed_and_was_caught_returns_500(
             await db.execute(text("SELECT 1 / 0"))
 
     assert (await client.post("/write")).status_code == 500
-    assert count_users(database_url) == 0
+    assert count_contacts(database_url) == 0

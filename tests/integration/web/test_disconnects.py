@@ -11,11 +11,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database import Database
 from app.database.pool import pool_state
-from app.domains.users.models import User
 from app.main import create_app
 from app.settings import Settings
 from app.web.deps import DatabaseDep, ReadDb, StatementDb, WriteDb
 from tests.integration.conftest import SECRET_KEY
+from tests.support.contacts import Contact
 from tests.support.metrics import cancelled_requests
 from tests.support.postgres import connect, running_statements
 from tests.support.uvicorn_thread import Serving, serving
@@ -23,12 +23,12 @@ from tests.support.waiting import eventually
 
 SLEEP = select(func.pg_sleep(bindparam("seconds", type_=Float())).label("slept"), func.pg_backend_pid().label("pid"))
 SLOW_INSERT = (
-    insert(User)
+    insert(Contact)
     .from_select(
-        ["email", "name", "password_hash"],
-        select(text("'gone@example.com'"), text("'Gone'"), text("''")).select_from(text("pg_sleep(1)")),
+        ["email", "name"],
+        select(text("'gone@example.com'"), text("'Gone'")).select_from(text("pg_sleep(1)")),
     )
-    .returning(User.id)
+    .returning(Contact.id)
 )
 
 
@@ -40,7 +40,7 @@ def add_routes(app: FastAPI) -> None:
 
     @app.get("/read-entities")
     async def read_entities(db: ReadDb) -> int:
-        return len(await db.entities(select(User).where(func.pg_sleep(30).is_not(None))))
+        return len(await db.entities(select(Contact).where(func.pg_sleep(30).is_not(None))))
 
     @app.post("/read-by-post")
     async def read_by_post(db: ReadDb) -> None:
@@ -138,7 +138,7 @@ def test_read_that_waits_for_a_connection_leaves_the_queue(
 
 def test_read_of_entities_is_cancelled(served: Serving, engine: AsyncEngine, database_url: URL) -> None:
     with connect(database_url) as admin:
-        admin.execute("INSERT INTO users (email, name, password_hash) VALUES ('ann@example.com', 'Ann', '')")
+        admin.execute("INSERT INTO test_contacts (email, name) VALUES ('ann@example.com', 'Ann')")
     client = send(served, "GET /read-entities")
     eventually(lambda: running_statements(database_url) == 1, within=20)
 
@@ -170,7 +170,7 @@ def test_request_that_may_write_goes_on_to_its_end(served: Serving, database_url
     eventually(lambda: ended == [path], within=20)
     if path != "/read-by-post":
         with connect(database_url) as admin:
-            eventually(lambda: admin.execute("SELECT FROM users WHERE name = 'Gone'").fetchall(), within=10)
+            eventually(lambda: admin.execute("SELECT FROM test_contacts WHERE name = 'Gone'").fetchall(), within=10)
 
 
 def test_abandoned_read_is_logged_and_counted(

@@ -9,7 +9,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.database import Database, make_engine
 from app.database.error_mapping import SERVER_STATES, staleness, translate, violations
-from app.domains.users.models import User
 from app.errors import (
     Conflict,
     DatabaseUnavailable,
@@ -21,6 +20,7 @@ from app.errors import (
 )
 from app.paths import PROJECT_ROOT
 from tests.support.constraints import METADATA, VIOLATIONS, create_tables
+from tests.support.contacts import Contact
 from tests.unit.conftest import SQLITE
 
 
@@ -96,19 +96,19 @@ def test_lost_connection_is_translated_to_database_unavailable() -> None:
 
 async def test_violated_index_raises_the_mapped_error(database: Database) -> None:
     async with database.write() as session:
-        session.add(User(email="ann@example.com", name="Ann", password_hash="x"))
+        session.add(Contact(email="ann@example.com", name="Ann"))
     with pytest.raises(Taken):
         async with database.write() as session:
-            session.add(User(email="ANN@example.com", name="Ann", password_hash="x"))
-            with violations({"uq_users_email": Taken()}):
+            session.add(Contact(email="ANN@example.com", name="Ann"))
+            with violations({"uq_test_contacts_email": Taken()}):
                 await session.flush()
 
 
 async def test_violation_without_a_mapped_error_is_unchanged(database: Database) -> None:
     with pytest.raises(IntegrityError):
         async with database.write() as session:
-            session.add(User(email="ann@example.com", name=None, password_hash="x"))
-            with violations({"uq_users_email": Taken()}):
+            session.add(Contact(email="ann@example.com", name=None))
+            with violations({"uq_test_contacts_email": Taken()}):
                 await session.flush()
 
 

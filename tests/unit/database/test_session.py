@@ -11,19 +11,19 @@ from sqlalchemy.exc import DBAPIError
 from app.database import Database, StatementSession
 from app.database.engine import make_engine
 from app.database.fast_path import compile_statement
-from app.domains.users.models import User
 from app.errors import OutcomeUnknown, PoolExhausted
+from tests.support.contacts import Contact
 from tests.unit.conftest import SQLITE
 
-BY_ID = select(User.id, User.created_at).where(User.id == bindparam("user_id"))
+BY_ID = select(Contact.id, Contact.created_at).where(Contact.id == bindparam("contact_id"))
 
 
 async def test_read_session_returns_a_row_of_a_write_session(database: Database) -> None:
     async with database.write() as session:
-        user = User(email="ann@example.com", name="Ann", password_hash="x")
-        session.add(user)
+        contact = Contact(email="ann@example.com", name="Ann")
+        session.add(contact)
 
-    row = await database.read.first(BY_ID, user_id=user.id)
+    row = await database.read.first(BY_ID, contact_id=contact.id)
 
     assert row is not None
     assert row["created_at"].tzinfo is UTC
@@ -53,12 +53,14 @@ async def test_write_that_the_pooler_did_not_pass_on_has_a_known_outcome(
 
 
 async def test_fixture_rolls_back_the_rows_of_other_tests(database: Database) -> None:
-    assert await database.read.all(select(User.id)) == []
+    assert await database.read.all(select(Contact.id)) == []
 
 
 def test_compiled_statement_orders_its_parameters_by_number() -> None:
     dialect = make_engine(url=SQLITE.set(drivername="postgresql+asyncpg"), application_name="test").dialect
-    statement = select(User.id).where(User.name == bindparam("name"), User.id > bindparam("after"), User.email == "a")
+    statement = select(Contact.id).where(
+        Contact.name == bindparam("name"), Contact.id > bindparam("after"), Contact.email == "a"
+    )
 
     compiled = compile_statement(statement, dialect)
 
@@ -70,21 +72,21 @@ def test_compiled_statement_orders_its_parameters_by_number() -> None:
 def test_statement_whose_text_depends_on_values_is_not_compiled() -> None:
     dialect = make_engine(url=SQLITE.set(drivername="postgresql+asyncpg"), application_name="test").dialect
 
-    assert compile_statement(select(User.id).where(User.id.in_([1, 2])), dialect) is None
+    assert compile_statement(select(Contact.id).where(Contact.id.in_([1, 2])), dialect) is None
 
 
 def test_two_columns_with_the_same_name_are_refused() -> None:
     dialect = make_engine(url=SQLITE.set(drivername="postgresql+asyncpg"), application_name="test").dialect
 
     with pytest.raises(TypeError, match="the same name"):
-        compile_statement(select(User.id.label("x"), User.name.label("x")), dialect)
+        compile_statement(select(Contact.id.label("x"), Contact.name.label("x")), dialect)
 
 
 async def test_entities_of_a_write_session_are_read(database: Database) -> None:
     async with database.write() as session:
-        session.add(User(email="ann@example.com", name="Ann", password_hash="x"))
+        session.add(Contact(email="ann@example.com", name="Ann"))
 
-    [user] = await database.read.entities(select(User).where(User.name == bindparam("name")), name="Ann")
+    [contact] = await database.read.entities(select(Contact).where(Contact.name == bindparam("name")), name="Ann")
 
-    assert user.email == "ann@example.com"
-    assert await database.read.entity(select(User).where(User.name == "Bob")) is None
+    assert contact.email == "ann@example.com"
+    assert await database.read.entity(select(Contact).where(Contact.name == "Bob")) is None

@@ -26,7 +26,6 @@ from app.database.read_after import (
     read_after,
 )
 from app.database.standby import Replay, Route, Standby, _NotedStatements, _RoutedReads, read_pool_options
-from app.domains.users.models import User
 from app.errors import (
     DatabaseUnavailable,
     InvalidInput,
@@ -37,10 +36,11 @@ from app.errors import (
 )
 from app.lanes import LaneSpec
 from tests.support.clock import Clock
+from tests.support.contacts import Contact
 from tests.unit.conftest import SQLITE
 
 ONE = select(literal(1).label("one"))
-KEYED = KeyedSelect(select(User.id), User.id)
+KEYED = KeyedSelect(select(Contact.id), Contact.id)
 
 
 @pytest.fixture(autouse=True)
@@ -302,7 +302,7 @@ async def test_statement_whose_outcome_is_unknown_sends_its_client_to_the_primar
     monkeypatch.setattr(statements, "_run", lose)
 
     with pytest.raises(OutcomeUnknown):
-        await statements.returned(insert(User).returning(User.id))
+        await statements.returned(insert(Contact).returning(Contact.id))
     assert written() == UNKNOWN_POSITION
 
 

@@ -3,6 +3,8 @@ from fastapi import FastAPI
 from httpx import AsyncClient
 from prometheus_client import REGISTRY
 
+from tests.support import contacts
+
 
 def sample(name: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(name, labels) or 0
@@ -11,15 +13,15 @@ def sample(name: str, **labels: str) -> float:
 @pytest.mark.parametrize(
     ("method", "path", "labels"),
     [
-        ("GET", "/users/123456", {"method": "GET", "route": "/users/{user_id}", "status": "404"}),
+        ("GET", "/test-contacts/123456", {"method": "GET", "route": "/test-contacts/{contact_id}", "status": "404"}),
         ("GET", "/no/such/thing", {"method": "GET", "route": "unmatched", "status": "404"}),
-        ("PUT", "/users/1", {"method": "PUT", "route": "/users/{user_id}", "status": "405"}),
+        ("PATCH", "/test-contacts/1", {"method": "PATCH", "route": "/test-contacts/{contact_id}", "status": "405"}),
         ("BREW", "/livez", {"method": "other", "route": "/livez", "status": "405"}),
         ("GET", "/openapi.json", {"method": "GET", "route": "/openapi.json", "status": "200"}),
     ],
 )
 async def test_request_is_counted_by_route_template(
-    client: AsyncClient, method: str, path: str, labels: dict[str, str]
+    app: FastAPI, client: AsyncClient, method: str, path: str, labels: dict[str, str]
 ) -> None:
     duration_labels = {name: value for name, value in labels.items() if name != "status"}
 
@@ -29,6 +31,7 @@ async def test_request_is_counted_by_route_template(
             sample("http_request_duration_seconds_count", **duration_labels),
         )
 
+    app.include_router(contacts.router)
     requests, durations = counts()
     await client.request(method, path)
 

@@ -8,17 +8,25 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import Boolean, Date, DateTime, Enum, Float, Integer, Numeric, Text, Time, Uuid
+from sqlalchemy import Boolean, Date, DateTime, Enum, Float, Integer, Numeric, Text, Time, Uuid, select
 from sqlalchemy.types import TypeEngine
 
-from app.domains.users.repository import _LIST
 from app.fields import BIGINT_MAX
 from app.pagination.cursor import Cursors, InvalidCursor
 from app.pagination.order import codec_of
 from app.pagination.page import ListParams
+from app.pagination.statements import ListStatements
+from tests.support.contacts import Contact
 from tests.support.paged_lists import MODELS, Size, list_of
 
 CURSORS = Cursors("for tests only")
+CONTACTS = ListStatements(
+    "contacts",
+    select(Contact.id, Contact.created_at),
+    key=Contact.id,
+    sorts={"created_at": Contact.created_at},
+    filters={},
+)
 # The longest encodings of a title's characters in a cursor: 4 bytes of UTF-8, 6 of a \u escape, 2 of a short escape.
 LONGEST_TITLES = ["\U0001f600" * 200, "\x01" * 200, '"' * 200]
 zones = st.sampled_from([None, UTC, ZoneInfo("Europe/Amsterdam"), ZoneInfo("Asia/Kathmandu")])
@@ -98,10 +106,10 @@ def test_text_that_is_no_cursor_is_refused(cursor: str) -> None:
 
 def test_cursor_of_an_older_version_is_refused() -> None:
     """It was signed for the list's name, the sort order and the filters, without the columns' types."""
-    cursor = CURSORS.write(["users", "-created_at", {}], ["time", "2026-01-01T00:00:00+00:00", 1])
+    cursor = CURSORS.write(["contacts", "-created_at", {}], ["time", "2026-01-01T00:00:00+00:00", 1])
 
     with pytest.raises(InvalidCursor):
-        CURSORS.read(cursor, [_LIST.order("-created_at").context, {}])
+        CURSORS.read(cursor, [CONTACTS.order("-created_at").context, {}])
 
 
 def test_cursor_with_a_removed_enum_member_is_refused() -> None:
@@ -113,7 +121,7 @@ def test_cursor_with_a_removed_enum_member_is_refused() -> None:
 
 
 def test_common_position_is_the_sort_value_and_the_key() -> None:
-    order = _LIST.order("-created_at")
+    order = CONTACTS.order("-created_at")
     moment = datetime(2026, 1, 2, tzinfo=UTC)
 
     position = order.position({"created_at": moment, "id": 7})
@@ -124,7 +132,7 @@ def test_common_position_is_the_sort_value_and_the_key() -> None:
 
 def test_null_in_a_column_that_the_model_declares_not_null_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="created_at is NULL"):
-        _LIST.order("created_at").position({"created_at": None, "id": 7})
+        CONTACTS.order("created_at").position({"created_at": None, "id": 7})
 
 
 def test_cursor_of_another_accepted_key_is_read() -> None:

@@ -53,22 +53,3 @@ def test_route_in_an_unknown_lane_is_refused() -> None:
         ValueError, match=r"no lane 'report'; the lanes are critical, normal, expensive \(app/lanes.py\)"
     ):
         lane("report")
-
-
-async def test_sign_in_is_in_the_critical_lane(
-    client: AsyncClient, monkeypatch: pytest.MonkeyPatch, app: FastAPI
-) -> None:
-    seen = []
-
-    class SignIn:
-        token_seconds = 1
-
-        async def __call__(self, **_: str) -> str:
-            seen.append(current_lane.get())
-            return "token"
-
-    monkeypatch.setattr(app.state, "sign_in", SignIn())
-    form = {"username": "ann@example.com", "password": "correct horse"}
-
-    assert (await client.post("/auth/token", data=form)).status_code == 200
-    assert seen == ["critical"]

@@ -14,12 +14,13 @@ from starlette.exceptions import WebSocketException
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from app.domains.users.errors import EmailTaken, UserNotFound
 from app.errors import DomainError, PoolExhausted
 from app.main import create_app
 from app.settings import Settings
 from app.web.problems import InvalidField, Problem
+from tests.support import contacts
 from tests.support.asgi import open_websocket
+from tests.support.contacts import ContactNotFound, EmailTaken
 from tests.unit.conftest import SQLITE
 
 
@@ -167,8 +168,9 @@ async def test_405_of_a_route_keeps_its_detail_and_headers(app: FastAPI, client:
 
 
 async def test_405_behind_a_path_prefix_lists_the_methods(app: FastAPI) -> None:
+    app.include_router(contacts.router)
     async with AsyncClient(transport=ASGITransport(app, root_path="/api"), base_url="http://test") as client:
-        assert (await client.put("/api/users/1")).headers["allow"] == "DELETE, GET, HEAD, PATCH"
+        assert (await client.patch("/api/test-contacts/1")).headers["allow"] == "DELETE, GET, HEAD, PUT"
 
 
 async def test_domain_error_without_a_status_is_400(app: FastAPI, client: AsyncClient) -> None:
@@ -235,9 +237,9 @@ async def test_own_handler_leaves_other_errors_to_problems(app: FastAPI, client:
         return PlainTextResponse("no such page", 404)
 
     assert (await client.get("/nothing")).text == "no such page"
-    status, _ = await answer(app, client, UserNotFound(7))
+    status, _ = await answer(app, client, ContactNotFound(7))
     assert status == 404
-    assert (await client.put("/users")).json()["type"] == "/problems/method-not-allowed"
+    assert (await client.put("/livez")).json()["type"] == "/problems/method-not-allowed"
 
 
 async def test_failing_handler_of_exception_is_answered_with_500(
@@ -280,7 +282,7 @@ def inner(app: FastAPI) -> FastAPI:
     @inner.get("/raise/{kind}")
     async def raise_error(kind: str, number: Annotated[int, Query()] = 0) -> None:
         errors: dict[str, Exception] = {
-            "domain": UserNotFound(7),
+            "domain": ContactNotFound(7),
             "temporary": PoolExhausted("full"),
             "http": HTTPException(409, detail={"code": "x"}),
             "unhandled": OwnError("secret"),
@@ -354,7 +356,7 @@ async def test_mounted_application_that_served_requests_before_is_prepared(
 
 async def test_error_in_mounted_starlette_application_is_a_problem(app: FastAPI, client: AsyncClient) -> None:
     async def raise_error(request: Request) -> None:
-        raise UserNotFound(7)
+        raise ContactNotFound(7)
 
     app.mount("/inner", Starlette(routes=[Route("/raise", raise_error)]))
 
@@ -371,7 +373,7 @@ def add_raising_websocket(app: FastAPI, error: Exception) -> None:
 
 
 ERRORS = [
-    pytest.param(UserNotFound(7), 404, "not-found", 1008, id="domain"),
+    pytest.param(ContactNotFound(7), 404, "not-found", 1008, id="domain"),
     pytest.param(PoolExhausted("full"), 503, "pool-exhausted", 1013, id="temporary"),
     pytest.param(HTTPException(403, detail={"code": "x"}), 403, "forbidden", 1008, id="http"),
     pytest.param(HTTPException(502), 502, "bad-gateway", 1011, id="bad gateway"),
@@ -476,7 +478,7 @@ async def test_domain_error_of_a_raw_application_closes_its_websocket(app: FastA
     async def raw(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         await send({"type": "websocket.accept"})
-        raise UserNotFound(7)
+        raise ContactNotFound(7)
 
     app.mount("/raw", raw)
 

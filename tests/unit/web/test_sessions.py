@@ -16,22 +16,17 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.database import Database, WriteSession
-from app.domains.users.errors import UserNotFound
-from app.domains.users.models import User
 from app.errors import DatabaseUnavailable
 from app.pagination.page import ListParams
 from app.web.auth import SignedIn
 from app.web.deps import DatabaseDep, ReadDb, StatementDb, WriteDb
 from app.web.pagination import CursorCodec, ListQuery
 from tests.support.asgi import open_websocket
+from tests.support.contacts import Contact, ContactNotFound, new_contact
 
 ENDED = "write session has ended"
-COUNT = select(func.count().label("count")).select_from(User)
-ADD = insert(User).values(email="ann@example.com", name="Ann", password_hash="x").returning(User.id)
-
-
-def new_user(email: str = "ann@example.com") -> User:
-    return User(email=email, name="Ann", password_hash="x")
+COUNT = select(func.count().label("count")).select_from(Contact)
+ADD = insert(Contact).values(email="ann@example.com", name="Ann").returning(Contact.id)
 
 
 async def count(database: Database) -> int:
@@ -44,17 +39,17 @@ async def test_write_session_in_background_task_raises(app: FastAPI, client: Asy
 
     async def add(db: WriteSession) -> None:
         try:
-            db.add(new_user("bob@example.com"))
+            db.add(new_contact("bob@example.com"))
             await db.flush()
         except RuntimeError as error:
             errors.append(error)
 
-    @app.post("/users-later", status_code=202)
+    @app.post("/later", status_code=202)
     async def later(db: WriteDb, tasks: BackgroundTasks) -> None:
-        db.add(new_user())
+        db.add(new_contact())
         tasks.add_task(add, db)
 
-    assert (await client.post("/users-later")).status_code == 202
+    assert (await client.post("/later")).status_code == 202
     [error] = errors
     assert ENDED in str(error)
     assert await count(database) == 1
@@ -65,13 +60,13 @@ async def test_own_transaction_in_background_task_is_committed(
 ) -> None:
     async def add(database: Database) -> None:
         async with database.write() as session:
-            session.add(new_user())
+            session.add(new_contact())
 
-    @app.post("/users-later", status_code=202)
+    @app.post("/later", status_code=202)
     async def later(database: DatabaseDep, tasks: BackgroundTasks) -> None:
         tasks.add_task(add, database)
 
-    assert (await client.post("/users-later")).status_code == 202
+    assert (await client.post("/later")).status_code == 202
     assert await count(database) == 1
 
 
@@ -92,7 +87,7 @@ async def test_own_transaction_in_stream_is_committed(app: FastAPI, client: Asyn
     async def stream(database: DatabaseDep) -> StreamingResponse:
         async def lines() -> AsyncIterator[str]:
             async with database.write() as session:
-                session.add(new_user())
+                session.add(new_contact())
                 await session.flush()
                 yield "one\n"
 
@@ -127,7 +122,7 @@ async def test_late_transaction_is_rolled_back_and_answered_with_500(
 ) -> None:
     @app.post("/late", status_code=status)
     async def late(db: Annotated[WriteSession, Depends(hidden_transaction)]) -> None:
-        db.add(new_user())
+        db.add(new_contact())
 
     response = await client.post("/late")
 
@@ -142,7 +137,7 @@ async def test_late_transaction_of_an_error_response_is_rolled_back(
 ) -> None:
     @app.post("/late")
     async def late(db: Annotated[WriteSession, Depends(hidden_transaction)]) -> JSONResponse:
-        db.add(new_user())
+        db.add(new_contact())
         return JSONResponse({}, 409)
 
     assert (await client.post("/late")).status_code == 409
@@ -153,7 +148,7 @@ async def test_late_transaction_of_an_error_response_is_rolled_back(
 async def test_error_raised_in_late_transaction_is_answered(app: FastAPI, client: AsyncClient) -> None:
     @app.post("/late")
     async def late(db: Annotated[WriteSession, Depends(hidden_transaction)]) -> None:
-        raise UserNotFound(7)
+        raise ContactNotFound(7)
 
     assert (await client.post("/late")).status_code == 404
 
@@ -163,7 +158,7 @@ async def test_same_dependency_with_function_scope_is_committed(
 ) -> None:
     @app.post("/in-time", status_code=201)
     async def in_time(db: Annotated[WriteSession, Depends(hidden_transaction, scope="function")]) -> None:
-        db.add(new_user())
+        db.add(new_contact())
 
     assert (await client.post("/in-time")).status_code == 201
     assert await count(database) == 1
@@ -175,7 +170,7 @@ async def test_transactions_that_overlap_are_answered(app: FastAPI, client: Asyn
     @app.post("/overlap", status_code=201)
     async def overlap(database: DatabaseDep) -> None:
         first, second = database.write(), database.write()
-        (await first.__aenter__()).add(new_user())
+        (await first.__aenter__()).add(new_contact())
         await second.__aenter__()
         await first.__aexit__(None, None, None)
         await second.__aexit__(None, None, None)
@@ -193,7 +188,7 @@ async def test_transaction_that_is_never_ended_is_answered_with_500(app: FastAPI
 
     @app.post("/forgotten")
     async def forget(db: Annotated[WriteSession, Depends(forgotten)]) -> None:
-        db.add(new_user())
+        db.add(new_contact())
 
     assert (await client.post("/forgotten")).status_code == 500
     with pytest.raises(RuntimeError, match="before its transaction is committed"):
@@ -212,7 +207,7 @@ async def test_transaction_of_a_middleware_is_rolled_back(
 
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
             async with database.write() as session:
-                session.add(new_user())
+                session.add(new_contact())
                 await self.app(scope, receive, send)
 
     app.user_middleware.insert(position, Middleware(Transaction))
@@ -235,7 +230,7 @@ async def test_independent_task_may_commit_after_the_response(
     async def fire(database: DatabaseDep) -> None:
         async def add() -> None:
             async with database.write() as session:
-                session.add(new_user())
+                session.add(new_contact())
                 await responded.wait()
 
         tasks.append(asyncio.create_task(add()))
@@ -250,7 +245,7 @@ async def test_independent_task_may_commit_after_the_response(
 async def test_request_inside_a_transaction_of_its_caller_is_answered(client: AsyncClient, database: Database) -> None:
     """A test that calls the application while it holds a transaction of its own."""
     async with database.write() as session:
-        session.add(new_user())
+        session.add(new_contact())
         assert (await client.get("/livez")).status_code == 200
 
     assert await count(database) == 1
@@ -268,7 +263,7 @@ async def test_every_session_works_in_a_websocket(app: FastAPI, database: Databa
         await statement.returned(ADD)
         row = await read.first(COUNT)
         assert row is not None
-        write.add(new_user("bob@example.com"))
+        write.add(new_contact("bob@example.com"))
         await websocket.send_json(row["count"])
         await websocket.receive_text()
 
@@ -287,7 +282,7 @@ async def test_websocket_with_a_transaction_for_each_message_commits_each(app: F
         await websocket.accept()
         async for email in websocket.iter_text():
             async with database.write() as session:
-                session.add(new_user(email))
+                session.add(new_contact(email))
             await websocket.send_text("saved")
 
     async with open_websocket(app, "/socket") as client:
@@ -302,7 +297,7 @@ async def test_websocket_handler_that_raises_is_rolled_back(app: FastAPI, databa
     @app.websocket("/socket")
     async def socket(websocket: WebSocket, db: WriteDb) -> None:
         await websocket.accept()
-        db.add(new_user())
+        db.add(new_contact())
         await db.flush()
         raise WebSocketDisconnect(1000)
 
@@ -332,9 +327,9 @@ def inner_application() -> FastAPI:
     async def count(count: Annotated[int, Depends(only_read)]) -> int:
         return count
 
-    @inner.post("/users", status_code=201)
+    @inner.post("/test-contacts", status_code=201)
     async def add(db: WriteDb, statement: StatementDb) -> None:
-        db.add(new_user("bob@example.com"))
+        db.add(new_contact("bob@example.com"))
         await statement.returned(ADD)
 
     @inner.get("/me")
@@ -373,7 +368,7 @@ async def test_mounted_application_uses_the_sessions_of_the_outermost(
 ) -> None:
     mount(app, inner_application())
 
-    assert (await client.post(f"{prefix}/users")).status_code == 201
+    assert (await client.post(f"{prefix}/test-contacts")).status_code == 201
     assert (await client.get(f"{prefix}/count")).json() == 2
     assert (await client.get(f"{prefix}/cursors")).json() == "Cursors"
     response = await client.get(f"{prefix}/me")
@@ -409,7 +404,7 @@ async def test_late_transaction_in_mounted_application_is_refused(
 
     @inner.post("/late", status_code=201)
     async def late(db: Annotated[WriteSession, Depends(transaction)]) -> None:
-        db.add(new_user())
+        db.add(new_contact())
 
     app.mount("/inner", inner)
 

@@ -20,7 +20,7 @@ export IMAGE_CREATED ?= $(shell git log -1 --format=%cI 2>/dev/null)
         test test-unit test-integration test-postgres test-stack test-fastapi test-fast-routes-off coverage \
         bench bench-capacity \
         bench-pages bench-overload bench-metrics bench-pool-stress bench-coalescing bench-servers bench-listener \
-        bench-deploy bench-ddl bench-restarts bench-lanes bench-kubernetes \
+        bench-deploy bench-ddl bench-restarts bench-lanes bench-cancellation bench-kubernetes \
         fault pictures dashboard docs lint format \
         types contracts check audit sbom lock clean
 
@@ -219,6 +219,9 @@ bench-overload: $(READY) ## benchmark overload: goodput and rejections with 300 
 
 bench-lanes: $(READY) ## benchmark ordinary readers next to expensive requests; args="--stack prod", args="--overload"
 	@$(BIN)/python -m benchmarks.lanes $(args)
+
+bench-cancellation: $(READY) ## benchmark how soon statements end after disconnects and deadlines (needs Docker)
+	@$(BIN)/python -m benchmarks.cancellation $(args)
 
 bench-listener: $(READY) ## benchmark the listener against plain Uvicorn workers, and the balance of kept clients over time
 	@$(BIN)/python -m benchmarks.listener $(args)

@@ -140,7 +140,7 @@ async def test_stop_turns_readiness_off_then_serves_every_kept_client(
         async def unready() -> bool:
             return (await ready.ask(get("/readyz"))).status == 503
 
-        await eventually_async(unready, within=2, every=0.01)
+        await eventually_async(unready, within=20, every=0.01)
         async with httpx.AsyncClient() as client:
             problem = (await client.get(f"{served.address}/readyz")).json()
         assert (problem["type"], problem["status"]) == ("/problems/not-ready", 503)

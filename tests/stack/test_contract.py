@@ -102,7 +102,7 @@ def test_four_workers_report_metrics(stack: Stack) -> None:
     assert len(stack.worker_pids()) == 4
     workers = eventually(
         lambda: {dict(labels)["worker"] for name, labels in scrape(stack) if name == "db_pool_connections_max"},
-        within=5,
+        within=30,
     )
     assert workers == {"1", "2", "3", "4"}
 

@@ -159,7 +159,7 @@ class FakeExporter:
 def exporter() -> Iterator[FakeExporter]:
     exporter = FakeExporter()
     exporter.thread.start()
-    eventually(lambda: exporter.server.started, within=5)
+    eventually(lambda: exporter.server.started, within=30)
     yield exporter
     exporter.server.should_exit = True
     exporter.thread.join()
@@ -182,7 +182,7 @@ def page(browser: Chrome, exporter: FakeExporter) -> Iterator[Chrome]:
     exporter.document = document("idle")
     emulate(browser, DESKTOP, "light")
     open_page(browser, exporter.url)
-    eventually(lambda: text(browser, "status") == "live", within=5)
+    eventually(lambda: text(browser, "status") == "live", within=30)
     yield browser
     assert browser.get_log("browser") == []  # type: ignore[no-untyped-call]
 
@@ -217,7 +217,7 @@ def show(browser: Chrome, exporter: FakeExporter, state: str) -> None:
     used = exporter.document["pools"]["used"]
     summary = f"{used + exporter.document['pools']['idle']} of 60 connections open"
     demand = f"Demand {exporter.document['limits'][0]['demand']} of"
-    eventually(lambda: summary in text(browser, "workers-summary") and demand in text(browser, "limits"), within=5)
+    eventually(lambda: summary in text(browser, "workers-summary") and demand in text(browser, "limits"), within=30)
 
 
 def screenshot(browser: Chrome, name: str) -> None:
@@ -263,7 +263,7 @@ def test_bar_segments_are_proportional_to_their_numbers(page: Chrome, exporter: 
     total = sum(numbers.values())
     bar_width = page.find_element(By.CSS_SELECTOR, ".limit .bar").size["width"]
     eventually(
-        lambda: all(abs(width / bar_width - numbers[key] / total) < 0.01 for key, width in widths().items()), within=5
+        lambda: all(abs(width / bar_width - numbers[key] / total) < 0.01 for key, width in widths().items()), within=30
     )
 
 
@@ -278,7 +278,7 @@ def test_page_is_stale_until_new_data_arrive(page: Chrome, exporter: FakeExporte
     assert violations(page, axe) == []
 
     exporter.document = document("half load")
-    eventually(lambda: text(page, "status") == "live", within=5)
+    eventually(lambda: text(page, "status") == "live", within=30)
     assert not page.title.startswith("STALE")
 
 
@@ -306,7 +306,7 @@ def test_page_without_workers_shows_what_to_check(page: Chrome, exporter: FakeEx
     empty = document("idle") | {"workers": [], "remarks": ["the server was not queried: connection refused"]}
     exporter.document = empty
 
-    eventually(lambda: "No worker reports metrics" in text(page, "workers-summary"), within=5)
+    eventually(lambda: "No worker reports metrics" in text(page, "workers-summary"), within=30)
     assert texts(page, "#remarks li") == ["the server was not queried: connection refused"]
 
 

@@ -150,7 +150,7 @@ async def test_query_of_hanging_server_fails_at_its_deadline(proxy: Proxy, monke
         started = monotonic()
         with pytest.raises(DatabaseUnavailable, match=r"no answer within 0\.2 s"):
             await connection.query(ONE)
-        assert monotonic() - started < 5
+        assert monotonic() - started < 20
         assert proxy.opened == 1, "a query that failed at its deadline is not repeated"
 
         monkeypatch.undo()

@@ -612,11 +612,12 @@ async def test_reads_that_are_sent_again_have_a_deadline(new_database: NewDataba
         fetch = gate._fetch
 
         async def slow(connection: Any, statement: Any, arguments: Sequence[Any]) -> list[Any]:
-            await asyncio.sleep(0.3)
+            if arguments[-1] == 14:
+                await asyncio.sleep(4.5)
             return await fetch(connection, statement, arguments)
 
         gate._fetch = slow
-        change_options(database, timeout=0.5)
+        change_options(database, timeout=4)
         found: list[Any] = await asyncio.gather(*ask(database, INVERSE, 1, 13, *range(14, 20)), return_exceptions=True)
         assert [int(each["inverse"]) for each in (found[0], found[2])] == [-8, 100]
         assert [type(each) for each in found[3:]] == [PoolExhausted] * 5

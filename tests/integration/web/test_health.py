@@ -95,7 +95,7 @@ async def test_readyz_after_peer_vanishes_returns_200_again(client: AsyncClient,
             pass
 
 
-async def test_shutdown_with_hung_database_takes_under_two_seconds(proxy: Proxy) -> None:
+async def test_shutdown_with_hung_database_ends_at_its_deadline(proxy: Proxy) -> None:
     app = create_app(Settings(database_url=proxy.url, secret_key=SECRET_KEY))
     async with app.router.lifespan_context(app):
         async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
@@ -103,7 +103,7 @@ async def test_shutdown_with_hung_database_takes_under_two_seconds(proxy: Proxy)
         proxy.pause()
         started = time.monotonic()
 
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 12
 
 
 async def test_readyz_with_refused_connections_returns_503(client: AsyncClient, proxy: Proxy) -> None:

@@ -40,15 +40,15 @@ async def scrape(scraper: Scraper) -> dict[str, float]:
 
 
 async def test_collector_has_success_and_duration_metrics() -> None:
-    samples = await scrape(Scraper([FakeCollector("server")], deadline=5))
+    samples = await scrape(Scraper([FakeCollector("server")], deadline=60))
 
     assert samples["db_server_up"] == samples["headroom_collector_successserver"] == 1
-    assert 0 < samples["headroom_collector_duration_secondsserver"] < 5
+    assert 0 < samples["headroom_collector_duration_secondsserver"] < 60
 
 
 @pytest.mark.parametrize("error", [DatabaseUnavailable("gone"), OSError("refused")])
 async def test_failing_collector_does_not_affect_the_others(error: Exception) -> None:
-    samples = await scrape(Scraper([FakeCollector("server", error), FakeCollector("other")], deadline=5))
+    samples = await scrape(Scraper([FakeCollector("server", error), FakeCollector("other")], deadline=60))
 
     assert samples["headroom_collector_successserver"] == 0
     assert samples["headroom_collector_successother"] == 1
@@ -56,7 +56,7 @@ async def test_failing_collector_does_not_affect_the_others(error: Exception) ->
 
 async def test_partial_failure_exports_the_metrics_it_has() -> None:
     error = PartialFailure("torn", [single(SERVER_MAX_CONNECTIONS, 7)])
-    samples = await scrape(Scraper([FakeCollector(error=error)], deadline=5))
+    samples = await scrape(Scraper([FakeCollector(error=error)], deadline=60))
 
     assert samples["db_server_max_connections"] == 7
     assert samples["headroom_collector_successserver"] == 0
@@ -85,7 +85,7 @@ async def test_late_collector_is_replaced_by_its_fallback_and_not_restarted() ->
 async def test_concurrent_scrapes_share_one_run() -> None:
     collector = FakeCollector()
     collector.may_finish.clear()
-    scraper = Scraper([collector], deadline=5)
+    scraper = Scraper([collector], deadline=60)
     both = asyncio.gather(scrape(scraper), scrape(scraper))
     await asyncio.sleep(0)
     collector.may_finish.set()
@@ -97,7 +97,7 @@ async def test_concurrent_scrapes_share_one_run() -> None:
 async def test_failure_and_recovery_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "app.exporter.scraper")
     collector = FakeCollector(error=OSError("refused"))
-    scraper = Scraper([collector], deadline=5)
+    scraper = Scraper([collector], deadline=60)
     for _ in range(3):
         await scraper.scrape()
     collector.error = None
@@ -112,7 +112,7 @@ async def test_failure_and_recovery_are_logged_once(caplog: pytest.LogCaptureFix
 
 async def test_programming_error_in_a_collector_is_raised() -> None:
     with pytest.raises(KeyError):
-        await Scraper([FakeCollector(error=KeyError("bug"))], deadline=5).scrape()
+        await Scraper([FakeCollector(error=KeyError("bug"))], deadline=60).scrape()
 
 
 def test_collector_result_without_failure_is_a_success() -> None:

@@ -290,6 +290,7 @@ class FairListener:
         Called at every tick. The protocol has the connection already: a callback for each one would only cost time.
         """
         opening, self._opening = self._opening, []
+        errors: list[BaseException] = []
         for coroutine, awaited in opening:
             if not awaited.done():
                 self._opening.append((coroutine, awaited))
@@ -299,7 +300,9 @@ class FairListener:
             except StopIteration:
                 pass
             except BaseException as error:  # noqa: BLE001 - reported below
-                self._failed(error)
+                errors.append(error)
+        for failure in errors:
+            self._failed(failure)
         return len(self._opening)
 
     def _failed(self, error: BaseException) -> None:

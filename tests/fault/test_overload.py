@@ -70,6 +70,7 @@ def test_table_lock_stops_neither_livez_nor_readyz(api: str, database: URL) -> N
     # Up to 3 s for a connection, then 2 s for the lock.
     assert answers.seconds(503)[-1] < 6.5 + PAUSE_SECONDS
     assert percentile(livez.seconds(200), 0.5) < 1
+    assert livez.seconds(200)[-1] < 1 + PAUSE_SECONDS
     assert set(livez.statuses) == {200}
     assert set(readyz.statuses) == {200}
     assert_recovered(api)

@@ -310,3 +310,29 @@ async def test_failed_handshake_does_not_uncount_an_open_connection() -> None:
         listener.close()
 
     assert replica.connections[OWN_SLOT] == 2
+
+
+async def test_failed_handshake_does_not_uncount_one_in_progress() -> None:
+    replica = Replica()
+    replica.add_slot(OWN_SLOT)
+    count = WorkerCount(replica, OWN_SLOT)
+    count.start()
+    handshakes: list[asyncio.Future[None]] = []
+
+    async def open_(connection: socket.socket) -> None:
+        handshakes.append(asyncio.get_running_loop().create_future())
+        with connection:
+            await handshakes[-1]
+
+    with socket.create_server(("127.0.0.1", 0)) as sock, socket.socket() as first, socket.socket() as second:
+        listener = FairListener(sock, open_, count)
+        for client in (first, second):
+            client.connect(sock.getsockname())
+        await wait_until(lambda: listener.finish() == 2)
+        handshakes[0].set_exception(ConnectionResetError())
+
+        assert listener.finish() == 1
+        assert replica.connections[OWN_SLOT] == 1
+        handshakes[1].set_result(None)
+        assert listener.finish() == 0
+        listener.close()

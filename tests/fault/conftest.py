@@ -1,6 +1,7 @@
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,16 @@ def database(new_directory: Callable[[], Path]) -> Iterator[URL]:
 
 
 @pytest.fixture(scope="session")
-def replicas(images: None) -> Iterator[ComposeStack]:
+def replicas(images: None, shared: ExitStack) -> ComposeStack:
     """Run docker-compose.yml with two replicas, whose pools are small enough for the budget of 92 connections.
 
     Check at the end that `docker compose down --volumes` leaves nothing.
     """
+    return shared.enter_context(_replicas())
+
+
+@contextmanager
+def _replicas() -> Iterator[ComposeStack]:
     with ComposeStack(f"headroom-two-{os.getpid()}", replicas=2, build=False, DB_MAX_OVERFLOW="5").running() as stack:
         yield stack
         assert all(objects_of(stack).values())

@@ -26,7 +26,7 @@ def local(new_directory: Callable[[], Path]) -> Iterator[LocalStack]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signal_ends_every_process_within_10_seconds(local: LocalStack, number: signal.Signals) -> None:
+def test_signal_ends_every_process(local: LocalStack, number: signal.Signals) -> None:
     with local.running():
         # PostgreSQL and its own processes, the exporter, Gunicorn and its four workers.
         eventually(lambda: len(local.descendants()) >= 10 and len(local.worker_pids()) == 4, within=30)
@@ -37,7 +37,7 @@ def test_signal_ends_every_process_within_10_seconds(local: LocalStack, number: 
 
 def test_signal_during_the_start_leaves_no_process(local: LocalStack) -> None:
     local.start()
-    eventually(lambda: "starting PostgreSQL" in local.log.read_text(), within=20)
+    eventually(lambda: "starting PostgreSQL" in local.log.read_text(), within=60)
 
     assert local.stop(signal.SIGTERM) == 0
     assert local.descendants() == []
@@ -149,7 +149,7 @@ def test_folders_above_the_data_stay_closed_to_other_users(new_directory: Callab
     private.mkdir(mode=0o700)
     local = LocalStack(private)
     local.start()
-    eventually(lambda: local.is_running("initdb"), within=20, every=0.002)
+    eventually(lambda: local.is_running("initdb"), within=60, every=0.002)
     assert local.stop() == 0
 
     assert private.stat().st_mode & 0o066 == 0, "the user of PostgreSQL only needs to pass through it"

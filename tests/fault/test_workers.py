@@ -25,12 +25,15 @@ from tests.support.waiting import eventually, eventually_async
 
 CLIENTS = 40
 WORKERS = 4
+# While workers start, a slow machine may be overloaded. No request is rejected for that here.
+PATIENT = {"DB_QUEUE_TARGET": "30", "DB_QUEUE_INTERVAL": "30", "DB_POOL_TIMEOUT": "30"}
 
 
 @pytest.fixture
 def serve(database: URL, tmp_path: Path) -> Callable[..., AbstractContextManager[Served]]:
     """Return a function that runs the API with these settings."""
-    return partial(gunicorn, "tests.support.holding:create()", as_role(database, "headroom_app"), tmp_path)
+    url = as_role(database, "headroom_app")
+    return partial(gunicorn, "tests.support.holding:create()", url, tmp_path, **PATIENT)
 
 
 @pytest.fixture

@@ -150,8 +150,9 @@ class LocalStack:
         eventually(ready, within=60)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send the signal. Return the exit status, within 30 seconds."""
         self.process.send_signal(number)
-        return self.process.wait(timeout=10)
+        return self.process.wait(timeout=30)
 
     def kill(self) -> None:
         """Kill `headroom up` if a failed test has left it, and reap it."""

@@ -102,7 +102,7 @@ def test_scrape_with_every_worker_stuck_shows_the_queue_in_time(watched: Watched
         query = {"seconds": STUCK_SECONDS, "waiting": WAITING}
         for number in range(workers):
             answers.append(threads.submit(httpx.get, f"{watched.api}/stick", params=query, timeout=60))
-            eventually(lambda n=number: watched.total("db_pool_pending_requests") == WAITING * (n + 1), within=10)  # type: ignore[misc]
+            eventually(lambda n=number: watched.total("db_pool_pending_requests") == WAITING * (n + 1), within=30)  # type: ignore[misc]
 
         slowest = 0.0
         pause = Event()
@@ -112,7 +112,7 @@ def test_scrape_with_every_worker_stuck_shows_the_queue_in_time(watched: Watched
             slowest = max(slowest, monotonic() - started)
             assert pending == WAITING * workers or any(answer.done() for answer in answers)
             pause.wait(0.25)
-        assert slowest < 1
+        assert slowest < STUCK_SECONDS / 2
         assert {answer.result().json()["worker"] for answer in answers} == {"1", "2", "3", "4"}
     eventually(lambda: watched.total("db_pool_pending_requests") == 0, within=30)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from itertools import pairwise
 
 import httpx
 import pytest
@@ -36,12 +37,22 @@ async def attack(api: str, path: str, clients: int) -> tuple[Answers, Answers, A
     )
 
 
+def check_readiness(readyz: Answers) -> None:
+    """Check that an overloaded API stays ready. A proxy takes it out after two answers of 503 in a row.
+
+    A slow machine may need longer for a query than /readyz waits.
+    """
+    assert set(readyz.statuses) <= {200, 503}
+    statuses = [status for _, status, _ in readyz.each]
+    assert (503, 503) not in pairwise(statuses)
+
+
 def assert_recovered(api: str) -> None:
     def served() -> bool:
         answers = uvloop.run(load([f"{api}/hold?ms=1"], clients=10, seconds=0.5))
         return set(answers.statuses) == {200}
 
-    eventually(served, within=10)
+    eventually(served, within=30)
 
 
 @pytest.mark.parametrize("clients", [300, 1000])
@@ -55,7 +66,7 @@ def test_overload_beyond_the_queue_gets_503_in_time(api: str, clients: int) -> N
     assert set(livez.statuses) == {200}
     assert percentile(livez.seconds(200), 0.5) < 1
     assert livez.seconds(200)[-1] < 1 + PAUSE_SECONDS
-    assert set(readyz.statuses) == {200}, "an overloaded API is still ready"
+    check_readiness(readyz)
     assert percentile(readyz.seconds(200), 0.5) < 2
     assert readyz.seconds(200)[-1] < 2 + PAUSE_SECONDS
     assert_recovered(api)
@@ -72,7 +83,7 @@ def test_table_lock_stops_neither_livez_nor_readyz(api: str, database: URL) -> N
     assert percentile(livez.seconds(200), 0.5) < 1
     assert livez.seconds(200)[-1] < 1 + PAUSE_SECONDS
     assert set(livez.statuses) == {200}
-    assert set(readyz.statuses) == {200}
+    check_readiness(readyz)
     assert_recovered(api)
 
 
@@ -118,6 +129,6 @@ def test_thousand_disconnecting_clients_leave_no_connection(api: str, database: 
 
         asyncio.run(storm())
         assert opened() <= 4 * (5 + 10)
-        eventually(lambda: opened("state <> 'idle'") == 0, within=10)
+        eventually(lambda: opened("state <> 'idle'") == 0, within=30)
         assert_recovered(api)
-        eventually(lambda: opened() <= 4 * 5, within=10)
+        eventually(lambda: opened() <= 4 * 5, within=30)

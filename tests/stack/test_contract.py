@@ -126,4 +126,4 @@ def test_exporter_and_server_count_the_same_connections(stack: Stack) -> None:
         assert row is not None
         return row[0] > 4 and row[1] == 4 and pools == row[0] and total(stack, "db_pool_connections", state="used") == 0
 
-    eventually(agree, within=10)
+    eventually(agree, within=30)

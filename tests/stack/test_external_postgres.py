@@ -136,7 +136,7 @@ def test_stack_works_on_a_server_elsewhere(
         superuser.execute("TRUNCATE users CASCADE")
         asyncio.run(send_all_operations(stack, database))
         assert "limits of the server: from the server" in stack.compose("exec", "-T", "api", "headroom", "budget")
-        eventually(lambda: total(stack, "db_server_up") == 1, within=10)
+        eventually(lambda: total(stack, "db_server_up") == 1, within=30)
         assert total(stack, "pgbouncer_up") == int(pooled)
 
         backends = """SELECT usename, application_name, ssl FROM pg_stat_activity JOIN pg_stat_ssl USING (pid)

@@ -271,7 +271,7 @@ def test_page_is_stale_until_new_data_arrive(page: Chrome, exporter: FakeExporte
     frozen = document("half load")
     exporter.document = frozen
 
-    eventually(lambda: text(page, "status").startswith("stale: last update"), within=15)
+    eventually(lambda: text(page, "status").startswith("stale: last update"), within=30)
     assert page.title.startswith("STALE")
     assert page.find_element(By.TAG_NAME, "html").get_attribute("data-stale") is not None
     screenshot(page, "stale")
@@ -313,7 +313,7 @@ def test_page_without_workers_shows_what_to_check(page: Chrome, exporter: FakeEx
 def test_page_renders_the_document_of_a_running_stack(browser: Chrome, stack: Stack) -> None:
     open_page(browser, f"{stack.exporter}/")
 
-    eventually(lambda: text(browser, "status") == "live" and len(texts(browser, "#workers tr")) == 4, within=10)
+    eventually(lambda: text(browser, "status") == "live" and len(texts(browser, "#workers tr")) == 4, within=30)
     assert "of 60 connections open. The server side counts" in text(browser, "workers-summary")
     assert int(text(browser, "headroom")) > 0
     everywhere = [condition for condition in CONDITIONS if not condition.optional]

@@ -33,7 +33,7 @@ def test_user_created_by_one_replica_is_read_from_the_other(prod: ProdStack) -> 
     def used() -> set[str]:
         return {line["server"] for line in access_log(prod.inspect("proxy")["Id"]) if line["path"] == location}
 
-    eventually(lambda: used() == {"api1", "api2"}, within=10)
+    eventually(lambda: used() == {"api1", "api2"}, within=30)
 
 
 def test_api_connects_through_pgbouncer_as_its_own_role(prod: ProdStack) -> None:

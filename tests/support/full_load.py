@@ -73,5 +73,5 @@ def attack(apis: list[str], path: str, clients: int = 250, tls: SSLContext | Non
 
 def assert_honest(answers: Answers) -> None:
     assert set(answers.statuses) == {503}, "nothing can be read; no request hangs and none gets a 500"
-    # 3 s for a connection, 2 s in PgBouncer's queue, 2 s for the lock, and 3 s on a machine that also runs the clients.
-    assert answers.seconds(503)[-1] < 3 + 2 + 2 + 3
+    # 3 s for a connection, 2 s in the queue of PgBouncer, 2 s for the lock, and room for a busy machine.
+    assert answers.seconds(503)[-1] < 3 + 2 + 2 + 10

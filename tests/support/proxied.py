@@ -172,7 +172,7 @@ class ProxiedReplicas:
     def console(self, command: str) -> str:
         return docker("exec", f"{self.name}-proxy", "console", command)
 
-    def wait_for(self, replicas: int, within: float = 10) -> None:
+    def wait_for(self, replicas: int, within: float = 30) -> None:
         """Wait until the proxy sends requests to this number of replicas."""
         eventually(lambda: replicas_in(self.console("show stat")) == replicas, within=within)
 

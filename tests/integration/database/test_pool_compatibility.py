@@ -140,7 +140,7 @@ async def test_connection_collected_in_another_thread_serves_a_waiter(database: 
             thread = threading.Thread(target=held.clear)
             thread.start()
             thread.join()
-        assert await asyncio.wait_for(waiter, 10) is not None
+        assert await asyncio.wait_for(waiter, 30) is not None
     finally:
         asyncio.get_running_loop().set_debug(False)
     await wait_until(lambda: state(database).used == 0)

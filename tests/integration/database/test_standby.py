@@ -202,7 +202,7 @@ async def test_position_without_an_answer_ends_no_write_late(
     pair: ReplicatedPair, database_setup: str, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """The write is committed. Its client learns that, and its position is unknown."""
-    database = Routed(pair, database_setup, deadline=0.5)
+    database = Routed(pair, database_setup, deadline=2.0)
     await database.poll_until("standby")
     monkeypatch.setattr("app.database.read_after._COMMITTED", "SELECT 7, 7 FROM pg_sleep(60)")
 
@@ -349,7 +349,7 @@ async def test_loss_of_the_standby_under_load_fails_no_read(pair: ReplicatedPair
 @pytest.mark.parametrize("database_setup", ["psycopg"])
 async def test_standby_that_does_not_answer_gets_no_more_reads(pair: ReplicatedPair, database_setup: str) -> None:
     """Its processes are stopped: connections stay open, and nothing answers."""
-    database = Routed(pair, database_setup, deadline=2.0)
+    database = Routed(pair, database_setup, deadline=6.0)
     await database.poll_until("standby")
     ours = "SELECT pid FROM pg_stat_activity WHERE application_name = 'headroom:test'"
     processes = [pid for (pid,) in pair.standby.execute(ours)]

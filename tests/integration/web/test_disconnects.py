@@ -118,8 +118,8 @@ def test_read_is_cancelled_and_its_connection_is_kept(served: Serving, engine: A
 
         client.close()
 
-        eventually(lambda: running_statements(database_url) == 0, within=10)
-        eventually(lambda: str(pool_state(engine)) == "size=2 overflow=0 in_use=0 waiting=0", within=10)
+        eventually(lambda: running_statements(database_url) == 0, within=30)
+        eventually(lambda: str(pool_state(engine)) == "size=2 overflow=0 in_use=0 waiting=0", within=30)
     assert httpx.get(f"{address}/read?seconds=0").json() == pid
 
 
@@ -132,8 +132,8 @@ def test_read_that_waits_for_a_connection_leaves_the_queue(
     for client in clients:
         client.close()
 
-    eventually(lambda: str(pool_state(engine)) == "size=2 overflow=0 in_use=0 waiting=0", within=10)
-    eventually(lambda: running_statements(database_url) == 0, within=10)
+    eventually(lambda: str(pool_state(engine)) == "size=2 overflow=0 in_use=0 waiting=0", within=30)
+    eventually(lambda: running_statements(database_url) == 0, within=30)
 
 
 def test_read_of_entities_is_cancelled(served: Serving, engine: AsyncEngine, database_url: URL) -> None:
@@ -144,8 +144,8 @@ def test_read_of_entities_is_cancelled(served: Serving, engine: AsyncEngine, dat
 
     client.close()
 
-    eventually(lambda: running_statements(database_url) == 0, within=10)
-    eventually(lambda: str(pool_state(engine)) == "size=2 overflow=0 in_use=0 waiting=0", within=10)
+    eventually(lambda: running_statements(database_url) == 0, within=30)
+    eventually(lambda: str(pool_state(engine)) == "size=2 overflow=0 in_use=0 waiting=0", within=30)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_request_that_may_write_goes_on_to_its_end(served: Serving, database_url
     eventually(lambda: ended == [path], within=20)
     if path != "/read-by-post":
         with connect(database_url) as admin:
-            eventually(lambda: admin.execute("SELECT FROM test_contacts WHERE name = 'Gone'").fetchall(), within=10)
+            eventually(lambda: admin.execute("SELECT FROM test_contacts WHERE name = 'Gone'").fetchall(), within=30)
 
 
 def test_abandoned_read_is_logged_and_counted(
@@ -182,6 +182,6 @@ def test_abandoned_read_is_logged_and_counted(
 
     client.close()
 
-    eventually(lambda: [each for each in caplog.messages if each.startswith("GET /read 499")], within=10)
+    eventually(lambda: [each for each in caplog.messages if each.startswith("GET /read 499")], within=30)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
     assert cancelled_requests("client_gone") == counted + 1

@@ -54,10 +54,10 @@ async def test_worker_with_more_connections_defers_once_then_accepts(
 
     serve_in_other_slot(server, replica, 0)  # a busy worker: it has fewer connections and accepts none
     second = await connect(sock.getsockname()[1])
-    assert (await asyncio.wait_for(second.ask(get("/")), 10)).status == 200
+    assert (await asyncio.wait_for(second.ask(get("/")), 30)).status == 200
     assert not pauses, "one connection more is no reason to wait"
     third = await connect(sock.getsockname()[1])
-    assert (await asyncio.wait_for(third.ask(get("/")), 10)).status == 200
+    assert (await asyncio.wait_for(third.ask(get("/")), 30)).status == 200
     assert pauses == [fair_listener.DEFER_SECONDS]
 
     replica.clear_slot(OTHER_SLOT)
@@ -167,7 +167,7 @@ async def test_closed_connection_ends_a_deferral(
 
     connections[0].close()
 
-    assert (await asyncio.wait_for(response, 10)).status == 200
+    assert (await asyncio.wait_for(response, 30)).status == 200
     for connection in (connections[1], third):
         connection.close()
 
@@ -187,7 +187,7 @@ async def test_listener_without_file_descriptors_resumes_after_a_pause(
     server._listeners[0]._socket = ExhaustedOnce()  # type: ignore[assignment]
 
     connection = await connect(sock.getsockname()[1])
-    assert (await asyncio.wait_for(connection.ask(get("/")), 10)).status == 200
+    assert (await asyncio.wait_for(connection.ask(get("/")), 30)).status == 200
     assert "cannot accept connections: [Errno 24] Too many open files" in caplog.text
     connection.close()
 

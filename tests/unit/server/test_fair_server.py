@@ -292,4 +292,4 @@ async def test_worker_gets_signs_of_life_while_it_leaves(server: FairServer, por
     server.config.timeout_notify = 0
     server.config.callback_notify = notify
 
-    await asyncio.wait_for(notified.wait(), 10)
+    await asyncio.wait_for(notified.wait(), 30)

@@ -83,6 +83,11 @@ def release_slot(slot: int) -> None:
         _heartbeat_file(_directory, str(slot)).unlink(missing_ok=True)
 
 
+def metrics_directory() -> Path | None:
+    """Return the replica's directory, None if there is none: outside a service, for example."""
+    return _directory
+
+
 def current_slot() -> str:
     """Return the slot of this process, counted from "1"; "0" outside Gunicorn."""
     return _slot

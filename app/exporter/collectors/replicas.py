@@ -10,6 +10,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from app.exporter.scraper import PartialFailure
 from app.observability import multiprocess
+from app.observability.exemplars import read_exemplars, with_exemplars
 
 # Raised for a damaged file, such as one that a crash of the machine left half written.
 _DAMAGED = (ValueError, RuntimeError, struct.error)
@@ -37,9 +38,10 @@ class ReplicasCollector:
         damaged: list[str] = []
         for directory in self._replicas():
             files = [str(path) for path in sorted(directory.glob("*.db")) if _is_current(path)]
+            exemplars = read_exemplars(directory, damaged)
             for metric in _merge(files, damaged):
                 family = families.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
-                for sample in metric.samples:
+                for sample in with_exemplars(metric.samples, exemplars) if exemplars else metric.samples:
                     labels = {"replica": directory.name} | sample.labels
                     if "pid" in labels:  # prometheus_client's label for the process, here the slot
                         labels["worker"] = labels.pop("pid")

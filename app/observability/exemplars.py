@@ -9,6 +9,7 @@ import json
 import time
 from bisect import bisect_left
 from collections.abc import Iterable
+from contextlib import suppress
 from math import inf
 from pathlib import Path
 
@@ -40,7 +41,7 @@ class Exemplars:
         self._latest[bound] = (trace_id, span_id, seconds, time.time())
 
     def publish(self) -> None:
-        """Write the file if there are new ones. Raise OSError."""
+        """Write the file if there are new ones. A full disk costs exemplars, and nothing else."""
         directory = metrics_directory()
         latest = self._latest.copy()
         if directory is None or latest == self._written:
@@ -50,9 +51,10 @@ class Exemplars:
         content = {"metric": self._spec.name, "labels": self._labels, "buckets": buckets}
         path = directory / f"{name}{_SUFFIX}"
         unfinished = path.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(content), encoding="utf-8")
-        unfinished.replace(path)
-        self._written = latest
+        with suppress(OSError):
+            unfinished.write_text(json.dumps(content), encoding="utf-8")
+            unfinished.replace(path)
+            self._written = latest
 
 
 def read_exemplars(directory: Path, damaged: list[str]) -> dict[BucketKey, Exemplar]:

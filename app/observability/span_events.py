@@ -26,7 +26,7 @@ class TracedPoolMetrics(PoolMetrics):
         self._exemplars = Exemplars(catalogue.POOL_WAIT, pool=pool)
 
     def publish(self, state: PoolState) -> None:
-        """Set the gauges to a snapshot of the pool, and write new exemplars. Raise OSError."""
+        """Set the gauges to a snapshot of the pool, and write new exemplars."""
         super().publish(state)
         self._exemplars.publish()
 

@@ -102,8 +102,10 @@ def _key(name: str) -> str:
 
 
 def _locked() -> str:
-    files = (REQUIREMENTS, PLUGINS / "async_plugin.py", PLUGINS / "outcomes_plugin.py")
-    return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+    # Without comments: an adopted project has another name in them.
+    packages = [line for line in REQUIREMENTS.read_bytes().splitlines() if not line.lstrip().startswith(b"#")]
+    plugins = [(PLUGINS / name).read_bytes() for name in ("async_plugin.py", "outcomes_plugin.py")]
+    return sha256(b"\n".join([*packages, *plugins])).hexdigest()[:16]
 
 
 def _digest(outcomes: Mapping[str, str]) -> str:

@@ -1,6 +1,7 @@
 """From the span that waits for a connection to the text that Prometheus reads."""
 
 import json
+from errno import ENOSPC
 from math import inf
 from pathlib import Path
 
@@ -119,6 +120,21 @@ def test_unchanged_exemplars_are_not_written_again(replica: Path) -> None:
     exemplars.keep(0.003, TRACE_ID, SPAN_ID)
     exemplars.publish()
     assert path.exists()
+
+
+def test_full_disk_costs_only_the_exemplars(replica: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(ENOSPC, "No space left on device")
+
+    exemplars = Exemplars(catalogue.POOL_WAIT, pool="api")
+    exemplars.keep(0.003, TRACE_ID, SPAN_ID)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", fail)
+        exemplars.publish()
+    assert scraped(replica) == {}
+
+    exemplars.publish()
+    assert ("api", "0.005") in scraped(replica)
 
 
 def test_damaged_file_is_named_and_costs_no_metric(replica: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from httpx import _config as httpx_config
 
 from app.observability.logging import configure_logging
 from app.settings import Settings
@@ -27,6 +28,10 @@ from tests.support.workers import (
 )
 
 pytest_plugins = ["tests.support.fixtures"]
+
+# httpx waits for 5 s by default, and a busy machine may pause for as long. A test about a time-out sets its own.
+for _operation in ("connect", "read", "write", "pool"):
+    setattr(httpx_config.DEFAULT_TIMEOUT_CONFIG, _operation, 60.0)
 
 # No test depends on the speed of the machine: a busy one is slow to generate data.
 hypothesis.settings.register_profile("project", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])

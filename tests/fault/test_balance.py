@@ -106,7 +106,7 @@ def test_shares_are_even_after_a_start_a_killed_worker_and_a_reload(database: UR
         async def reloaded() -> bool:
             return len(workers()) == WORKERS and not workers() & old
 
-        await eventually_async(reloaded, within=30)
+        await eventually_async(reloaded, within=60)
         clients.worker.clear()
         await clients.become_even()
         assert clients.statuses[0] == broken, "moving clients cuts no request"

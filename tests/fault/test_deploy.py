@@ -86,7 +86,7 @@ def test_deploy_of_a_broken_release_is_undone(deployed: DeployStack, image: Call
         assert deployed.containers() == serving
         finished = deployed.run("deploy", "--image", ends, check=False, environment={"DEPLOY_SETTLE_SECONDS": "60"})
         assert (finished.returncode, "serves as before" in finished.stderr) == (1, True), finished.stderr
-        eventually(lambda: deployed.replicas_in_proxy() == 2, within=30)
+        eventually(lambda: deployed.replicas_in_proxy() == 2, within=60)
 
     during(deployed, choreography)
 
@@ -106,4 +106,4 @@ def test_rotation_of_secrets_loses_no_request(deployed: DeployStack) -> None:
     def has_new_lookup_connection() -> bool:
         return not json.loads(deployed.compose("exec", "-T", "api", "headroom", "budget", "--json"))["remarks"]
 
-    eventually(has_new_lookup_connection, within=30)
+    eventually(has_new_lookup_connection, within=60)

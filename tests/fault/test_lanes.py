@@ -64,7 +64,7 @@ async def disturb(api: str, user: str, server: Server) -> tuple[Answers, Answers
             await asyncio.sleep(0.02)
         return max(counts) <= WORKERS
 
-    await eventually_async(is_moved, within=30, jobs=(noisy, learning))
+    await eventually_async(is_moved, within=60, jobs=(noisy, learning))
     server.counts.clear()
     watched = asyncio.Event()
     watching = asyncio.create_task(server.watch(watched))

@@ -29,7 +29,7 @@ def local(new_directory: Callable[[], Path]) -> Iterator[LocalStack]:
 def test_signal_ends_every_process(local: LocalStack, number: signal.Signals) -> None:
     with local.running():
         # PostgreSQL and its own processes, the exporter, Gunicorn and its four workers.
-        eventually(lambda: len(local.descendants()) >= 10 and len(local.worker_pids()) == 4, within=30)
+        eventually(lambda: len(local.descendants()) >= 10 and len(local.worker_pids()) == 4, within=60)
         assert local.stop(number) == 0
 
     assert local.descendants() == []
@@ -61,7 +61,7 @@ def test_repeated_ctrl_c_during_the_start_leaves_no_process(local: LocalStack, p
 
     local.start()
     eventually(seen, within=60, every=0.002)
-    eventually(ended, within=30)
+    eventually(ended, within=60)
 
     assert local.descendants() == []
     assert local.process.returncode == 0, local.log.read_text()
@@ -80,7 +80,7 @@ def test_second_start_finds_the_data_of_the_first(local: LocalStack) -> None:
 def test_end_of_the_api_ends_every_process_and_is_logged(local: LocalStack) -> None:
     with local.running():
         local.kill_worker(local.master_pid())
-        assert local.process.wait(timeout=20) == 1
+        assert local.process.wait(timeout=60) == 1
 
     assert local.descendants() == []
     assert "headroom up: the api exited unexpectedly with status -9" in local.log.read_text().splitlines()

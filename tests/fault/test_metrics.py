@@ -102,7 +102,7 @@ def test_scrape_with_every_worker_stuck_shows_the_queue_in_time(watched: Watched
         query = {"seconds": STUCK_SECONDS, "waiting": WAITING}
         for number in range(workers):
             answers.append(threads.submit(httpx.get, f"{watched.api}/stick", params=query, timeout=60))
-            eventually(lambda n=number: watched.total("db_pool_pending_requests") == WAITING * (n + 1), within=30)  # type: ignore[misc]
+            eventually(lambda n=number: watched.total("db_pool_pending_requests") == WAITING * (n + 1), within=60)  # type: ignore[misc]
 
         slowest = 0.0
         pause = Event()
@@ -114,7 +114,7 @@ def test_scrape_with_every_worker_stuck_shows_the_queue_in_time(watched: Watched
             pause.wait(0.25)
         assert slowest < STUCK_SECONDS / 2
         assert {answer.result().json()["worker"] for answer in answers} == {"1", "2", "3", "4"}
-    eventually(lambda: watched.total("db_pool_pending_requests") == 0, within=30)
+    eventually(lambda: watched.total("db_pool_pending_requests") == 0, within=60)
 
 
 def test_counters_after_a_kill_do_not_decrease(stack: Stack) -> None:
@@ -131,7 +131,7 @@ def test_counters_after_a_kill_do_not_decrease(stack: Stack) -> None:
         renewed = [key for key in starts if now[key] != before.get(key)]
         return len(starts) == 4 and len(renewed) == 1
 
-    eventually(replaced, within=30)
+    eventually(replaced, within=60)
     after = scrape(stack)
     counters = [key for key in before if key[0].endswith(("_total", "_count", "_sum", "_bucket"))]
     assert len(counters) > 100
@@ -183,7 +183,7 @@ def test_server_and_pools_agree_until_a_connection_leaks(stack: Stack) -> None:
             server, pools = views(stack)
             return server == pools + 1
 
-        eventually(differ, within=30)
+        eventually(differ, within=60)
         live = httpx.get(f"{stack.exporter}/live.json").json()
-        eventually(lambda: httpx.get(f"{stack.exporter}/live.json").json()["server"]["disagreement"] == 1, within=30)
+        eventually(lambda: httpx.get(f"{stack.exporter}/live.json").json()["server"]["disagreement"] == 1, within=60)
         assert "ViewsDisagree" in {condition["name"] for condition in live["conditions"]}

@@ -36,7 +36,7 @@ def stop_and_start(prod: ProdStack, replica: str) -> None:
 
 def kill_and_start(prod: ProdStack, replica: str) -> None:
     docker("kill", replica)
-    eventually(lambda: prod.replicas_in_proxy() == 1, within=30)
+    eventually(lambda: prod.replicas_in_proxy() == 1, within=60)
     docker("start", replica)
     eventually(lambda: prod.replicas_in_proxy() == 2, within=60)
 

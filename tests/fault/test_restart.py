@@ -28,7 +28,7 @@ def test_request_after_a_restart_gets_no_dead_connection(replicas: ComposeStack)
 
     replicas.compose("restart", "postgres")
     for api in replicas.apis:
-        eventually(partial(is_ready, api), within=30)
+        eventually(partial(is_ready, api), within=60)
     answers = uvloop.run(load(urls, clients=40, seconds=2))
 
     assert set(answers.statuses) == {200}

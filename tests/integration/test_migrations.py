@@ -240,7 +240,7 @@ def uncommitted_write(url: URL, table: str) -> Iterator[None]:
         connection.transaction(),
     ):
         connection.execute(f"LOCK TABLE {table} IN ROW EXCLUSIVE MODE".encode())
-        cancelled = executor.submit(eventually, lambda: other.execute(waiting, (url.database,)).fetchall(), within=30)
+        cancelled = executor.submit(eventually, lambda: other.execute(waiting, (url.database,)).fetchall(), within=60)
         yield
         cancelled.result()
 

@@ -90,7 +90,7 @@ async def test_exhausted_pool_returns_503_with_retry_after(database_url: URL) ->
     ):
         holders = [asyncio.create_task(hold()) for _ in range(3)]  # the pool allows one connection per task
         try:
-            await eventually_async(exhausted, within=30, jobs=holders)
+            await eventually_async(exhausted, within=60, jobs=holders)
             responses = await asyncio.gather(*(client.get("/users/1") for _ in range(5)))
         finally:
             refused.set()

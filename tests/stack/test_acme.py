@@ -119,5 +119,5 @@ def test_proxy_gets_certificates_while_it_runs_and_keeps_them(acme: ProxyWithAcm
     }
 
     acme.compose("restart", "proxy")
-    kept = eventually(acme.certificate, within=30)
+    kept = eventually(acme.certificate, within=60)
     assert kept["serialNumber"] == renewed["serialNumber"]

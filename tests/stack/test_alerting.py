@@ -59,7 +59,7 @@ class Alerting(Compose):
         mounts = [f"--volume={program}:/alert_sink.py:ro", f"--volume={self.secrets}:/run/secrets:ro"]
         place = [f"--network={self.name}_alerting", "--network-alias=sink", f"--name={self.name}-sink"]
         docker("run", "--detach", "--init", *place, *mounts, PYTHON, "python", "/alert_sink.py")
-        eventually(self.received, within=20)
+        eventually(self.received, within=60)
 
     def down(self) -> None:
         docker("rm", "--force", f"{self.name}-sink")
@@ -145,7 +145,7 @@ def test_consequences_of_another_alert_are_left_out(alerting: Alerting) -> None:
         ("ServerDownRecently", "none"): ["active"],
         ("Watchdog", "watchdog"): ["active"],
     }
-    eventually(lambda: alerting.received("/watchdog/", "Watchdog"), within=20)
+    eventually(lambda: alerting.received("/watchdog/", "Watchdog"), within=60)
     assert not alerting.received("/hook/", "Watchdog")
 
 

@@ -81,7 +81,7 @@ def test_backup_of_changed_rows_is_added_to_the_repository(database: BackedUpSta
 
     assert finished.returncode == 0, finished.stderr
     assert re.search(r"backup \S+F_\S+I: [0-9]+ bytes of data, [0-9]+ bytes written", finished.stdout)
-    eventually(lambda: total(database, "db_backups") == before + 1, within=30)
+    eventually(lambda: total(database, "db_backups") == before + 1, within=60)
 
 
 def test_restore_of_a_running_cluster_is_refused(database: BackedUpStack) -> None:

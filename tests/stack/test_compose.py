@@ -57,7 +57,7 @@ def test_websocket_route_works_in_the_image(compose: ComposeStack) -> None:
         eventually(lambda: httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200, within=60)
         with connect(f"ws://127.0.0.1:{port}/tables") as websocket:
             websocket.send("tables")
-            assert re.fullmatch(r"tables: \d+", str(websocket.recv(timeout=10)))
+            assert re.fullmatch(r"tables: \d+", str(websocket.recv(timeout=60)))
     finally:
         subprocess.run(["docker", "rm", "--force", container], capture_output=True, check=False)
 
@@ -68,4 +68,4 @@ def test_prometheus_scrapes_the_exporter(compose: ComposeStack) -> None:
         answer = httpx.get(f"{compose.prometheus}/api/v1/query", params=query).json()
         return bool(answer["data"]["result"][0]["value"][1] == "60")
 
-    eventually(scraped, within=30)
+    eventually(scraped, within=60)

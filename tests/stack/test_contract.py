@@ -102,7 +102,7 @@ def test_four_workers_report_metrics(stack: Stack) -> None:
     assert len(stack.worker_pids()) == 4
     workers = eventually(
         lambda: {dict(labels)["worker"] for name, labels in scrape(stack) if name == "db_pool_connections_max"},
-        within=30,
+        within=60,
     )
     assert workers == {"1", "2", "3", "4"}
 
@@ -126,4 +126,4 @@ def test_exporter_and_server_count_the_same_connections(stack: Stack) -> None:
         assert row is not None
         return row[0] > 4 and row[1] == 4 and pools == row[0] and total(stack, "db_pool_connections", state="used") == 0
 
-    eventually(agree, within=30)
+    eventually(agree, within=60)

@@ -76,16 +76,16 @@ def test_gauges_under_a_table_lock_show_used_and_waiting(stack: Stack) -> None:
             with holder.transaction():
                 holder.execute("LOCK TABLE posts")
                 requests = [threads.submit(send_requests, author) for author in range(1, 201)]
-                eventually(agree, within=30, jobs=requests)
+                eventually(agree, within=60, jobs=requests)
         finally:
             stop.set()
         statuses = set().union(*(request.result() for request in requests))
 
     assert statuses <= {200, 404, 503}
-    eventually(lambda: total(stack, "db_pool_pending_requests") == 0, within=30)
-    eventually(lambda: total(stack, "db_pool_connections", state="used") == 0, within=30)
+    eventually(lambda: total(stack, "db_pool_pending_requests") == 0, within=60)
+    eventually(lambda: total(stack, "db_pool_connections", state="used") == 0, within=60)
 
 
 def test_overflow_gauge_without_load_returns_to_zero(stack: Stack) -> None:
     """The test before this one has opened overflow connections. DB_POOL_SHRINK_AFTER is 20 s."""
-    eventually(lambda: total(stack, "db_pool_connections_overflow") == 0, within=30)
+    eventually(lambda: total(stack, "db_pool_connections_overflow") == 0, within=60)

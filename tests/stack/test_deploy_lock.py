@@ -65,4 +65,4 @@ def test_lock_of_a_killed_operation_is_free(stack: EngineOnly) -> None:
         assert process.stdout.readline() == "locked\n"
         assert not is_free(stack)
         process.send_signal(signal.SIGKILL)
-    eventually(lambda: is_free(stack), within=30)
+    eventually(lambda: is_free(stack), within=60)

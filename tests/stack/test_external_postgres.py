@@ -136,7 +136,7 @@ def test_stack_works_on_a_server_elsewhere(
         superuser.execute("TRUNCATE users CASCADE")
         asyncio.run(send_all_operations(stack, database))
         assert "limits of the server: from the server" in stack.compose("exec", "-T", "api", "headroom", "budget")
-        eventually(lambda: total(stack, "db_server_up") == 1, within=30)
+        eventually(lambda: total(stack, "db_server_up") == 1, within=60)
         assert total(stack, "pgbouncer_up") == int(pooled)
 
         backends = """SELECT usename, application_name, ssl FROM pg_stat_activity JOIN pg_stat_ssl USING (pid)
@@ -155,11 +155,11 @@ def test_stack_works_on_a_server_elsewhere(
         stack.authority.write_text((Path(stack.environment["SECRETS_DIR"]) / "tls_ca_certificate").read_text())
         reconnect(stack, superuser)
         verifier = "pgbouncer" if pooled else "api"
-        eventually(lambda: "certificate verify failed" in stack.compose("logs", verifier), within=20)
+        eventually(lambda: "certificate verify failed" in stack.compose("logs", verifier), within=60)
         assert stack.client.get("/users/1").status_code == 503
         stack.authority.write_text(trusted)
         reconnect(stack, superuser)
-        eventually(lambda: stack.client.get("/users/1").status_code in (200, 404), within=20)
+        eventually(lambda: stack.client.get("/users/1").status_code in (200, 404), within=60)
         if pooled:
             check_rotation(stack, superuser)
 
@@ -170,7 +170,7 @@ def check_rotation(stack: ExternalStack, superuser: psycopg.Connection) -> None:
     query = "SELECT rolname FROM pg_authid WHERE rolname LIKE 'headroom_app%' AND rolpassword IS NOT NULL"
     assert superuser.execute(query).fetchall() == [("headroom_app_2",)]
     stack.compose("restart", "pgbouncer")
-    eventually(lambda: stack.client.get("/users/1").status_code in (200, 404), within=20)
+    eventually(lambda: stack.client.get("/users/1").status_code in (200, 404), within=60)
 
 
 def reconnect(stack: ProdStack, superuser: psycopg.Connection) -> None:

@@ -159,7 +159,7 @@ class FakeExporter:
 def exporter() -> Iterator[FakeExporter]:
     exporter = FakeExporter()
     exporter.thread.start()
-    eventually(lambda: exporter.server.started, within=30)
+    eventually(lambda: exporter.server.started, within=60)
     yield exporter
     exporter.server.should_exit = True
     exporter.thread.join()
@@ -182,7 +182,7 @@ def page(browser: Chrome, exporter: FakeExporter) -> Iterator[Chrome]:
     exporter.document = document("idle")
     emulate(browser, DESKTOP, "light")
     open_page(browser, exporter.url)
-    eventually(lambda: text(browser, "status") == "live", within=30)
+    eventually(lambda: text(browser, "status") == "live", within=60)
     yield browser
     assert browser.get_log("browser") == []  # type: ignore[no-untyped-call]
 
@@ -217,7 +217,7 @@ def show(browser: Chrome, exporter: FakeExporter, state: str) -> None:
     used = exporter.document["pools"]["used"]
     summary = f"{used + exporter.document['pools']['idle']} of 60 connections open"
     demand = f"Demand {exporter.document['limits'][0]['demand']} of"
-    eventually(lambda: summary in text(browser, "workers-summary") and demand in text(browser, "limits"), within=30)
+    eventually(lambda: summary in text(browser, "workers-summary") and demand in text(browser, "limits"), within=60)
 
 
 def screenshot(browser: Chrome, name: str) -> None:
@@ -271,14 +271,14 @@ def test_page_is_stale_until_new_data_arrive(page: Chrome, exporter: FakeExporte
     frozen = document("half load")
     exporter.document = frozen
 
-    eventually(lambda: text(page, "status").startswith("stale: last update"), within=30)
+    eventually(lambda: text(page, "status").startswith("stale: last update"), within=60)
     assert page.title.startswith("STALE")
     assert page.find_element(By.TAG_NAME, "html").get_attribute("data-stale") is not None
     screenshot(page, "stale")
     assert violations(page, axe) == []
 
     exporter.document = document("half load")
-    eventually(lambda: text(page, "status") == "live", within=30)
+    eventually(lambda: text(page, "status") == "live", within=60)
     assert not page.title.startswith("STALE")
 
 
@@ -306,14 +306,14 @@ def test_page_without_workers_shows_what_to_check(page: Chrome, exporter: FakeEx
     empty = document("idle") | {"workers": [], "remarks": ["the server was not queried: connection refused"]}
     exporter.document = empty
 
-    eventually(lambda: "No worker reports metrics" in text(page, "workers-summary"), within=30)
+    eventually(lambda: "No worker reports metrics" in text(page, "workers-summary"), within=60)
     assert texts(page, "#remarks li") == ["the server was not queried: connection refused"]
 
 
 def test_page_renders_the_document_of_a_running_stack(browser: Chrome, stack: Stack) -> None:
     open_page(browser, f"{stack.exporter}/")
 
-    eventually(lambda: text(browser, "status") == "live" and len(texts(browser, "#workers tr")) == 4, within=30)
+    eventually(lambda: text(browser, "status") == "live" and len(texts(browser, "#workers tr")) == 4, within=60)
     assert "of 60 connections open. The server side counts" in text(browser, "workers-summary")
     assert int(text(browser, "headroom")) > 0
     everywhere = [condition for condition in CONDITIONS if not condition.optional]

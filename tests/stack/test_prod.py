@@ -33,7 +33,7 @@ def test_user_created_by_one_replica_is_read_from_the_other(prod: ProdStack) -> 
     def used() -> set[str]:
         return {line["server"] for line in access_log(prod.inspect("proxy")["Id"]) if line["path"] == location}
 
-    eventually(lambda: used() == {"api1", "api2"}, within=30)
+    eventually(lambda: used() == {"api1", "api2"}, within=60)
 
 
 def test_api_connects_through_pgbouncer_as_its_own_role(prod: ProdStack) -> None:
@@ -256,7 +256,7 @@ def test_replica_after_a_reload_is_restarted_when_it_crashes(prod: ProdStack) ->
         # The command fails, because its container ends.
         prod.compose("exec", "-T", "--index", replica, "api", "python", "-c", crash, check=False)
 
-    eventually(lambda: prod.inspect("api")["RestartCount"] == 1, within=20)
+    eventually(lambda: prod.inspect("api")["RestartCount"] == 1, within=60)
     eventually(lambda: prod.replicas_in_proxy() == 2, within=60)
 
 

@@ -152,7 +152,7 @@ def test_rules_are_loaded_and_no_lasting_alert_fires(compose: ComposeStack) -> N
             rule["health"] == "ok" for rule in found
         )
 
-    eventually(loaded, within=30)
+    eventually(loaded, within=60)
     assert httpx.get(f"{compose.exporter}/live.json").json()["conditions"]
     firing = [
         alert["labels"]["alertname"]
@@ -167,7 +167,7 @@ def test_rules_are_loaded_and_no_lasting_alert_fires(compose: ComposeStack) -> N
 def test_leaked_connection_makes_server_and_pools_disagree(compose: ComposeStack) -> None:
     [disagree] = [rule["expr"] for rule in rules("alerts.yml") if rule["alert"] == "ViewsDisagree"]
     shortened = hasty(disagree)
-    eventually(lambda: query(compose.prometheus, "stack:db_connections_beyond_pools:difference == 0"), within=30)
+    eventually(lambda: query(compose.prometheus, "stack:db_connections_beyond_pools:difference == 0"), within=60)
     eventually(lambda: not query(compose.prometheus, shortened), within=60, every=1)
 
     leaked = parameters(compose.database_url().set(username="headroom_app"))

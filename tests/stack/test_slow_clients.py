@@ -33,7 +33,7 @@ def raw_connection(stack: Stack) -> Iterator[socket.socket]:
 
 def assert_no_connection_is_used(stack: Stack) -> None:
     """Read the gauge for 2 seconds. The workers publish it several times in that time."""
-    eventually(lambda: total(stack, "db_pool_connections", state="used") == 0, within=30)  # as of the last publication
+    eventually(lambda: total(stack, "db_pool_connections", state="used") == 0, within=60)  # as of the last publication
     until = monotonic() + 2
     while monotonic() < until:
         assert total(stack, "db_pool_connections", state="used") == 0
@@ -78,7 +78,7 @@ def test_slow_sender_of_a_body_holds_no_connection(stack: Stack) -> None:
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
         f"Authorization: Bearer {token['access_token']}\r\n\r\n"
     )
-    eventually(lambda: total(stack, "db_pool_connections", state="used") == 0, within=30)
+    eventually(lambda: total(stack, "db_pool_connections", state="used") == 0, within=60)
     with raw_connection(stack) as client:
         client.sendall(head.encode() + body[:10])
 

@@ -348,7 +348,7 @@ async def stress(url: URL, server: URL, *, operations: int, pooled: bool, caller
         report.check(pool.state.waiting == 0, f"callers wait at the end: {pool.state}")
         report.check(not pool._holders, "the pool knows holders at the end")
         await engine.dispose()
-        await _until(lambda: not proxy.ports, within=30)
+        await _until(lambda: not proxy.ports, within=60)
         report.left_on_server = len(proxy.ports)
     _compare_rows(run, server)
     report.check(report.operations == operations, f"{report.operations} of {operations} operations")

@@ -150,7 +150,7 @@ def run_pgbouncer(server: Server, directory: Path, **limits: int) -> Iterator[Pg
         pgbouncer = PgBouncer(int(container.get_exposed_port(6432)), address, identity)
         # Docker's port proxy accepts connections before PgBouncer does.
         login = conninfo(pgbouncer.url(server.superuser), connect_timeout=2).encode()
-        eventually(lambda: psycopg.pq.PGconn.ping(login) == psycopg.pq.Ping.OK, within=30)
+        eventually(lambda: psycopg.pq.PGconn.ping(login) == psycopg.pq.Ping.OK, within=60)
         yield pgbouncer
 
 

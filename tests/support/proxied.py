@@ -91,7 +91,7 @@ class Replica:
         mount = ["--volume", f"{program}:/stub_replica.py:ro"]
         place = ["--network", network, "--network-alias", "api", "--name", name, "--hostname", name]
         docker("run", "--detach", "--init", *place, *mount, PYTHON, "python", "/stub_replica.py")
-        eventually(lambda: self.executed == 0, within=20)
+        eventually(lambda: self.executed == 0, within=60)
 
     @cached_property
     def address(self) -> str:

@@ -141,7 +141,7 @@ class ReplicatedPair:
             standby.follow(primary)
             primary.execute("ALTER SYSTEM SET synchronous_standby_names = '*'", "SELECT pg_reload_conf()")
             synchronous = "SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"
-            eventually(lambda: primary.execute(synchronous), within=30)
+            eventually(lambda: primary.execute(synchronous), within=60)
             yield cls(primary, standby)
         finally:
             standby.stop()

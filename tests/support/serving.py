@@ -105,7 +105,7 @@ def running(
             return ready()
 
         try:
-            eventually(running_and_ready, within=30)
+            eventually(running_and_ready, within=60)
             yield process.pid
         finally:
             process.terminate()

@@ -55,7 +55,7 @@ def serving(
     thread = threading.Thread(target=server.run, name="uvicorn")
     thread.start()
     try:
-        eventually(lambda: server.started or not thread.is_alive(), within=30)
+        eventually(lambda: server.started or not thread.is_alive(), within=60)
         yield Serving(server)
     finally:
         server.should_exit = True

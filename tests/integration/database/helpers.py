@@ -74,4 +74,4 @@ async def wait_until(condition: Callable[[], object], *jobs: asyncio.Future[Any]
     async def check() -> object:
         return condition()
 
-    await eventually_async(check, within=30, jobs=jobs)
+    await eventually_async(check, within=60, jobs=jobs)

@@ -157,7 +157,7 @@ async def test_exporter_leaves_a_server_that_turned_read_only(pair: ReplicatedPa
         await asyncio.to_thread(pair.standby.promote)
         pair.primary.execute("ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
 
-        assert await eventually_async(has_moved, within=30)
+        assert await eventually_async(has_moved, within=60)
 
 
 async def test_server_that_vanished_costs_only_its_share_of_the_deadline(

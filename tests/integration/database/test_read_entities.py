@@ -204,7 +204,7 @@ async def sleeping_backend(database_url: URL) -> int:
             ).fetchone()
             return row[0] if row else None
 
-        return await eventually_async(find, within=30) or 0
+        return await eventually_async(find, within=60) or 0
 
 
 async def test_statement_timeout_of_a_read_of_entities_is_translated(database: Database, database_url: URL) -> None:

@@ -47,7 +47,7 @@ async def sleeping_backend(database: Database, sleeping: asyncio.Task[Any]) -> i
             ).fetchone()
             return row[0] if row else None
 
-    return await eventually_async(find, within=30, jobs=[sleeping]) or 0
+    return await eventually_async(find, within=60, jobs=[sleeping]) or 0
 
 
 async def test_write_session_commits_when_its_block_ends(database: Database) -> None:
@@ -211,7 +211,7 @@ async def test_number_too_large_for_its_type_is_invalid_input_and_leaves_no_lock
             locks = "SELECT FROM pg_locks WHERE relation = 'test_contacts'::regclass AND pid <> pg_backend_pid()"
             return not admin.execute(locks).fetchall()
 
-    await eventually_async(unlocked, within=30)
+    await eventually_async(unlocked, within=60)
     assert state(database).used == 0
 
 
@@ -276,7 +276,7 @@ async def test_cancelled_statement_stops_on_the_server_and_frees_its_slot(
             query = "SELECT FROM pg_stat_activity WHERE pid = %s AND state = 'active'"
             return not admin.execute(query, (pid,)).fetchall()
 
-    await eventually_async(stopped, within=30)
+    await eventually_async(stopped, within=60)
     assert state(database).used == 0
     assert await run(database, session_type, NOW) is not None
 

@@ -111,7 +111,7 @@ class Routed(ReplicatedDatabase):
             return self.standby.route() == expected
 
         with client():
-            await eventually_async(has_route, within=30)
+            await eventually_async(has_route, within=60)
 
     async def close(self) -> None:
         await self.engine.dispose()
@@ -175,7 +175,7 @@ async def test_writer_reads_its_write_while_the_standby_does_not_replay(
         assert await database.read.one(BY_ID, identity) is not None
         return database.routes[-1] == "standby"
 
-    assert await eventually_async(reads_on_the_standby, within=30)
+    assert await eventually_async(reads_on_the_standby, within=60)
     assert await port_of(database) == pair.standby.port
 
 
@@ -310,7 +310,7 @@ def start_again(server: ReplicaServer) -> None:
             return True
         return False
 
-    eventually(has_started, within=30)
+    eventually(has_started, within=60)
 
 
 async def test_loss_of_the_standby_under_load_fails_no_read(pair: ReplicatedPair, database: Routed) -> None:
@@ -374,7 +374,7 @@ def migrated_pair(pair: ReplicatedPair) -> ReplicatedPair:
         environment.setenv("MIGRATION_DATABASE_URL", owner.render_as_string())
         command.upgrade(Config(toml_file=PROJECT_ROOT / "pyproject.toml"), "head")
     [(everything,)] = pair.primary.execute("SELECT pg_current_wal_flush_lsn()::text")
-    eventually(lambda: pair.standby.execute(f"SELECT 1 WHERE pg_last_wal_replay_lsn() >= '{everything}'"), within=30)
+    eventually(lambda: pair.standby.execute(f"SELECT 1 WHERE pg_last_wal_replay_lsn() >= '{everything}'"), within=60)
     return pair
 
 
@@ -446,7 +446,7 @@ async def test_reads_return_to_the_other_standby_when_one_is_promoted(
     with ReplicatedPair.running(new_directory()) as pair, pair.another_standby() as other:
         pair.primary.execute("CREATE TABLE entry (id bigint PRIMARY KEY)")
         current = "SELECT count(*) FROM pg_stat_replication WHERE replay_lsn = pg_current_wal_flush_lsn()"
-        eventually(lambda: pair.primary.execute(current) == [(2,)], within=30)
+        eventually(lambda: pair.primary.execute(current) == [(2,)], within=60)
         database = Routed(pair, database_setup, urls=(pair.url(database_setup), other.url))
         await database.poll_until("standby")
 

@@ -102,7 +102,7 @@ def test_change_of_code_and_of_migrations_is_served(server: DevelopmentServer) -
     router.write_text(original + ROUTE)
     eventually(lambda: server.status("/users/mistakes?number=5") == 200, within=60)
     assert server.status("/users/mistakes?number=6") == 500
-    eventually(lambda: "slow statement" in server.log and "as an example" in server.log, within=30)
+    eventually(lambda: "slow statement" in server.log and "as an example" in server.log, within=60)
 
     log = server.log
     assert "migrated to 0123456789ab: add notes" in log

@@ -144,7 +144,7 @@ async def test_slow_statement_is_logged_with_its_plan(
     async def are_logged() -> bool:
         return any("SELECT now()" in plan for plan in plans()) and len(plans()) >= 4
 
-    await eventually_async(are_logged, within=30)
+    await eventually_async(are_logged, within=60)
     assert {operation for operation in ("SELECT", "UPDATE") for plan in plans() if f"ms | {operation}" in plan} == {
         "SELECT", "UPDATE"
     }  # fmt: skip

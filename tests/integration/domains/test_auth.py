@@ -370,7 +370,7 @@ async def wait_until_full(queue: passwords.HashQueue) -> None:
     async def is_full() -> bool:
         return queue.used == queue.capacity
 
-    await eventually_async(is_full, within=30)
+    await eventually_async(is_full, within=60)
 
 
 async def test_sign_in_with_a_full_queue_is_503_and_not_counted(

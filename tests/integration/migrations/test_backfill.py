@@ -154,13 +154,13 @@ async def test_condition_that_never_ends_is_reported(samples: URL) -> None:
 async def test_two_runs_at_once_change_each_row_once(samples: URL, json_log: Callable[[], str]) -> None:
     with connect(samples) as watcher, locked(samples, "SELECT FROM samples WHERE id = 7000 FOR UPDATE"):
         first = asyncio.create_task(fill(samples))
-        await eventually_async(lambda: asyncio.to_thread(waits_for_a_lock, watcher), within=30, jobs=[first])
+        await eventually_async(lambda: asyncio.to_thread(waits_for_a_lock, watcher), within=60, jobs=[first])
         second = asyncio.create_task(fill(samples))
 
         async def second_waits() -> bool:
             return "another process runs it" in json_log()
 
-        await eventually_async(second_waits, within=30, jobs=[first, second])
+        await eventually_async(second_waits, within=60, jobs=[first, second])
     results = await asyncio.gather(first, second)
 
     assert results[0] == results[1]
@@ -174,7 +174,7 @@ async def test_batch_that_gets_no_lock_is_tried_again(samples: URL, json_log: Ca
         async def tried_twice() -> bool:
             return "attempt 2 after id None: batch: canceling statement due to lock timeout" in json_log()
 
-        await eventually_async(tried_twice, within=30, jobs=[job])
+        await eventually_async(tried_twice, within=60, jobs=[job])
     assert (await job).rows_read == ROWS
     assert times(samples) == [(1, ROWS)]
 
@@ -197,7 +197,7 @@ async def test_batch_that_loses_a_deadlock_is_tried_again(samples: URL, json_log
     """The server ends the statement that waits first: the batch."""
     with connect(samples) as watcher, locked(samples, "UPDATE samples SET id = id WHERE id = 70") as holder:
         job = asyncio.create_task(fill(samples, lock=30))
-        await eventually_async(lambda: asyncio.to_thread(waits_for_a_lock, watcher), within=30, jobs=[job])
+        await eventually_async(lambda: asyncio.to_thread(waits_for_a_lock, watcher), within=60, jobs=[job])
         await asyncio.to_thread(holder.execute, "UPDATE samples SET id = id WHERE id = 7")
     await job
 
@@ -221,7 +221,7 @@ async def test_backfill_pauses_while_a_standby_is_behind(
         async def pauses() -> bool:
             return "back-fill samples: pauses, because a standby is" in json_log()
 
-        await eventually_async(pauses, within=30, jobs=[job])
+        await eventually_async(pauses, within=60, jobs=[job])
         [(read,)] = pair.primary.execute("SELECT rows_read FROM schema_backfills")
         assert read < ROWS
         pair.standby.execute("SELECT pg_wal_replay_resume()")
@@ -278,7 +278,7 @@ async def test_backfill_slows_down_while_requests_wait(
         async def waits() -> bool:
             return exporter.scrapes > 10
 
-        await eventually_async(waits, within=30, jobs=[job])
+        await eventually_async(waits, within=60, jobs=[job])
         assert not job.done()
         assert "back-fill samples: pauses, because 33 requests wait for a connection" in json_log()
         exporter.pending = 0

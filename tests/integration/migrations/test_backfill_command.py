@@ -42,7 +42,7 @@ def test_killed_command_continues_where_it_stopped(expanded: URL, tmp_path: Path
         eventually(lambda: waits_for_a_lock(watcher), within=60)
         job.send_signal(signal.SIGKILL)
         job.wait()
-        eventually(lambda: not waits_for_a_lock(watcher), within=30)
+        eventually(lambda: not waits_for_a_lock(watcher), within=60)
         [(read,)] = watcher.execute("SELECT rows_read FROM schema_backfills").fetchall()
         assert 0 < read < ROWS
         listed = run_project([*HEADROOM, "backfill"], expanded, tmp_path)

@@ -34,7 +34,7 @@ def test_kept_connections_are_spread_evenly_over_the_workers(database_url: URL, 
     with holding_api(database_url, tmp_path) as api:
         port = int(api.rpartition(":")[2])
         # The API is ready as soon as one worker is: wait for all of them.
-        eventually(lambda: len(uvloop.run(connections_by_worker(port))) == WORKERS, within=30)
+        eventually(lambda: len(uvloop.run(connections_by_worker(port))) == WORKERS, within=60)
 
         most = [max(uvloop.run(connections_by_worker(port)).values()) for _ in range(9)]
 

@@ -26,10 +26,10 @@ def test_websocket_with_a_read_session_reads_what_is_committed(database_url: URL
         connect(database_url) as connection,
     ):
         websocket.send("before")
-        assert websocket.recv(timeout=10) == "before: 0"
+        assert websocket.recv(timeout=60) == "before: 0"
         connection.execute("CREATE TABLE added ()")
         websocket.send("after")
-        assert websocket.recv(timeout=10) == "after: 1"
+        assert websocket.recv(timeout=60) == "after: 1"
 
 
 def test_open_websocket_is_closed_with_1012_when_the_server_stops(database_url: URL, tmp_path: Path) -> None:
@@ -39,10 +39,10 @@ def test_open_websocket_is_closed_with_1012_when_the_server_stops(database_url: 
         connect_websocket(url(served)) as websocket,
     ):
         websocket.send("open")
-        assert websocket.recv(timeout=10) == "open: 0"
+        assert websocket.recv(timeout=60) == "open: 0"
         os.kill(served.pid, signal.SIGTERM)
         with pytest.raises(ConnectionClosed) as closed:
-            websocket.recv(timeout=10)
+            websocket.recv(timeout=60)
 
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1012

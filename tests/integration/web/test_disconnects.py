@@ -114,12 +114,12 @@ def test_read_is_cancelled_and_its_connection_is_kept(served: Serving, engine: A
     pid = httpx.get(f"{address}/read?seconds=0").json()
     for _ in range(3):
         client = send(served, "GET /read?seconds=30")
-        eventually(lambda: running_statements(database_url) == 1, within=20)
+        eventually(lambda: running_statements(database_url) == 1, within=60)
 
         client.close()
 
-        eventually(lambda: running_statements(database_url) == 0, within=30)
-        eventually(lambda: str(pool_state(engine)) == "size=2 overflow=0 in_use=0 waiting=0", within=30)
+        eventually(lambda: running_statements(database_url) == 0, within=60)
+        eventually(lambda: str(pool_state(engine)) == "size=2 overflow=0 in_use=0 waiting=0", within=60)
     assert httpx.get(f"{address}/read?seconds=0").json() == pid
 
 
@@ -127,25 +127,25 @@ def test_read_that_waits_for_a_connection_leaves_the_queue(
     served: Serving, engine: AsyncEngine, database_url: URL
 ) -> None:
     clients = [send(served, f"GET /read?seconds=30&n={number}") for number in range(4)]
-    eventually(lambda: str(pool_state(engine)) == "size=2 overflow=0 in_use=2 waiting=2", within=20)
+    eventually(lambda: str(pool_state(engine)) == "size=2 overflow=0 in_use=2 waiting=2", within=60)
 
     for client in clients:
         client.close()
 
-    eventually(lambda: str(pool_state(engine)) == "size=2 overflow=0 in_use=0 waiting=0", within=30)
-    eventually(lambda: running_statements(database_url) == 0, within=30)
+    eventually(lambda: str(pool_state(engine)) == "size=2 overflow=0 in_use=0 waiting=0", within=60)
+    eventually(lambda: running_statements(database_url) == 0, within=60)
 
 
 def test_read_of_entities_is_cancelled(served: Serving, engine: AsyncEngine, database_url: URL) -> None:
     with connect(database_url) as admin:
         admin.execute("INSERT INTO test_contacts (email, name) VALUES ('ann@example.com', 'Ann')")
     client = send(served, "GET /read-entities")
-    eventually(lambda: running_statements(database_url) == 1, within=20)
+    eventually(lambda: running_statements(database_url) == 1, within=60)
 
     client.close()
 
-    eventually(lambda: running_statements(database_url) == 0, within=30)
-    eventually(lambda: str(pool_state(engine)) == "size=2 overflow=0 in_use=0 waiting=0", within=30)
+    eventually(lambda: running_statements(database_url) == 0, within=60)
+    eventually(lambda: str(pool_state(engine)) == "size=2 overflow=0 in_use=0 waiting=0", within=60)
 
 
 @pytest.mark.parametrize(
@@ -162,15 +162,15 @@ def test_read_of_entities_is_cancelled(served: Serving, engine: AsyncEngine, dat
 )
 def test_request_that_may_write_goes_on_to_its_end(served: Serving, database_url: URL, request_line: str) -> None:
     client = send(served, request_line)
-    eventually(lambda: running_statements(database_url) == 1, within=20)
+    eventually(lambda: running_statements(database_url) == 1, within=60)
 
     client.close()
 
     path = request_line.partition(" ")[2]
-    eventually(lambda: ended == [path], within=20)
+    eventually(lambda: ended == [path], within=60)
     if path != "/read-by-post":
         with connect(database_url) as admin:
-            eventually(lambda: admin.execute("SELECT FROM test_contacts WHERE name = 'Gone'").fetchall(), within=30)
+            eventually(lambda: admin.execute("SELECT FROM test_contacts WHERE name = 'Gone'").fetchall(), within=60)
 
 
 def test_abandoned_read_is_logged_and_counted(
@@ -178,10 +178,10 @@ def test_abandoned_read_is_logged_and_counted(
 ) -> None:
     counted = cancelled_requests("client_gone")
     client = send(served, "GET /read?seconds=30")
-    eventually(lambda: running_statements(database_url) == 1, within=20)
+    eventually(lambda: running_statements(database_url) == 1, within=60)
 
     client.close()
 
-    eventually(lambda: [each for each in caplog.messages if each.startswith("GET /read 499")], within=30)
+    eventually(lambda: [each for each in caplog.messages if each.startswith("GET /read 499")], within=60)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
     assert cancelled_requests("client_gone") == counted + 1

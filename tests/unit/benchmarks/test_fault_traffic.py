@@ -145,11 +145,11 @@ async def test_traffic_follows_its_port_and_stops() -> None:
         async def answered() -> bool:
             return len(first.exchanges) > 50
 
-        await eventually_async(answered, within=30)
+        await eventually_async(answered, within=60)
         assert {each.result for each in first.exchanges} == {503}
         first.port = second.port
         first.exchanges.clear()
-        await eventually_async(answered, within=30)
+        await eventually_async(answered, within=60)
         await first.stop()
 
         assert {each.result for each in first.exchanges[30:]} == {200}

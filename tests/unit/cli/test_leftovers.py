@@ -40,7 +40,7 @@ def test_processes_of_a_killed_program_end_with_their_groups(
     end_leftovers(tmp_path / "processes")
 
     assert process.wait(10) < 0
-    eventually(lambda: not _start_of(child), within=30)
+    eventually(lambda: not _start_of(child), within=60)
     assert not (tmp_path / "processes").exists()
     assert f"has left: processes {process.pid}" in capsys.readouterr().out
 

@@ -120,7 +120,7 @@ def logger_with(name: str, handler: logging.Handler) -> logging.Logger:
 
 
 async def until_written(stream: RecordingStream, writes: int) -> None:
-    await eventually_async(lambda: _has(stream, writes), within=30, every=0.001)
+    await eventually_async(lambda: _has(stream, writes), within=60, every=0.001)
 
 
 async def _has(stream: RecordingStream, writes: int) -> bool:
@@ -203,7 +203,7 @@ async def test_failing_stream_loses_only_the_lines_of_that_write(
             seen[0] += capsys.readouterr().err
             return "BrokenPipeError" in seen[0]
 
-        await eventually_async(failed, within=30, every=0.001)
+        await eventually_async(failed, within=60, every=0.001)
 
     request_logger.info("recovered")
     await until_written(stream, 1)

@@ -144,7 +144,7 @@ def test_heartbeat_continues_after_a_full_disk(monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setattr(multiprocess, "HEARTBEAT_SECONDS", 0.01)
     with multiprocess.Heartbeat(publish):
-        eventually(lambda: published > 3, within=30)
+        eventually(lambda: published > 3, within=60)
 
 
 def test_open_directory_after_the_import_is_refused(tmp_path: Path) -> None:

@@ -69,13 +69,13 @@ def container(tmp_path: Path) -> Iterator[Container]:
 
 def test_pgbouncer_reads_each_new_address_of_its_server(container: Container) -> None:
     """Until the first address is known, PgBouncer has the name."""
-    eventually(lambda: container.hosts == ["postgres"], within=30)
+    eventually(lambda: container.hosts == ["postgres"], within=60)
 
     container.resolve("10.0.1.2       STREAM postgres\n10.0.1.2       DGRAM\n")
-    eventually(lambda: container.hosts[-1] == "10.0.1.2", within=30)
+    eventually(lambda: container.hosts[-1] == "10.0.1.2", within=60)
     container.resolve("")  # no container runs
     container.resolve("10.0.1.15       STREAM postgres\n")
-    eventually(lambda: container.hosts[-1] == "10.0.1.15", within=30)
+    eventually(lambda: container.hosts[-1] == "10.0.1.15", within=60)
 
     assert container.process.poll() is None
     text = (container.directory / "run/databases.ini").read_text()

@@ -70,7 +70,7 @@ async def server(replica: Replica, sock: socket.socket, go_on: asyncio.Event) ->
     async def started() -> bool:
         return server.started or serving.done()
 
-    await eventually_async(started, within=30)
+    await eventually_async(started, within=60)
     if serving.done():
         serving.result()  # raises the server's own error
     server.lifespan.state["go_on"] = go_on

@@ -195,7 +195,7 @@ def test_early_response_keeps_connection_if_rest_of_body_is_small(server: Servin
         assert not keep_alive.is_idle(connection), "a leaving worker would close it while its body arrives"
 
         client.sendall(b"x" * 10)
-        eventually(lambda: keep_alive.is_idle(connection), within=30)
+        eventually(lambda: keep_alive.is_idle(connection), within=60)
         client.sendall(GET)
         assert client.response()[0] == 200
 
@@ -390,7 +390,7 @@ def test_lingering_close_ends_after_too_many_bytes(server: Serving, monkeypatch:
 def test_lingering_close_ends_if_nothing_arrives(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "LINGER_IDLE_SECONDS", 0.2)
     with lingering(server):
-        eventually(lambda: server.connections == 0, within=30)
+        eventually(lambda: server.connections == 0, within=60)
 
 
 def test_lingering_close_ends_in_time(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -404,7 +404,7 @@ def test_lingering_close_ends_in_time(server: Serving, monkeypatch: pytest.Monke
 def test_lingering_close_survives_shutdown() -> None:
     with serving(application) as server, lingering(server) as client:
         server.server.should_exit = True
-        eventually(lambda: not server.server.servers[0].is_serving(), within=30)
+        eventually(lambda: not server.server.servers[0].is_serving(), within=60)
         client.sendall(b"x" * 10 * MEGABYTE)
 
         assert client.is_closed()
@@ -548,7 +548,7 @@ def test_headers_byte_by_byte_get_408() -> None:
             client.sendall(b"x")
             return client.recv(1024)
 
-        assert eventually(response, within=30).startswith(b"HTTP/1.1 408 ")
+        assert eventually(response, within=60).startswith(b"HTTP/1.1 408 ")
 
 
 @pytest.mark.parametrize("requests", [0, 1])
@@ -595,7 +595,7 @@ def test_slow_body_gets_408_of_the_application(sent: bytes, monkeypatch: pytest.
         assert headers["connection"] == "close"
         assert client.is_closed()
         # Without a lingering close, which lasts LINGER_IDLE_SECONDS.
-        eventually(lambda: server.connections == 0, within=30)
+        eventually(lambda: server.connections == 0, within=60)
 
 
 def test_slow_body_gets_408_of_the_server_if_not_of_the_application(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -638,7 +638,7 @@ def test_time_in_which_the_event_loop_is_blocked_does_not_count() -> None:
         Client(server.port) as other,
     ):
         client.sendall(GET[:10])
-        eventually(lambda: protocol._Wait.HEADERS in {each._wait for each in server.protocols}, within=30)
+        eventually(lambda: protocol._Wait.HEADERS in {each._wait for each in server.protocols}, within=60)
         other.sendall(head("/block/1", method="GET"))
         assert other.response()[0] == 200
         client.sendall(GET[10:])
@@ -655,7 +655,7 @@ def test_client_that_does_not_read_is_disconnected() -> None:
         client.sendall(head(f"/bytes/{20 * MEGABYTE}", "Connection: close", method="GET"))
         client.recv(1)
 
-        eventually(lambda: server.connections == 0, within=30)
+        eventually(lambda: server.connections == 0, within=60)
 
 
 def test_client_that_reads_slowly_gets_the_response(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -781,9 +781,9 @@ def test_client_that_leaves_its_pipelined_requests_causes_no_error(
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()
         if answered:  # uvicorn reads nothing while the first one runs, and so does not notice
-            eventually(lambda: server.connections == 0, within=20)
+            eventually(lambda: server.connections == 0, within=60)
         may_answer.set()
-        eventually(lambda: server.connections == 0 and bool(outcomes), within=20)
+        eventually(lambda: server.connections == 0 and bool(outcomes), within=60)
 
     assert set(outcomes) == {"http.disconnect"}
     assert [record for record in caplog.records if record.exc_info] == []

@@ -38,7 +38,7 @@ def start(folder: Path, *command: str) -> subprocess.Popen[str]:
 
 def test_command_runs_while_the_lock_is_held(folder: Path) -> None:
     with start(folder, "bash", "-c", f"echo COMMAND >>{folder}/calls; exit 7") as process:
-        assert process.communicate(timeout=20) == ("", "")
+        assert process.communicate(timeout=60) == ("", "")
 
     assert process.returncode == 7
     assert "--label headroom.deploy.by=restore by ann " in calls(folder)
@@ -50,7 +50,7 @@ def test_command_is_not_run_if_the_lock_is_held(folder: Path) -> None:
     write_program(folder / "bin", "docker", script)
 
     with start(folder, "touch", str(folder / "ran")) as process:
-        _, messages = process.communicate(timeout=20)
+        _, messages = process.communicate(timeout=60)
 
     assert process.returncode == 1
     assert "restore: the stack shop is being changed" in messages
@@ -64,7 +64,7 @@ def test_lock_of_a_killed_program_is_held_until_the_command_ends(folder: Path) -
         assert process.stdout is not None
         assert process.stdout.readline() == "started\n"
         process.send_signal(signal.SIGKILL)
-        process.wait(timeout=20)
+        process.wait(timeout=60)
         assert "END-OF-LOCK" not in calls(folder)
         (folder / "go").write_text("\n")
-    eventually(lambda: calls(folder).split()[-2:] == ["COMMAND", "END-OF-LOCK"], within=20)
+    eventually(lambda: calls(folder).split()[-2:] == ["COMMAND", "END-OF-LOCK"], within=60)

@@ -75,3 +75,9 @@ async def wait_until(condition: Callable[[], object], *jobs: asyncio.Future[Any]
         return condition()
 
     await eventually_async(check, within=60, jobs=jobs)
+
+
+def allow_long_statements(url: URL) -> None:
+    """Let statements that hold a connection for a test run to its end: in production they end after 10 s."""
+    with connect(url) as admin:
+        admin.execute(f"ALTER ROLE {url.username} IN DATABASE {url.database} SET statement_timeout = 0".encode())

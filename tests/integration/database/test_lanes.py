@@ -15,7 +15,16 @@ from app.database.lanes import Lane, LaneState, in_lane
 from app.errors import PoolExhausted
 from app.lanes import CRITICAL, EXPENSIVE, NORMAL, LaneSpec
 from app.observability.logging import request_id
-from tests.integration.database.helpers import PID, SLEEP, change_options, checked_out, pool_of, state, wait_until
+from tests.integration.database.helpers import (
+    PID,
+    SLEEP,
+    allow_long_statements,
+    change_options,
+    checked_out,
+    pool_of,
+    state,
+    wait_until,
+)
 from tests.support.contacts import Contact
 
 NewDatabase = Callable[..., AbstractAsyncContextManager[Database]]
@@ -29,7 +38,9 @@ def new_database(database_url: URL) -> NewDatabase:
 
     @asynccontextmanager
     async def new(**options: Any) -> AsyncIterator[Database]:
-        options = {"size": 2, "max_overflow": 0, "timeout": MINUTE, "expensive_timeout": MINUTE} | options
+        allow_long_statements(database_url)
+        patient = {"timeout": MINUTE, "queue_target": MINUTE, "expensive_timeout": MINUTE}
+        options = {"size": 2, "max_overflow": 0} | patient | options
         engine = make_engine(url=database_url, application_name="headroom:lanes", pool=PoolOptions(**options))
         try:
             yield Database(engine)

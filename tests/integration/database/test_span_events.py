@@ -13,7 +13,7 @@ from app.database import Database, PoolOptions, make_engine
 from app.database.lanes import in_lane
 from app.lanes import EXPENSIVE
 from app.observability.span_events import ACQUIRED, LANE_ENTERED, TracedPoolMetrics
-from tests.integration.database.helpers import PID, SLEEP, checked_out, state, wait_until
+from tests.integration.database.helpers import PID, SLEEP, allow_long_statements, checked_out, state, wait_until
 
 
 class Span(NonRecordingSpan):
@@ -38,6 +38,7 @@ def database_setup() -> str:
 
 @pytest.fixture
 async def traced(database_url: URL) -> AsyncIterator[Database]:
+    allow_long_statements(database_url)
     engine = make_engine(
         url=database_url,
         application_name="headroom:traced",

@@ -13,7 +13,7 @@ from app.lanes import EXPENSIVE, LaneSpec
 from app.pagination.cursor import Cursors
 from app.pagination.page import ListParams, Page, read_page
 from app.pagination.statements import ListStatements, contains
-from tests.integration.database.helpers import SLEEP, create_tables, pool_of, wait_until
+from tests.integration.database.helpers import SLEEP, allow_long_statements, create_tables, pool_of, wait_until
 
 MINUTE = 60.0
 
@@ -44,6 +44,7 @@ def new_list() -> ListStatements:
 async def database(database_url: URL) -> AsyncIterator[Database]:
     """Return a database with a table, whose lane expensive is held by a statement."""
     create_tables(database_url, _Base.metadata)
+    allow_long_statements(database_url)
     options = PoolOptions(
         timeout=MINUTE, expensive_timeout=MINUTE, own_lanes=(LaneSpec("notes", share=1, queue=1, deadline=MINUTE),)
     )

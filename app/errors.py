@@ -8,14 +8,14 @@ HeadroomError
 │   └── MigrationLockTimeout      another migration job held the lock for too long
 ├── LocalStackFailed          a process of `headroom up` did not start, or exited
 ├── DomainError               the request is refused, and the client can correct it
-│   ├── NotAuthenticated      the request has no valid access token
+│   ├── NotAuthenticated      the request does not say who sends it
 │   ├── Forbidden             the caller is known, but not allowed to do this
 │   ├── TooManyAttempts       the caller reached the limit of failed attempts
 │   ├── NotFound              the requested resource does not exist
 │   ├── Conflict              the request contradicts existing data
 │   └── InvalidInput          a value of the request is not valid
 └── TemporaryError            the request failed, and the same request may succeed later
-    ├── ServerBusy            the queue for password hashing is full
+    ├── ServerBusy            a queue of this process is full
     ├── NotReady              the replica is starting or stopping
     ├── DeadlineExceeded      the time that the client allows for the request has passed
     └── TransientDatabaseError    the cause is the database or the network
@@ -71,7 +71,7 @@ class DomainError(HeadroomError):
 
 
 class NotAuthenticated(DomainError):
-    """The request has no valid access token."""
+    """The request does not say who sends it, or not validly."""
 
     slug = "not-authenticated"
     title = "Not authenticated"
@@ -132,7 +132,7 @@ class TemporaryError(HeadroomError):
 
 
 class ServerBusy(TemporaryError):
-    """The queue for password hashing is full."""
+    """A queue of the process is full."""
 
     slug = "server-busy"
     title = "The server is busy"

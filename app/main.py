@@ -16,8 +16,6 @@ from app.database import Database, PoolOptions, make_engine, warm_up
 from app.database.comments import comment_statements
 from app.database.pool import lane_states, pool_state
 from app.database.standby import ReplicatedDatabase, Standby, read_pool_options
-from app.domains.auth.service import Authenticator, SignIn, SignInLimits
-from app.domains.auth.tokens import Tokens
 from app.errors import InvalidInput
 from app.list_limits import ListLimits
 from app.observability import multiprocess
@@ -51,16 +49,10 @@ TELEMETRY: TelemetryConfig = {} if HAS_TRACER else {"tracing": False, "metrics":
 def provide_state(app: FastAPI, database: Database, settings: Settings) -> None:
     """Set the objects that dependencies read from `app.state`. Raise ConfigurationError without a SECRET_KEY."""
     key, fallbacks = settings.require_secret_key(), settings.secret_key_fallbacks
-    tokens = Tokens(key, settings.access_token_seconds, fallbacks)
-    limits = SignInLimits(
-        per_account=settings.sign_in_account_limit,
-        per_address=settings.sign_in_address_limit,
-        window_seconds=settings.sign_in_window,
-    )
     app.state.database = database
-    app.state.sign_in = SignIn(database, tokens, limits)
-    app.state.authenticator = Authenticator(database, tokens)
     app.state.cursors = Cursors(key, fallbacks, _list_limits(settings))
+    for provide in registry.providers:
+        provide(app.state, database, settings)
 
 
 def _list_limits(settings: Settings) -> ListLimits:

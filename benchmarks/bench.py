@@ -18,7 +18,7 @@ from pathlib import Path
 import uvloop
 from sqlalchemy import URL
 
-from app.cli.seed import seed
+from app.cli.samples import seed
 from benchmarks import charts
 from benchmarks.database import BenchmarkDatabase, benchmark_database
 from benchmarks.endpoints import MIXED, Call, Dataset, endpoints

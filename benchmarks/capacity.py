@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import uvloop
 from sqlalchemy import URL
 
-from app.cli.seed import seed
+from app.cli.samples import seed
 from benchmarks import charts
 from benchmarks.database import BenchmarkDatabase, benchmark_database, direct_url
 from benchmarks.endpoints import PAGE, POST, USER, Call, Dataset, endpoints

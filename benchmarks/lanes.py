@@ -21,7 +21,7 @@ from urllib.parse import urlencode
 import httpx
 import uvloop
 
-from app.cli.seed import seed
+from app.cli.samples import seed
 from app.observability.logging import configure_logging
 from benchmarks.database import BenchmarkDatabase, benchmark_database
 from benchmarks.tables import print_header, print_row

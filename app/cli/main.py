@@ -164,7 +164,8 @@ def _seed(options: argparse.Namespace) -> None:
     import asyncio
     from time import monotonic
 
-    from app.cli.seed import APPLICATION_NAME, seed
+    from app.cli.samples import seed
+    from app.cli.seed import APPLICATION_NAME
     from app.database.schema_version import check_schema
     from app.settings import load_settings
 

@@ -87,7 +87,7 @@ def _require_free(variable: str, host: str, port: int) -> None:
 
 
 def _local_secret_key(data_dir: Path) -> str:
-    """Return this machine's secret key. Create it once, so that access tokens stay valid after a restart."""
+    """Return this machine's secret key. Create it once, so that what it has signed stays valid after a restart."""
     file = data_dir / "secret-key"
     if not file.exists():
         data_dir.mkdir(parents=True, exist_ok=True)

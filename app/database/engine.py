@@ -78,7 +78,7 @@ def make_engine(
         options=pool,
         observer=observer,
         answer_limit=limit,
-        hide_parameters=True,  # error messages would contain them, password hashes included
+        hide_parameters=True,  # error messages would contain them, with the data of clients
         _initialize=False,  # SQLAlchemy would do it under a lock, which a silent connection never releases: _Opener
     )
     servers = Servers(engine.dialect, url, _connect_args(url, application_name, connect_timeout))

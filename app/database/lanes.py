@@ -1,6 +1,6 @@
 """Lanes: work that costs much waits for its own kind, not in the way of everything else.
 
-- critical: sign-in. Waits in front of the others for a connection, and is never shed.
+- critical: what must not be refused. Waits in front of the others for a connection, and is never shed.
 - normal: everything else, without a limit of its own.
 - expensive: declared with `in_lane()`, or moved here by its measured cost (`costs.py`). Few statements run at a time.
 - the lanes that an application declares in `app/lanes.py`.

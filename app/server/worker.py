@@ -39,7 +39,7 @@ def worker_class(settings: Settings) -> type["Worker"]:
             "timeout_notify": NOTIFY_SECONDS,
             "limit_max_requests": None,  # FairServer recycles one worker at a time
             "server_header": False,
-            # A trusted proxy can claim any client address, and failed sign-ins are counted by address.
+            # A trusted proxy can claim any client address, which limits and logs count by.
             "proxy_headers": bool(settings.forwarded_allow_ips),
             "forwarded_allow_ips": list(settings.forwarded_allow_ips),
         }

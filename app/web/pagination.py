@@ -85,7 +85,7 @@ if TYPE_CHECKING:
 else:
 
     class ListQuery:
-        """The parameter type of a list route: `ListQuery[UserListParams]`. Refuses invalid and repeated parameters."""
+        """The parameter type of a list route: `ListQuery[TagListParams]`. Refuses invalid and repeated parameters."""
 
         def __class_getitem__(cls, model: type[ListParams]) -> Any:
             return Annotated[model, Depends(_list_params(model))]

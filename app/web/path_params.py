@@ -11,7 +11,7 @@ from app.fields import BIGINT_MAX
 class _IdConvertor(StringConvertor):
     """Matches `{user_id:id}` in a path against digits only.
 
-    `/users/me` then does not match the path of a user. A path whose id is not a number is a 404 instead of a 422.
+    `/things/latest` then does not match the path of one thing. A path whose id is no number is a 404 instead of a 422.
     """
 
     regex = "[0-9]+"

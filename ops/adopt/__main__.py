@@ -13,7 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from ops.adopt.example import FIRST_REVISION, OutOfDate, take_out
+from ops.adopt import example
+from ops.adopt.edits import OutOfDate, take_out
 
 OLD = "headroom"
 # Lines with longer names would not fit. tests/integration/ops/test_adopt.py adopts the longest one.
@@ -28,7 +29,7 @@ TAKEN = frozenset(
     " to trailing true union unique user using variadic verbose when where window with"
     " alertmanager alembic api app backup bare baseline benchmarks budget ceiling db docs exporter fastify grafana"
     " gunicorn haproxy headroom http metrics migrate migrations monitoring ops pgbouncer pgserver postgres postgresql"
-    " posts prod prometheus proxy python root seed template0 template1 test tests textbook users".split()
+    " notes posts prod prometheus proxy python root seed template0 template1 test tests textbook users".split()
 )
 # The headroom of the connection budget. It keeps its name, as do the metrics `db_budget_*` and the alerts.
 BUDGET = re.compile(
@@ -99,7 +100,7 @@ def with_sorted_origins(text: str) -> str:
     )
 
 
-def adopt(root: Path, name: str, *, example: bool = True) -> tuple[int, int, int]:
+def adopt(root: Path, name: str, *, has_example: bool = True) -> tuple[int, int, int]:
     """Rename the project in the files that git knows. Return the numbers of changed, moved and removed files."""
     packages = {
         line.partition("==")[0]
@@ -110,10 +111,7 @@ def adopt(root: Path, name: str, *, example: bool = True) -> tuple[int, int, int
     if _git(root, "status", "--porcelain"):
         raise Refused("the working tree has changes: commit them, or start from a fresh clone")
     version = re.search(r'^version = "(.+)"', (root / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
-    added = []
-    if not example:
-        take_out(root)
-        added.append(FIRST_REVISION[1])
+    added = [] if has_example else take_out(root, example.part(root))
     for removed in REMOVED:
         path = root / removed
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -183,7 +181,7 @@ def main() -> None:
     options = parser.parse_args()
     start = time.monotonic()
     try:
-        changed, moved, removed = adopt(Path.cwd(), options.name, example=options.example == "yes")
+        changed, moved, removed = adopt(Path.cwd(), options.name, has_example=options.example == "yes")
     except (Refused, OutOfDate) as error:
         sys.exit(f"make adopt: {error}")
     print(

@@ -1,99 +1,11 @@
 """The parts of the example domain, posts, which `make adopt name=orbit example=no` removes.
 
-FILES go as a whole. EDITS take the rest out of files that stay. Each edit names text that must be there. So a file that
-has changed without its edit stops the program, and tests/integration/ops/test_adopt.py. Put new code of the example
-into a file of its own.
+FILES go as a whole. EDITS take the rest out of files that stay. Put new code of the example into a file of its own.
 """
 
-import ast
-import re
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
-Edit = Callable[[str], str]
-
-
-class OutOfDate(Exception):
-    """An edit does not find its text."""
-
-
-def replace(old: str, new: str = "") -> Edit:
-    """Replace a text, wherever it stands."""
-
-    def edit(text: str) -> str:
-        if old not in text:
-            raise OutOfDate(repr(old))
-        return text.replace(old, new)
-
-    return edit
-
-
-def substitute(pattern: str, new: str = "") -> Edit:
-    """Replace each match of a regular expression."""
-
-    def edit(text: str) -> str:
-        changed, count = re.subn(pattern, new, text, flags=re.MULTILINE)
-        if not count:
-            raise OutOfDate(pattern)
-        return changed
-
-    return edit
-
-
-def lines(*starts: str) -> Edit:
-    """Remove the lines that begin with these texts, which may be indented."""
-
-    def edit(text: str) -> str:
-        for start in starts:
-            text = substitute(rf"^ *{re.escape(start)}.*\n")(text)
-        return text
-
-    return edit
-
-
-def functions(*names: str) -> Edit:
-    """Remove functions of a Python module, with their decorators."""
-
-    def edit(text: str) -> str:
-        for name in names:
-            found = [node for node in ast.parse(text).body if getattr(node, "name", None) == name]
-            if not found:
-                raise OutOfDate(name)
-            [node] = found
-            assert isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-            assert node.end_lineno
-            rows = text.splitlines(keepends=True)
-            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]) - 1
-            text = "".join(rows[:first]).rstrip() + "\n\n\n" + "".join(rows[node.end_lineno :]).lstrip()
-        return text.rstrip() + "\n"
-
-    return edit
-
-
-def section(heading: str) -> Edit:
-    """Remove a section of a document, with its line in the table of contents."""
-
-    def edit(text: str) -> str:
-        level = heading.partition(" ")[0]
-        changed = substitute(rf"^{re.escape(heading)}\n(?:(?!#{{1,{len(level)}}} ).*\n)*")(text)
-        anchor = re.sub(r"[^\w\- ]", "", heading.removeprefix(level).strip().lower()).replace(" ", "-")
-        return re.sub(rf"^- \[.*\]\(#{anchor}\).*\n", "", changed, flags=re.MULTILINE).rstrip() + "\n"
-
-    return edit
-
-
-def targets(*names: str) -> Edit:
-    """Remove targets of the Makefile, with the comments above them."""
-
-    def edit(text: str) -> str:
-        for name in names:
-            text = substitute(rf"^(?:# .*\n)*{name}:.*\n(?:\t.*\n)+\n")(text)
-            text = substitute(rf"(?<=[ \t]){name}(?: |(?=\n))")(text)  # in .PHONY
-        return text
-
-    return edit
-
+from ops.adopt.edits import Edit, Part, functions, lines, replace, section, substitute, targets
 
 # Benchmarks with posts. `make bench-kubernetes` and others have none, and stay.
 TARGETS = (
@@ -152,16 +64,18 @@ EDITS: dict[str, tuple[Edit, ...]] = {
         replace(", posts=options.posts"),
         replace("{options.users} users and {options.posts} posts added", "{options.users} users added"),
     ),
-    "app/cli/seed.py": (
+    "app/cli/samples.py": (
         replace(", posts: int) -> str:", ") -> str:"),
         replace("Add users and posts in one transaction,", "Add users in one transaction,"),
-        replace("than PostgreSQL, and for posts without any user to write them.", "than PostgreSQL."),
-        substitute(r"^ +authors = (?:.*\n)+?(?= +with psycopg)"),
-        replace(" users, posts", " users"),
-        substitute(r"^ +# The checks of the foreign key are planned now.*\n +connection.execute.*\n"),
-        replace("Adding posts to the trigram index", "Adding rows to the trigram index"),
+        replace(
+            "Raise ConfigurationError for posts without any user to write them, and what `load` raises.",
+            "Raise what `load` raises.",
+        ),
+        substitute(r"^    def post_rows(?:.*\n)+?\n"),
+        lines('SampleTable("posts"'),
         functions("_post_rows"),
         substitute(r"^WORDS = (?:.*\n)+?\n", "\n"),
+        lines("from app.errors"),
     ),
     "app/domains/users/models.py": (replace(" It replaced the column `is_active` (docs/expand-and-contract.md)."),),
     "app/models.py": (replace("import Post, User", "import User"), replace('"Post", ')),
@@ -263,11 +177,6 @@ EDITS: dict[str, tuple[Edit, ...]] = {
         substitute(r'^    "GET /users/\{user_id\}/posts"(?:.*\n)+?(?=^\})'),
         substitute(r'^    "post_id": Parameter\((?:.*\n)+?    \),\n'),
     ),
-    "tests/support/stacks.py": (
-        replace("users: int, posts: int)", "users: int)"),
-        replace("Add this many users and posts.", "Add this many users."),
-        replace(', "--posts", str(posts)'),
-    ),
     "tests/unit/cli/test_main.py": (replace('{"--help", "--users", "--posts"}', '{"--help", "--users"}'),),
     "tests/unit/test_docs.py": (
         replace('{"auth", "users", "posts"}', '{"auth", "users"}'),
@@ -281,29 +190,7 @@ EDITS: dict[str, tuple[Edit, ...]] = {
 }
 
 
-def take_out(root: Path) -> None:
-    """Take the example out of the tree. Raise OutOfDate, naming the entry, before anything is changed."""
-    found = {pattern: sorted(root.glob(pattern)) for pattern in FILES}
-    if missing := [pattern for pattern, paths in found.items() if not paths]:
-        raise OutOfDate(f"FILES of ops/adopt/example.py: there is no {missing[0]}")
-    changed: dict[Path, str] = {}
-    for name, edits in EDITS.items():
-        text = (root / name).read_text(encoding="utf-8")
-        for edit in edits:
-            try:
-                text = edit(text)
-            except OutOfDate as error:
-                raise OutOfDate(f"EDITS of ops/adopt/example.py: {name} does not have {error}") from None
-        changed[root / name] = text
+def part(root: Path) -> Part:
+    """Return the example, as a part to take out."""
     source, target = FIRST_REVISION
-    changed[root / target] = (root / source).read_text(encoding="utf-8")
-    for path in (path for paths in found.values() for path in paths):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for path, text in changed.items():
-        path.write_text(text, encoding="utf-8")
-    # What documents say of benchmarks that went.
-    command = re.compile(rf"`make ((?:{'|'.join(TARGETS)})(?: [^`]*)?)`")
-    for path in (root / "CHANGELOG.md", *(root / "docs").rglob("*.md")):
-        text = path.read_text(encoding="utf-8")
-        if (described := command.sub(r"`\1` of the template", text)) != text:
-            path.write_text(described, encoding="utf-8")
+    return Part("ops/adopt/example.py", FILES, EDITS, {target: (root / source).read_text(encoding="utf-8")}, TARGETS)

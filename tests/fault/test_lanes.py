@@ -9,6 +9,7 @@ import pytest
 import uvloop
 from sqlalchemy import URL
 
+from tests.support import sample
 from tests.support.load import Answers, load
 from tests.support.postgres import as_role, connect
 from tests.support.serving import gunicorn
@@ -18,7 +19,6 @@ pytestmark = pytest.mark.alone
 
 WORKERS, CONNECTIONS = 2, 3  # connections of each worker
 NOISY_CLIENTS = 20
-ANN = {"email": "ann@example.com", "name": "Ann", "password": "correct horse"}
 
 
 class Server:
@@ -46,8 +46,8 @@ class Server:
         self._connection.close()
 
 
-async def disturb(api: str, user: str, server: Server) -> tuple[Answers, Answers, list[int]]:
-    """Return the answers of the noisy clients and of readers next to them, and the statuses of sign-ins.
+async def disturb(api: str, row: str, server: Server) -> tuple[Answers, Answers, list[int]]:
+    """Return the answers of the noisy clients and of readers next to them, and the statuses of critical reads.
 
     The readers' answers, and the server's counts, are those after every worker has moved the noisy statement.
     """
@@ -55,7 +55,7 @@ async def disturb(api: str, user: str, server: Server) -> tuple[Answers, Answers
     noisy = asyncio.create_task(
         load([f"{api}/hold?ms=200"], clients=NOISY_CLIENTS, until=stop, patient=False, pause=0.02)
     )
-    learning = asyncio.create_task(load([f"{api}{user}"], clients=8, until=stop, pause=0.01))
+    learning = asyncio.create_task(load([f"{api}{row}"], clients=8, until=stop, pause=0.01))
 
     async def is_moved() -> bool:
         counts = []
@@ -68,18 +68,17 @@ async def disturb(api: str, user: str, server: Server) -> tuple[Answers, Answers
     server.counts.clear()
     watched = asyncio.Event()
     watching = asyncio.create_task(server.watch(watched))
-    readers = await load([f"{api}{user}"], clients=8, seconds=2, pause=0.01)
+    readers = await load([f"{api}{row}"], clients=8, seconds=2, pause=0.01)
     async with httpx.AsyncClient(timeout=30) as client:
-        form = {"username": ANN["email"], "password": ANN["password"]}
-        sign_ins = [(await client.post(f"{api}/auth/token", data=form)).status_code for _ in range(5)]
+        critical = [(await client.get(f"{api}/critical")).status_code for _ in range(5)]
     watched.set()
     await watching
     stop.set()
     await learning
-    return await noisy, readers, sign_ins
+    return await noisy, readers, critical
 
 
-def test_noisy_clients_leave_connections_to_readers_and_sign_in(
+def test_noisy_clients_leave_connections_to_readers_and_critical(
     database: URL, new_directory: Callable[[], Path]
 ) -> None:
     limits = {
@@ -92,13 +91,14 @@ def test_noisy_clients_leave_connections_to_readers_and_sign_in(
     server = Server(database)
     try:
         with gunicorn("tests.support.holding:create()", url, new_directory(), **limits) as served:
-            user = httpx.post(f"{served.address}/users", json=ANN, timeout=30).headers["location"]
-            noisy, readers, sign_ins = uvloop.run(disturb(served.address, user, server))
+            created = httpx.post(f"{served.address}{sample.PATH}", json=sample.new("ann"), timeout=30)
+            row = created.headers["location"]
+            noisy, readers, critical = uvloop.run(disturb(served.address, row, server))
     finally:
         server.close()
 
     assert set(readers.statuses) == {200}
-    assert sign_ins == [200] * 5
+    assert critical == [200] * 5
     assert set(noisy.statuses) <= {200, 503}
     assert noisy.statuses[200] > 0, "the lane goes on serving"
     assert 1 <= max(server.counts) <= WORKERS, "of 6 connections"

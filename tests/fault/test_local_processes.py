@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from app.paths import PROJECT_ROOT
+from tests.support import sample
 from tests.support.stacks import LocalStack
 from tests.support.waiting import eventually
 
@@ -70,11 +71,10 @@ def test_repeated_ctrl_c_during_the_start_leaves_no_process(local: LocalStack, p
 
 
 def test_second_start_finds_the_data_of_the_first(local: LocalStack) -> None:
-    ann = {"email": "ann@example.com", "name": "Ann", "password": "correct horse"}
     with local.running():
-        location = httpx.post(f"{local.api}/users", json=ann).headers["location"]
+        location = httpx.post(f"{local.api}{sample.PATH}", json=sample.new("ann")).headers["location"]
     with local.running():
-        assert httpx.get(f"{local.api}{location}").json()["name"] == "Ann"
+        assert httpx.get(f"{local.api}{location}").json()["name"] == "ann"
 
 
 def test_end_of_the_api_ends_every_process_and_is_logged(local: LocalStack) -> None:

@@ -18,6 +18,7 @@ from sqlalchemy import URL
 
 from app.database.conninfo import parameters
 from app.observability.multiprocess import HEARTBEAT_SECONDS
+from tests.support import sample
 from tests.support.load import load
 from tests.support.postgres import as_role
 from tests.support.serving import exporter_of, holding_api
@@ -119,7 +120,7 @@ def test_scrape_with_every_worker_stuck_shows_the_queue_in_time(watched: Watched
 
 def test_counters_after_a_kill_do_not_decrease(stack: Stack) -> None:
     with ThreadPoolExecutor(16) as threads:
-        list(threads.map(lambda _: httpx.get(f"{stack.api}/users/1"), range(100)))
+        list(threads.map(lambda _: httpx.get(f"{stack.api}{sample.READ}"), range(100)))
     before = scrape(stack)
     killed = set(stack.worker_pids())
 
@@ -159,10 +160,10 @@ def views(stack: Stack) -> tuple[float, float]:
 @pytest.mark.parametrize("stack", ["local"], indirect=True)
 @pytest.mark.alone
 def test_server_and_pools_agree_until_a_connection_leaks(stack: Stack) -> None:
-    uvloop.run(load([f"{stack.api}/users/1"], clients=8, seconds=2))  # let the pools open their connections
+    uvloop.run(load([f"{stack.api}{sample.READ}"], clients=8, seconds=2))  # let the pools open their connections
 
     with ThreadPoolExecutor(1) as threads:
-        traffic = threads.submit(uvloop.run, load([f"{stack.api}/users/1"], clients=8, seconds=6))
+        traffic = threads.submit(uvloop.run, load([f"{stack.api}{sample.READ}"], clients=8, seconds=6))
         seen, pause = [], Event()
         while not traffic.done():
             seen.append(views(stack))

@@ -9,6 +9,7 @@ import pytest
 import uvloop
 from sqlalchemy import URL
 
+from tests.support import sample
 from tests.support.load import Answers, load, percentile
 from tests.support.postgres import as_role, connect
 from tests.support.serving import holding_api
@@ -74,7 +75,7 @@ def test_overload_beyond_the_queue_gets_503_in_time(api: str, clients: int) -> N
 
 def test_table_lock_stops_neither_livez_nor_readyz(api: str, database: URL) -> None:
     with connect(database) as connection, connection.transaction():
-        connection.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
+        connection.execute(f"LOCK TABLE {sample.TABLE} IN ACCESS EXCLUSIVE MODE".encode())
         answers, livez, readyz = uvloop.run(attack(api, "/names", 300))
 
     assert set(answers.statuses) == {503}

@@ -6,6 +6,7 @@ import httpx
 import pytest
 import uvloop
 
+from tests.support import sample
 from tests.support.load import load
 from tests.support.stacks import ComposeStack
 from tests.support.waiting import eventually
@@ -13,16 +14,16 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.alone
 
 
-def users(stack: ComposeStack) -> list[str]:
-    """Create users. Return their addresses at both replicas: equal reads would share a connection."""
-    accounts = [{"email": f"restart{n}@example.com", "name": "Ann", "password": "correct horse"} for n in range(20)]
-    created = [httpx.post(f"{stack.apis[0]}/users", json=account, timeout=30) for account in accounts]
+def rows(stack: ComposeStack) -> list[str]:
+    """Create rows. Return their addresses at both replicas: equal reads would share a connection."""
+    address = f"{stack.apis[0]}{sample.PATH}"
+    created = [httpx.post(address, json=sample.new(f"restart{number}"), timeout=30) for number in range(20)]
     return [f"{api}{each.headers['location']}" for each in created for api in stack.apis]
 
 
 def test_request_after_a_restart_gets_no_dead_connection(replicas: ComposeStack) -> None:
     """The connections in the pools are idle when the server closes them."""
-    urls = users(replicas)
+    urls = rows(replicas)
     answers = uvloop.run(load(urls, clients=40, seconds=1))  # lets every worker open connections
     assert set(answers.statuses) == {200}
 

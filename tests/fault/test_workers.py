@@ -16,6 +16,7 @@ import uvloop
 from sqlalchemy import URL
 
 from app.server.fair_server import IDLE_GRACE_SECONDS
+from tests.support import sample
 from tests.support.load import Answers, connect, get, load
 from tests.support.postgres import as_role
 from tests.support.postgres import connect as connect_to_postgres
@@ -204,7 +205,7 @@ def test_reload_replaces_every_worker_and_keeps_the_metrics(stack: Stack) -> Non
 
 def test_killed_worker_is_replaced_with_gauges_and_connections(stack: Stack) -> None:
     with ThreadPoolExecutor(16) as threads:
-        list(threads.map(lambda _: httpx.get(f"{stack.api}/users/1"), range(100)))
+        list(threads.map(lambda _: httpx.get(f"{stack.api}{sample.READ}"), range(100)))
     before = set(stack.worker_pids())
     assert len(before) == 4
 

@@ -7,42 +7,20 @@ import pytest
 from alembic.config import Config
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
-from pwdlib import PasswordHash
-from pwdlib.hashers.argon2 import Argon2Hasher
 from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database import Database, PoolOptions, make_engine
-from app.domains.users import passwords
 from app.main import create_app
 from app.settings import Settings
+from tests.support.hashing import deployed_hashing as deployed_hashing
+from tests.support.hashing import real_hashes as real_hashes
 from tests.support.postgres import PgBouncer, Server, as_role, run_pgbouncer, run_postgres
 from tests.support.proxy import Proxy
 
 SECRET_KEY = "for tests only, for tests only, for tests only"
 # Longer than a connect takes on a busy machine. A test about the pool's timeout sets its own.
 POOL_TIMEOUT = 10.0
-
-
-@pytest.fixture(scope="session", autouse=True)
-def deployed_hashing() -> Iterator[dict[str, object]]:
-    """Replace the password hash, which takes 0.1 s by design, with a fast one; return what it replaced.
-
-    The result maps names of the module `passwords` to their values in production.
-    """
-    deployed = {name: getattr(passwords, name) for name in ("_password_hash", "_DUMMY_HASH")}
-    fast = PasswordHash((Argon2Hasher(time_cost=1, memory_cost=8, parallelism=1),))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passwords, "_password_hash", fast)
-        patch.setattr(passwords, "_DUMMY_HASH", fast.hash("no password"))
-        yield deployed
-
-
-@pytest.fixture
-def real_hashes(deployed_hashing: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hash passwords with the parameters of production."""
-    for name, value in deployed_hashing.items():
-        monkeypatch.setattr(passwords, name, value)
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,9 @@ from app.main import create_app
 from app.settings import Settings
 from tests.integration.conftest import SECRET_KEY
 from tests.support.asgi import send_request
+from tests.support.callers import Caller
 from tests.support.operations import HERE, OPERATIONS, Cost, insert_rows
-from tests.support.people import PASSWORD, Person, person
+from tests.support.people import PASSWORD, person
 from tests.support.postgres import connect
 from tests.support.proxy import Proxy
 
@@ -58,13 +59,13 @@ async def client(proxy: Proxy) -> AsyncIterator[AsyncClient]:
 async def test_endpoint_with_any_number_of_rows_sends_same_statements(
     client: AsyncClient, proxy: Proxy, database_url: URL, call: str, cost: Cost, rows: int
 ) -> None:
-    admin: Person = await person(client, "Admin", database_url, is_admin=True)
+    caller: Caller = await person(client, "Admin", database_url, is_admin=True)
     method, _, path = call.format(**insert_rows(database_url, rows)).partition(" ")
     if method == "GET":  # asyncpg reads the definition of a native enum when it first occurs in a connection
-        await admin(method, path)
+        await caller(method, path)
     before = proxy.executed
 
-    response = await admin(method, path, **request_of(call))
+    response = await caller(method, path, **request_of(call))
 
     assert response.status_code < 300, response.text
     executed = proxy.executed - before
@@ -80,11 +81,11 @@ REPEATED = {call: cost for call, cost in COSTS.items() if cost.calls is not None
 async def test_endpoint_takes_one_round_trip_per_statement(
     client: AsyncClient, proxy: Proxy, database_url: URL, call: str, cost: Cost
 ) -> None:
-    admin: Person = await person(client, "Admin", database_url, is_admin=True)
+    caller: Caller = await person(client, "Admin", database_url, is_admin=True)
     method, _, path = call.format(**insert_rows(database_url, 1)).partition(" ")
     for _ in range(10):  # asyncpg prepares a statement at its first execution, psycopg after a few
         before = proxy.round_trips
-        await admin(method, path, **request_of(call))
+        await caller(method, path, **request_of(call))
 
     assert proxy.round_trips - before == cost.statements - cost.counts
 
@@ -101,9 +102,9 @@ async def test_endpoint_calls_stay_within_the_limit(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.WARNING, "headroom.request")  # the cost of a log line depends on other handlers
-    admin: Person = await person(client, "Admin", database_url, is_admin=True)
+    caller: Caller = await person(client, "Admin", database_url, is_admin=True)
     method, _, path = call.format(**insert_rows(database_url, 300)).partition(" ")
-    headers = [(name.encode(), value.encode()) for name, value in admin.headers.items()]
+    headers = [(name.encode(), value.encode()) for name, value in caller.headers.items()]
     headers.append((b"content-type", b"application/json"))
     request = request_of(call)
     assert request.keys() <= {"json"}, f"leave out the calls of {call} in {HERE}: only those with JSON are counted"

@@ -22,6 +22,7 @@ from sqlalchemy import URL
 from app.database.conninfo import parameters
 from app.observability import logging as logging_module
 from app.paths import PROJECT_ROOT
+from tests.support import sample
 from tests.support.migrations import Release, fill, statements
 from tests.support.postgres import PgBouncer, Server, as_role, connect
 from tests.support.waiting import eventually
@@ -80,7 +81,7 @@ def test_revision_can_be_applied_reverted_and_applied_again(revision: str, targe
     command.upgrade(alembic_config, revision)
     after = schema(target)
     assert (after == before) == (revision in DATA_REVISIONS), f"{revision} changes only data? Add it to DATA_REVISIONS"
-    assert "users" in fill(target, 2)
+    assert sample.TABLE in fill(target, 2)
 
     command.downgrade(alembic_config, "-1")
     assert schema(target) == before
@@ -108,9 +109,9 @@ def test_models_and_migrations_have_the_same_schema(target: URL, alembic_config:
 def test_check_finds_drift(target: URL, alembic_config: Config) -> None:
     command.upgrade(alembic_config, "head")
     with connect(target) as connection:
-        connection.execute("DROP INDEX ix_users_created_at_id")
+        connection.execute(f"DROP INDEX ix_{sample.TABLE}_created_at_id".encode())
 
-    with pytest.raises(CommandError, match="ix_users_created_at_id"):
+    with pytest.raises(CommandError, match=f"ix_{sample.TABLE}_created_at_id"):
         command.check(alembic_config)
 
 
@@ -204,11 +205,19 @@ def refuse_extensions(connection: psycopg.Connection) -> None:
     )
 
 
+INDEXED = ("first_table", "second_table")
+
+
 @pytest.fixture
 def indexing(tmp_path: Path) -> Config:
     """Return the configuration of a release whose newest revision builds an index of two tables concurrently."""
     release = Release(tmp_path / "release")
-    indexes = {"ix_users_updated_at": ("users", "updated_at"), "ix_attempts": ("sign_in_attempts", "attempts")}
+    indexes = {f"ix_{table}_value": (table, "value") for table in INDEXED}
+    release.add(
+        "tables",
+        "\n".join(f"op.create_table({table!r}, sa.Column('value', sa.Integer()))" for table in INDEXED),
+        "\n".join(f"op.drop_table({table!r})" for table in INDEXED),
+    )
     release.add(
         "indexes",
         "from migrations.concurrently import create_index\n"
@@ -245,7 +254,7 @@ def uncommitted_write(url: URL, table: str) -> Iterator[None]:
         cancelled.result()
 
 
-@pytest.mark.parametrize("table", ["users", "sign_in_attempts"])
+@pytest.mark.parametrize("table", INDEXED)
 def test_interrupted_index_revision_is_completed_by_the_next_run(target: URL, indexing: Config, table: str) -> None:
     command.upgrade(indexing, "indexes-1")
     without = schema(target)
@@ -272,7 +281,7 @@ def test_repeated_index_revision_keeps_valid_indexes(target: URL, indexing: Conf
     query = "SELECT relname, relfilenode FROM pg_class WHERE relkind = 'i' AND relname LIKE 'ix%%' ORDER BY 1"
     with connect(target) as connection:
         before = connection.execute(query).fetchall()
-        connection.execute("UPDATE alembic_version SET version_num = %s", (revisions()[-1],))
+        connection.execute("UPDATE alembic_version SET version_num = %s", ("tables",))
 
         command.upgrade(indexing, "indexes")
 
@@ -287,8 +296,8 @@ def test_sql_script_has_the_same_result_and_can_be_repeated(
             pytest.skip("a script requires pg_trgm, which this server does not provide")
         run_script(connection, indexing, "indexes")
         scripted = schema(target)
-        connection.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ix_users_updated_at'::regclass")
-        run_script(connection, indexing, f"{revisions()[-1]}:indexes")
+        connection.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ix_first_table_value'::regclass")
+        run_script(connection, indexing, "tables:indexes")
     assert (schema(target), invalid_indexes(target)) == (scripted, [])
 
     with postgres.database() as other:
@@ -409,7 +418,7 @@ def write_slow_revision(directory: Path) -> None:
         "def upgrade():\n"
         "    with op.get_context().autocommit_block():\n"
         "        op.execute('SELECT pg_sleep(1)')\n"
-        "        op.create_index('ix_slow', 'users', ['name'], postgresql_concurrently=True)\n"
+        "        op.create_index('ix_slow', '" + sample.TABLE + "', ['name'], postgresql_concurrently=True)\n"
         "def downgrade():\n"
         "    op.drop_index('ix_slow')\n"
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.paths import PROJECT_ROOT
+from tests.support import sample
 from tests.support.stacks import ProdStack, total
 from tests.support.waiting import eventually
 
@@ -22,7 +23,7 @@ class BackedUpStack(ProdStack):
 
     def up(self) -> None:
         self.compose("up", *self.build, "--detach", "postgres", "backup", "pgbouncer", "migrate", "exporter")
-        eventually(lambda: self.sql("SELECT 1 FROM users LIMIT 0") == [], within=120)
+        eventually(lambda: self.sql(f"SELECT 1 FROM {sample.TABLE} LIMIT 0") == [], within=120)
         eventually(lambda: total(self, "db_backups") == 1, within=60)
         self.sql(f"ALTER SYSTEM SET archive_timeout = '{ARCHIVE_TIMEOUT}'")
         self.sql("SELECT pg_reload_conf()")

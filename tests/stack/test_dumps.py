@@ -11,6 +11,7 @@ import pytest
 
 from app.database.conninfo import parameters
 from app.paths import PROJECT_ROOT
+from tests.support import sample
 from tests.support.stacks import ComposeStack, LocalStack, Stack
 
 
@@ -72,23 +73,23 @@ def test_restored_dump_has_the_rows_and_privileges_of_its_time(new_directory: Ca
     with LocalStack(directory).running() as stack:
         url = stack.database_url()
 
-        def users() -> int:
+        def rows() -> int:
             with psycopg.connect(**parameters(url.set(username="headroom_app"))) as connection:
-                row = connection.execute("SELECT count(*) FROM users").fetchone()
+                row = connection.execute(f"SELECT count(*) FROM {sample.TABLE}".encode()).fetchone()
                 assert row is not None
                 return int(row[0])
 
         stack.seed(users=10, posts=10)
         assert make(stack, "backup", directory).returncode == 0
         stack.seed(users=5, posts=0)
-        assert users() == 15
+        assert rows() == 15
 
         too_early = make(stack, "restore", directory, at=str(datetime.now(UTC) - timedelta(days=1)), force="yes")
         assert "has no dump from" in too_early.stderr
         restored = make(stack, "restore", directory, force="yes")
 
         assert restored.returncode == 0, restored.stderr
-        assert users() == 10
+        assert rows() == 10
         with psycopg.connect(**parameters(url), autocommit=True) as connection:
             owners = connection.execute(
                 "SELECT pg_get_userbyid(datdba), has_database_privilege('headroom_pgbouncer', datname, 'CONNECT'),"

@@ -12,6 +12,8 @@ import pytest
 from sqlalchemy import URL
 
 from app.paths import PROJECT_ROOT
+from tests.support import sample
+from tests.support.callers import Caller
 from tests.support.deployed import DeployedStack
 from tests.support.operations import OPERATIONS, path_of
 from tests.support.people import person
@@ -114,9 +116,9 @@ def server(images: None, new_directory: Callable[[], Path]) -> Iterator[External
 async def send_all_operations(stack: ProdStack, database: URL) -> None:
     """Send every operation of the API through the proxy, as the owner of the rows or as an administrator."""
     async with httpx.AsyncClient(base_url=stack.api, verify=stack.tls, timeout=30) as client:
-        admin = await person(client, "Admin", database, is_admin=True)
-        for number, (name, operation) in enumerate(OPERATIONS.items()):
-            owner = await person(client, f"Owner{number}", database)
+        admin: Caller = await person(client, "Admin", database, is_admin=True)
+        for name, operation in OPERATIONS.items():
+            owner: Caller = await person(client, f"Owner{list(OPERATIONS).index(name)}", database)
             path = await path_of(name, owner)
             response = await admin(name.partition(" ")[0], path, **operation.request)
             assert response.status_code == operation.statuses[-1], f"{name}: {response.text}"
@@ -133,7 +135,7 @@ def test_stack_works_on_a_server_elsewhere(
             *("alertmanager", "api", "exporter", "prometheus", "proxy"),
             *(["pgbouncer"] if pooled else []),
         }
-        superuser.execute("TRUNCATE users CASCADE")
+        superuser.execute(f"TRUNCATE {sample.TABLE} CASCADE".encode())
         asyncio.run(send_all_operations(stack, database))
         assert "limits of the server: from the server" in stack.compose("exec", "-T", "api", "headroom", "budget")
         eventually(lambda: total(stack, "db_server_up") == 1, within=60)
@@ -156,10 +158,10 @@ def test_stack_works_on_a_server_elsewhere(
         reconnect(stack, superuser)
         verifier = "pgbouncer" if pooled else "api"
         eventually(lambda: "certificate verify failed" in stack.compose("logs", verifier), within=60)
-        assert stack.client.get("/users/1").status_code == 503
+        assert stack.client.get(sample.READ).status_code == 503
         stack.authority.write_text(trusted)
         reconnect(stack, superuser)
-        eventually(lambda: stack.client.get("/users/1").status_code in (200, 404), within=60)
+        eventually(lambda: stack.client.get(sample.READ).status_code in (200, 404), within=60)
         if pooled:
             check_rotation(stack, superuser)
 
@@ -170,7 +172,7 @@ def check_rotation(stack: ExternalStack, superuser: psycopg.Connection) -> None:
     query = "SELECT rolname FROM pg_authid WHERE rolname LIKE 'headroom_app%' AND rolpassword IS NOT NULL"
     assert superuser.execute(query).fetchall() == [("headroom_app_2",)]
     stack.compose("restart", "pgbouncer")
-    eventually(lambda: stack.client.get("/users/1").status_code in (200, 404), within=60)
+    eventually(lambda: stack.client.get(sample.READ).status_code in (200, 404), within=60)
 
 
 def reconnect(stack: ProdStack, superuser: psycopg.Connection) -> None:

@@ -11,13 +11,13 @@ import pytest
 
 from app.database.conninfo import parameters
 from app.paths import PROJECT_ROOT
+from tests.support import sample
 from tests.support.postgres import DEFAULT_IMAGE, NEXT_IMAGE
 from tests.support.stacks import ComposeStack
 from tests.support.waiting import eventually
 
 OLD = {"POSTGRES_IMAGE": DEFAULT_IMAGE, "POSTGRES_VOLUME": "postgres"}
 NEW = {"POSTGRES_IMAGE": NEXT_IMAGE, "POSTGRES_VOLUME": "postgres-18"}
-ANN = {"email": "ann@example.com", "name": "Ann", "password": "correct horse"}
 TABLES = ("alembic_version", "posts", "schema_revisions", "users")
 
 
@@ -79,7 +79,7 @@ def database(images: None) -> Iterator[UpgradedStack]:
     """Run the stack on PostgreSQL 17, with users and posts. The tests upgrade it in turn."""
     stack = UpgradedStack(f"headroom-upgrade-{os.getpid()}", build=False)
     with stack.running():
-        httpx.post(f"{stack.api}/users", json=ANN).raise_for_status()
+        httpx.post(f"{stack.api}{sample.PATH}", json=sample.new("ann")).raise_for_status()
         stack.seed(users=500, posts=1500)
         yield stack
     for version in (OLD, NEW):  # Compose has removed the volume in use
@@ -185,7 +185,5 @@ def check_upgrade(database: UpgradedStack, method: str, rows: dict[str, tuple[in
     assert database.setting("data_checksums") == "on"
     assert database.rows() == rows
     # The API's role has its password, and writes after the copied rows.
-    signed_in = httpx.post(f"{database.api}/auth/token", data={"username": ANN["email"], "password": ANN["password"]})
-    assert signed_in.status_code == 200
-    written = httpx.post(f"{database.api}/users", json=ANN | {"email": "bob@example.com"})
+    written = httpx.post(f"{database.api}{sample.PATH}", json=sample.new("bob"))
     assert written.status_code == 201

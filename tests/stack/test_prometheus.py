@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.database.conninfo import parameters
 from app.paths import PROJECT_ROOT
+from tests.support import sample
 from tests.support.docker import require_engine
 from tests.support.load import load
 from tests.support.prometheus import Expression, expressions, files, hasty, promtool, query, rules
@@ -31,7 +32,7 @@ in_compose = pytest.mark.parametrize("stack", ["compose"], indirect=True)
 def under_load(apis: list[str], tls: SSLContext | None = None) -> Iterator[None]:
     """Send requests to every kind of route that the dashboard shows, until the block ends."""
     stop = Event()
-    urls = [f"{api}{path}" for api in apis for path in ("/posts?cursor=", "/users/1", "/readyz")]
+    urls = [f"{api}{path}" for api in apis for path in ("/posts?cursor=", sample.READ, "/readyz")]
 
     def send_requests() -> None:
         while not stop.is_set():

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from app.paths import PROJECT_ROOT
+from tests.support import sample
 from tests.support.stacks import ProdStack, total
 from tests.support.waiting import eventually, eventually_async
 
@@ -45,7 +46,7 @@ def replicated(images: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 class Load:
-    """Clients that change their name and read it at once, with the cookie of the write, and read without it."""
+    """Clients that change the name of a row and read it at once, with the cookie of the write, and read without it."""
 
     def __init__(self, stack: ReplicatedStack) -> None:
         self._stack = stack
@@ -56,13 +57,10 @@ class Load:
     async def run(self, number: int) -> None:
         options: dict[str, Any] = {"base_url": self._stack.api, "verify": self._stack.tls, "timeout": 30}
         async with httpx.AsyncClient(**options) as writer, httpx.AsyncClient(**options) as reader:
-            person = {"email": f"n{number}@example.com", "name": "N", "password": "correct horse"}
-            location = (await writer.post("/users", json=person)).raise_for_status().headers["location"]
-            form = {"username": person["email"], "password": person["password"]}
-            token = (await writer.post("/auth/token", data=form)).raise_for_status().json()["access_token"]
-            writer.headers["Authorization"] = f"Bearer {token}"
+            location, headers = await asyncio.to_thread(sample.create, self._stack.client, f"n{number}")
+            writer.headers.update(headers)
             while not self._stopped:
-                name = f"N{self.rounds}"
+                name = f"N{number} {self.rounds}"
                 responses = [
                     await writer.patch(location, json={"name": name}),
                     own := await writer.get(location),

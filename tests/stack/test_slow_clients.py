@@ -12,11 +12,10 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from tests.support import sample
 from tests.support.postgres import connect
 from tests.support.stacks import Stack, total
 from tests.support.waiting import eventually
-
-PASSWORD = "correct horse"
 
 
 @contextmanager
@@ -68,24 +67,24 @@ def test_slow_reader_of_a_response_holds_no_connection(stack: Stack, large_page:
 
 
 def test_slow_sender_of_a_body_holds_no_connection(stack: Stack) -> None:
-    """The user of the token is read from the database after the body has arrived."""
-    email = "trickle@example.com"
-    signed_up = httpx.post(f"{stack.api}/users", json={"email": email, "name": "T", "password": PASSWORD}, timeout=30)
-    token = httpx.post(f"{stack.api}/auth/token", data={"username": email, "password": PASSWORD}, timeout=30).json()
+    """What the route needs, such as the user of a token, is read from the database after the body has arrived."""
+    with httpx.Client(base_url=stack.api, timeout=30) as client:
+        row = sample.create(client, "trickle")
     body = b'{"name": "Slow"}'
     head = (
-        f"PATCH {signed_up.headers['location']} HTTP/1.1\r\nHost: x\r\n"
+        f"PATCH {row.path} HTTP/1.1\r\nHost: x\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        f"Authorization: Bearer {token['access_token']}\r\n\r\n"
+        + "".join(f"{name}: {value}\r\n" for name, value in row.headers.items())
+        + "\r\n"
     )
     eventually(lambda: total(stack, "db_pool_connections", state="used") == 0, within=60)
-    with raw_connection(stack) as client:
-        client.sendall(head.encode() + body[:10])
+    with raw_connection(stack) as sender:
+        sender.sendall(head.encode() + body[:10])
 
         assert_no_connection_is_used(stack)
 
-        client.sendall(body[10:])
-        assert client.recv(1024).startswith(b"HTTP/1.1 200 OK")
+        sender.sendall(body[10:])
+        assert sender.recv(1024).startswith(b"HTTP/1.1 200 OK")
 
 
 def test_limits_of_clients_are_in_force(stack: Stack) -> None:

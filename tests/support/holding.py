@@ -1,7 +1,9 @@
-"""The API with three more routes for load tests.
+"""The API with more routes for load tests.
 
 - `/hold?ms=50` holds a connection for that time.
-- `/names?after=7` reads the table of users. Equal reads share a statement, others do not.
+- `/names?after=7` reads the table `sample.TABLE`. Equal reads share a statement, others do not.
+- `/critical` reads in the lane for requests that are never shed.
+- `/client` returns the address of the client.
 - `/stick?seconds=5&waiting=3` queues that many requests for a connection, then blocks the worker's event loop.
 """
 
@@ -9,19 +11,20 @@ import asyncio
 import time
 
 from fastapi import FastAPI, Request
-from sqlalchemy import Float, bindparam, func, select
+from sqlalchemy import BigInteger, Float, String, bindparam, column, func, select, table
 from sqlalchemy.util import greenlet_spawn
 
 from app.database import Database
 from app.database.pool import pool_state
 from app.main import create_app
-from app.models import User
 from app.observability.multiprocess import current_slot
-from app.web.deps import ReadDb
+from app.web.deps import ReadDb, lane
+from tests.support import sample
 
 _HOLD = select(func.pg_sleep(bindparam("seconds", type_=Float())).label("slept"))
-_AFTER = bindparam("after", type_=User.id.type)
-_NAMES = select(User.id, User.name).where(User.id > _AFTER).order_by(User.id).limit(20)
+_ROWS = table(sample.TABLE, column("id", BigInteger), column("name", String))
+_AFTER = bindparam("after", type_=BigInteger())
+_NAMES = select(_ROWS.c.id, _ROWS.c.name).where(_ROWS.c.id > _AFTER).order_by(_ROWS.c.id).limit(20)
 
 
 def create() -> FastAPI:
@@ -36,6 +39,15 @@ def create() -> FastAPI:
     @app.get("/names")
     async def names(db: ReadDb, after: int = 0) -> list[str]:
         return [row["name"] for row in await db.all(_NAMES, after=after)]
+
+    @app.get("/critical", dependencies=[lane("critical")])
+    async def critical(db: ReadDb) -> int:
+        return len(await db.all(_NAMES, after=0))
+
+    @app.get("/client")
+    async def client(request: Request) -> str:
+        assert request.client
+        return request.client.host
 
     @app.get("/stick")
     async def stick(request: Request, seconds: float, waiting: int) -> dict[str, str]:

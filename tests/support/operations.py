@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from fastapi import FastAPI
 from sqlalchemy import URL
 
+from tests.support.callers import Caller
 from tests.support.people import PASSWORD, Person
 from tests.support.postgres import connect
 
@@ -38,7 +39,8 @@ class Operation:
     """What the tests know about an operation.
 
     `statuses` are those for an anonymous caller, another user, the user or author, and an administrator. `request` has
-    the body, as an argument of httpx: `json`, `data` or `files`. `costs` has a cost for each query string that matters.
+    the body, as an argument of httpx: `json`, `data` or `files`.
+    `costs` has a cost for each query string that matters.
     `after` is an operation that the owner sends first, with the same path parameters: the PUT of what a GET returns.
     """
 
@@ -133,13 +135,15 @@ def documented(app: FastAPI) -> dict[str, dict[str, Any]]:
     }
 
 
-async def path_of(operation: str, owner: Person) -> str:
+async def path_of(operation: str, owner: Caller) -> str:
     """Return the operation's path, after the owner has created a row for each of its path parameters.
 
     The owner has sent its `after`, too.
     """
     template = operation.partition(" ")[2]
-    ids: dict[str, Any] = {"user_id": owner.id}
+    ids: dict[str, Any] = {}
+    if isinstance(owner, Person):
+        ids["user_id"] = owner.id
     for name in re.findall(r"{(\w+)}", template):
         if name not in ids:
             ids[name] = await _create_row(name, owner)
@@ -150,7 +154,7 @@ async def path_of(operation: str, owner: Person) -> str:
     return template.format(**ids)
 
 
-async def _create_row(parameter: str, owner: Person) -> str:
+async def _create_row(parameter: str, owner: Caller) -> str:
     """Create a row for a path parameter as the owner does. Return its id."""
     operation = PARAMETERS[parameter].created_by
     assert operation, f"add created_by to {parameter!r} of PARAMETERS in {HERE}"

@@ -1,25 +1,20 @@
 """Signed-in users of the API."""
 
-from typing import Any
-
 from httpx import AsyncClient, Response
 from sqlalchemy import URL
 
+from tests.support.callers import Caller
 from tests.support.postgres import connect
 
 PASSWORD = "correct horse"
 
 
-class Person:
+class Person(Caller):
     """A user. Calling it sends a request with the user's access token."""
 
     def __init__(self, client: AsyncClient, user_id: int, token: str) -> None:
-        self.client = client
+        super().__init__(client, {"authorization": f"Bearer {token}"})
         self.id = user_id
-        self.headers = {"authorization": f"Bearer {token}"}
-
-    async def __call__(self, method: str, path: str, **request: Any) -> Response:
-        return await self.client.request(method, path, headers=self.headers, **request)
 
 
 async def sign_in(client: AsyncClient, email: str, password: str = PASSWORD) -> Response:

@@ -39,8 +39,8 @@ class Stack(Exporting, Protocol):
         """Return the URL of the database for its superuser."""
         ...
 
-    def seed(self, *, users: int, posts: int) -> None:
-        """Add this many users and posts."""
+    def seed(self, **rows: int) -> None:
+        """Add rows to these tables."""
         ...
 
     def worker_pids(self) -> list[int]:
@@ -54,6 +54,10 @@ class Stack(Exporting, Protocol):
     def reload(self) -> None:
         """Tell Gunicorn to replace its workers."""
         ...
+
+
+def _seed_options(rows: dict[str, int]) -> list[str]:
+    return [f"--{table}={number}" for table, number in rows.items()]
 
 
 def free_port() -> int:
@@ -175,8 +179,8 @@ class LocalStack:
         url = make_url(Settings(data_dir=self.directory).local_database_url_file.read_text())
         return url.set(username="postgres")
 
-    def seed(self, *, users: int, posts: int) -> None:
-        command = [sys.executable, "-m", "app.cli.main", "seed", "--users", str(users), "--posts", str(posts)]
+    def seed(self, **rows: int) -> None:
+        command = [sys.executable, "-m", "app.cli.main", "seed", *_seed_options(rows)]
         subprocess.run(command, cwd=self.directory, env=self.environment, check=True, capture_output=True)
 
     def worker_pids(self) -> list[int]:
@@ -362,8 +366,8 @@ class ComposeStack(Compose):
     def database_url(self) -> URL:
         return make_url(f"postgresql+asyncpg://headroom:headroom@127.0.0.1:{self.ports['POSTGRES_PORT']}/headroom")
 
-    def seed(self, *, users: int, posts: int) -> None:
-        self.compose("exec", "-T", "api", "headroom", "seed", "--users", str(users), "--posts", str(posts))
+    def seed(self, **rows: int) -> None:
+        self.compose("exec", "-T", "api", "headroom", "seed", *_seed_options(rows))
 
     def worker_pids(self) -> list[int]:
         # Workers are the gunicorn processes whose parent is a gunicorn process.

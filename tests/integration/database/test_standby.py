@@ -28,6 +28,7 @@ from app.paths import PROJECT_ROOT
 from app.settings import Settings
 from tests.integration.conftest import SECRET_KEY
 from tests.integration.database.helpers import wait_until
+from tests.support import sample
 from tests.support.postgres import ROLES
 from tests.support.replication import ReplicaServer, ReplicatedPair
 from tests.support.waiting import eventually, eventually_async
@@ -398,9 +399,9 @@ async def test_api_reads_what_its_client_has_written(migrated_pair: ReplicatedPa
         standby = app.state.database.standby
         await wait_until(lambda: standby.route() == "standby")
         pair.standby.execute("SELECT pg_wal_replay_pause()")
-        account = {"email": "ann@example.com", "name": "Ann", "password": "correct horse battery"}
+        account = sample.new("ann")
 
-        created = await browser.post("/users", json=account)
+        created = await browser.post(sample.PATH, json=account)
         location = created.headers["Location"]
         assert created.status_code == 201
 

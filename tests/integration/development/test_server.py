@@ -14,6 +14,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL
 
+from tests.support import sample
 from tests.support.stacks import free_port
 from tests.support.tree import copy_tree
 from tests.support.waiting import eventually
@@ -88,7 +89,7 @@ def server(tmp_path: Path, database_url: URL) -> Iterator[DevelopmentServer]:
 
 def test_change_of_code_and_of_migrations_is_served(server: DevelopmentServer) -> None:
     eventually(lambda: server.status("/readyz") == 200, within=60)
-    router = server.root / "app/domains/users/router.py"
+    router = server.root / f"app/domains/{sample.TABLE}/router.py"
     original = router.read_text()
 
     # A file that cannot be imported does not end the server.
@@ -97,16 +98,16 @@ def test_change_of_code_and_of_migrations_is_served(server: DevelopmentServer) -
 
     scripts = ScriptDirectory.from_config(Config(toml_file=server.root / "pyproject.toml"))
     scripts.generate_revision(
-        "0123456789ab", "add notes", upgrades='op.create_table("notes", sa.Column("id", sa.Integer))'
+        "0123456789ab", "add drafts", upgrades='op.create_table("drafts", sa.Column("id", sa.Integer))'
     )
     router.write_text(original + ROUTE)
-    eventually(lambda: server.status("/users/mistakes?number=5") == 200, within=60)
-    assert server.status("/users/mistakes?number=6") == 500
+    eventually(lambda: server.status(f"{sample.PATH}/mistakes?number=5") == 200, within=60)
+    assert server.status(f"{sample.PATH}/mistakes?number=6") == 500
     eventually(lambda: "slow statement" in server.log and "as an example" in server.log, within=60)
 
     log = server.log
-    assert "migrated to 0123456789ab: add notes" in log
-    route, line = "GET /users/mistakes", "app/domains/users/router.py:"
+    assert "migrated to 0123456789ab: add drafts" in log
+    route, line = f"GET {sample.PATH}/mistakes", f"app/domains/{sample.TABLE}/router.py:"
     assert f"{route} holds a connection while it waits for something else: {line}" in log
     assert f"N+1: sent 5 times in one request: {route} | {line}" in log
     assert f"slow statement: {route} | {line}" in log

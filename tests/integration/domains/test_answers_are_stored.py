@@ -24,7 +24,8 @@ from typing_extensions import TypedDict
 from app.database import WriteSession
 from app.web.deps import ReadDb, WriteDb
 from app.web.path_params import Id
-from tests.support.people import Person, person, sign_in
+from tests.support.callers import Caller
+from tests.support.people import person, sign_in
 from tests.support.postgres import connect
 
 Item = dict[str, Any]
@@ -135,7 +136,7 @@ def matching(path: str, location: str) -> re.Match[str] | None:
 class Checker:
     """Sends every field as an administrator and collects those that are not stored."""
 
-    def __init__(self, app: FastAPI, admin: Person) -> None:
+    def __init__(self, app: FastAPI, admin: Caller) -> None:
         self.document = app.openapi()
         self.admin = admin
         self.ids: dict[str, str] = {}

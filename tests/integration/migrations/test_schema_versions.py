@@ -238,16 +238,16 @@ def test_headroom_schema_shows_both_sides(owner: URL, contracting: Release, tmp_
     assert (shown["pending"], shown["ahead"]) == ([], ["added", "dropped"])
 
 
-@pytest.mark.parametrize("program", ["seed", "create-admin"])
+CREATE_ADMIN = ["create-admin", "--email", "root@example.com"]
+
+
+@pytest.mark.parametrize("program", [["seed"], CREATE_ADMIN], ids=["seed", "create-admin"])
 def test_job_on_an_incompatible_schema_is_refused(
-    owner: URL, contracting: Release, tmp_path: Path, program: str
+    owner: URL, contracting: Release, tmp_path: Path, program: list[str]
 ) -> None:
     assert contracting.run(owner).returncode == 0
-    arguments = ["--email", "root@example.com"] if program == "create-admin" else []
     (tmp_path / "password").write_text("correct horse\n")
-    refused = run_project(
-        ["sh", "-c", f'"$@" < {tmp_path}/password', "sh", *HEADROOM, program, *arguments], owner, tmp_path
-    )
+    refused = run_project(["sh", "-c", f'"$@" < {tmp_path}/password', "sh", *HEADROOM, *program], owner, tmp_path)
 
     assert refused.returncode == 1
     assert "revision dropped is contracting" in refused.stdout

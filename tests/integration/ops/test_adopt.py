@@ -11,9 +11,10 @@ from alembic import command
 from alembic.config import Config
 
 from app.paths import PROJECT_ROOT
-from ops.adopt import example
+from ops.adopt import edits
 from ops.adopt.__main__ import MAX_LENGTH, ORIGIN, Refused, adopt, check_name, renamed
-from ops.adopt.example import FIRST_REVISION, Edit, OutOfDate
+from ops.adopt.edits import Edit, OutOfDate
+from ops.adopt.example import FIRST_REVISION
 from tests.integration.test_migrations import schema
 from tests.support.postgres import Server, connect
 from tests.support.tree import run_in
@@ -52,7 +53,7 @@ OF_THE_EXAMPLE = r"\b(posts|Posts?|post_id)\b|\bPost[A-Z]"
 ABOUT_THE_EXAMPLE = re.compile(r"CHANGELOG\.md|docs/(adopting|faults|performance)\.md|docs/(decisions|images)/")
 # Files in which the word means free connections.
 ABOUT_THE_BUDGET = re.compile(
-    r"app/(budget|exporter)/|app/cli/seed\.py|app/observability/catalogue\.py|docs/(connections|metrics|runbooks)\.md"
+    r"app/(budget|exporter)/|app/cli/samples\.py|app/observability/catalogue\.py|docs/(connections|metrics|runbooks)\.md"
     r"|ops/(grafana|prometheus)/|ops/restart\.py|ops/kubernetes/\w+/templates/_budget\.tpl"
     r"|tests/(unit|integration)/(budget|exporter|ops)/|tests/stack/test_(page|prometheus)\.py"
 )
@@ -178,17 +179,17 @@ def test_first_revision_has_the_schema_of_the_history(
 @pytest.mark.parametrize(
     ("edit", "before", "after"),
     [
-        (example.replace("a, ", ""), "[a, b]\n", "[b]\n"),
-        (example.substitute(r"^b.*\n"), "a\nbb\nc\n", "a\nc\n"),
-        (example.lines("| `B`"), "| `A` | 1 |\n| `B` | 2 |\n", "| `A` | 1 |\n"),
-        (example.functions("b"), "def a(): ...\n\n\n@x\ndef b(): ...\n\n\nc = 1\n", "def a(): ...\n\n\nc = 1\n"),
+        (edits.replace("a, ", ""), "[a, b]\n", "[b]\n"),
+        (edits.substitute(r"^b.*\n"), "a\nbb\nc\n", "a\nc\n"),
+        (edits.lines("| `B`"), "| `A` | 1 |\n| `B` | 2 |\n", "| `A` | 1 |\n"),
+        (edits.functions("b"), "def a(): ...\n\n\n@x\ndef b(): ...\n\n\nc = 1\n", "def a(): ...\n\n\nc = 1\n"),
         (
-            example.section("## B"),
+            edits.section("## B"),
             "- [A](#a)\n- [B](#b)\n\n## A\n\n1\n\n## B\n\n### C\n2\n\n## D\n",
             "- [A](#a)\n\n## A\n\n1\n\n## D\n",
         ),
         (
-            example.targets("b"),
+            edits.targets("b"),
             ".PHONY: a b c\na: ## a\n\t@1\n\n# b\nb: a\n\t@2\n\nc:\n",
             ".PHONY: a c\na: ## a\n\t@1\n\nc:\n",
         ),
@@ -207,17 +208,21 @@ def test_edit_that_is_out_of_date_changes_no_file(clone: Path) -> None:
     git(clone, "commit", "--quiet", "--all", "--message", "tags")
 
     with pytest.raises(OutOfDate, match=r"app/registry\.py does not have 'users, posts\)'"):
-        adopt(clone, NAME, example=False)
+        adopt(clone, NAME, has_example=False)
 
     assert git(clone, "status", "--porcelain") == ""
 
 
-@pytest.mark.parametrize("has_example", [True, False], ids=["example", "no example"])
-def test_later_version_merges_without_conflict(clone: Path, tmp_path: Path, has_example: bool) -> None:
+@pytest.mark.parametrize(
+    "parts",
+    [{}, {"has_example": False}],
+    ids=["everything", "no example"],
+)
+def test_later_version_merges_without_conflict(clone: Path, tmp_path: Path, parts: dict[str, bool]) -> None:
     """Follow docs/adopting.md: the merge has what the template changed, and keeps what the project changed."""
     project, upgrade = tmp_path / "project", tmp_path / "upgrade"
     git(tmp_path, "clone", "--quiet", "--origin", "upstream", "clone", "project")
-    adopt(project, "orbit", example=has_example)
+    adopt(project, "orbit", **parts)
     git(project, "add", "--all")
     git(project, "commit", "--quiet", "--message", "adopt")
     git(project, "branch", "template")
@@ -235,7 +240,7 @@ def test_later_version_merges_without_conflict(clone: Path, tmp_path: Path, has_
 
     git(project, "fetch", "--quiet", "upstream")
     git(project, "worktree", "add", "--quiet", "--detach", str(upgrade), "FETCH_HEAD")
-    adopt(upgrade, "orbit", example=has_example)
+    adopt(upgrade, "orbit", **parts)
     git(upgrade, "add", "--all")
     tree = git(upgrade, "write-tree").strip()
     later = git(project, "commit-tree", tree, "-p", "template", "-m", "later").strip()
@@ -243,7 +248,7 @@ def test_later_version_merges_without_conflict(clone: Path, tmp_path: Path, has_
     git(project, "merge", "--quiet", "template")
 
     changed = git(project, "diff", "--name-only", "HEAD^", "HEAD").split()
-    of_the_example = {"app/domains/posts/service.py"} if has_example else set()
+    of_the_example = set() if parts else {"app/domains/posts/service.py"}
     assert set(changed) == {"ops/new.txt", "ops/kubernetes/orbit/values.yaml"} | of_the_example
     assert (project / "ops/new.txt").read_text() == "Orbit has the role orbit_new.\n"
     assert registry.read_text().endswith("# mine\n")

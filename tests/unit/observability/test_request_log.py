@@ -16,10 +16,10 @@ Write = Callable[..., list[dict[str, Any]]]
 Arguments = tuple[str, bytes, str, int, float]
 
 REQUESTS: dict[str, Arguments] = {
-    "plain": ("GET", b"/users/7", "/users/{user_id}", 200, 0.01234),
+    "plain": ("GET", b"/things/7", "/things/{thing_id}", 200, 0.01234),
     "query characters": ("GET", b'/a"b\\c%0a', "/a", 404, 0.0),
     "bytes beyond ASCII": ("GET", b"/\xff\xfe", "unmatched", 404, 1.5),
-    "no response": ("POST", b"/users", "/users", 0, 12.0),
+    "no response": ("POST", b"/things", "/things", 0, 12.0),
 }
 
 
@@ -111,7 +111,7 @@ def test_instrumentation_sees_the_record_of_a_request(
         write(RequestLog(), *REQUESTS["plain"])
     finally:
         logging.setLogRecordFactory(factory)
-    assert seen == ["GET /users/7 200 12.3 ms"]
+    assert seen == ["GET /things/7 200 12.3 ms"]
 
 
 def test_filter_on_the_request_logger_is_applied(write: Write) -> None:

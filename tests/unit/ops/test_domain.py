@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ops.domain.__main__ import Names, Refused, write_domain
+from ops.domain.__main__ import write_domain
+from ops.domain.rendering import Names, Refused
 from tests.support.tree import copy_tree
 
 

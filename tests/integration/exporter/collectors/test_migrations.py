@@ -6,6 +6,7 @@ from app.database.schema_version import revisions
 from app.errors import DatabaseUnavailable
 from app.exporter.collectors.migrations import MigrationsCollector
 from tests.integration.exporter.collectors.helpers import total
+from tests.support import sample
 from tests.support.postgres import connect
 
 
@@ -32,4 +33,4 @@ async def test_all_migrations_are_pending_on_an_empty_database(empty_database: U
 
 async def test_monitor_role_cannot_read_application_data(server: AdminConnection) -> None:
     with pytest.raises(DatabaseUnavailable, match="permission denied"):
-        await server.query("SELECT * FROM users")
+        await server.query(f"SELECT * FROM {sample.TABLE}")

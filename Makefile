@@ -42,11 +42,10 @@ $(HELM): $(READY) requirements/kubernetes.txt
 	@$(BIN)/python ops/kubernetes/tools.py
 	@touch $@
 
-adopt: ## give a fresh clone a name of its own, once: make adopt name=orbit; without the example: example=no
+adopt: ## give a fresh clone a name of its own, once: make adopt name=orbit; example=no, or auth=no
 	@test -d ops/adopt || { echo 'this project has its name already: docs/adopting.md says how to take a later version of the template' >&2; exit 1; }
 	@test -n "$(name)" || { echo 'name is missing: make adopt name=orbit' >&2; exit 2; }
-	@test -z "$(filter-out yes,$(auth))" || { echo 'auth=$(auth): users and sign-in stay; example=no takes out the rest of the example' >&2; exit 2; }
-	@$(PYTHON) -m ops.adopt "$(name)" $(if $(example),--example "$(example)")
+	@$(PYTHON) -m ops.adopt "$(name)" $(if $(example),--example "$(example)") $(if $(auth),--auth "$(auth)")
 	@$(MAKE) --no-print-directory format dashboard docs
 	@echo "next: make check, then git add --all && git commit --message 'Adopt the template'. See docs/adopting.md"
 

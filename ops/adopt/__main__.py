@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from ops.adopt import example
+from ops.adopt import auth, example
 from ops.adopt.edits import OutOfDate, take_out
 
 OLD = "headroom"
@@ -100,8 +100,11 @@ def with_sorted_origins(text: str) -> str:
     )
 
 
-def adopt(root: Path, name: str, *, has_example: bool = True) -> tuple[int, int, int]:
-    """Rename the project in the files that git knows. Return the numbers of changed, moved and removed files."""
+def adopt(root: Path, name: str, *, has_example: bool = True, has_auth: bool = True) -> tuple[int, int, int]:
+    """Rename the project in the files that git knows. Return the numbers of changed, moved and removed files.
+
+    Without users and sign-in there is no example, since users write it.
+    """
     packages = {
         line.partition("==")[0]
         for file in (root / "requirements").glob("*.txt")
@@ -111,7 +114,8 @@ def adopt(root: Path, name: str, *, has_example: bool = True) -> tuple[int, int,
     if _git(root, "status", "--porcelain"):
         raise Refused("the working tree has changes: commit them, or start from a fresh clone")
     version = re.search(r'^version = "(.+)"', (root / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
-    added = [] if has_example else take_out(root, example.part(root))
+    parts = [*([] if has_example and has_auth else [example.part(root)]), *([] if has_auth else [auth.part(root)])]
+    added = take_out(root, *parts) if parts else []
     for removed in REMOVED:
         path = root / removed
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -178,10 +182,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make adopt", description=__doc__)
     parser.add_argument("name", help="lower-case letters and digits")
     parser.add_argument("--example", choices=["yes", "no"], default="yes", help="keep the posts (default: yes)")
+    parser.add_argument(
+        "--auth", choices=["yes", "no"], default="yes", help="keep users and sign-in; without them, no posts either"
+    )
     options = parser.parse_args()
     start = time.monotonic()
     try:
-        changed, moved, removed = adopt(Path.cwd(), options.name, has_example=options.example == "yes")
+        changed, moved, removed = adopt(
+            Path.cwd(), options.name, has_example=options.example == "yes", has_auth=options.auth == "yes"
+        )
     except (Refused, OutOfDate) as error:
         sys.exit(f"make adopt: {error}")
     print(

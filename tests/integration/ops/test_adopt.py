@@ -11,7 +11,7 @@ from alembic import command
 from alembic.config import Config
 
 from app.paths import PROJECT_ROOT
-from ops.adopt import edits
+from ops.adopt import auth, edits
 from ops.adopt.__main__ import MAX_LENGTH, ORIGIN, Refused, adopt, check_name, renamed
 from ops.adopt.edits import Edit, OutOfDate
 from ops.adopt.example import FIRST_REVISION
@@ -48,7 +48,26 @@ TESTS_WITHOUT_EXAMPLE = (
     "tests/integration/test_migrations.py::test_models_and_migrations_have_the_same_schema",
     "tests/integration/test_migrations.py::test_revision_can_be_applied_reverted_and_applied_again",
 )
+TESTS_WITHOUT_AUTH = (
+    "tests/unit/cli/test_main.py",
+    "tests/unit/domains",
+    "tests/unit/ops/test_domain.py",
+    "tests/unit/test_docs.py",
+    "tests/unit/test_operations.py",
+    "tests/unit/test_settings.py",
+    "tests/unit/web/test_openapi.py",
+    "tests/integration/domains/test_notes.py",
+    "tests/integration/test_fixtures.py",
+    "tests/integration/test_migrations.py::test_models_and_migrations_have_the_same_schema",
+    "tests/integration/test_migrations.py::test_revision_can_be_applied_reverted_and_applied_again",
+)
 OF_THE_EXAMPLE = r"\b(posts|Posts?|post_id)\b|\bPost[A-Z]"
+# Sign-in of a role at a server, or of a person at Grafana, is another one.
+OF_AUTH = (
+    r"/auth/token|(?i:\bcreate[-_]admin)|\bSignedIn\b|\bSignUp\b|\bsign_up\b|SIGN_IN_|ACCESS_TOKEN_SECONDS|\bPrincipal\b"
+    r"|app[./](domains[./](auth|users)|web[./]auth|identity)\b|support[./]people|import User\b|(?<!of)/users\b"
+    r"|\bsign_ins?_(attempts|limit)|[Ff]ailed sign-ins|INTO users\b|--users\b|test_(authorisation|users)\b"
+)
 # Measurements and history.
 ABOUT_THE_EXAMPLE = re.compile(r"CHANGELOG\.md|docs/(adopting|faults|performance)\.md|docs/(decisions|images)/")
 # Files in which the word means free connections.
@@ -147,12 +166,35 @@ def test_tree_adopted_without_example_passes_its_checks(clone: Path, tmp_path: P
     run_tests(clone, tmp_path, *TESTS_WITHOUT_EXAMPLE)
 
 
-def test_users_and_sign_in_cannot_be_taken_out(clone: Path) -> None:
-    refused = make(clone, "adopt", f"name={NAME}", "auth=no")
+def test_tree_adopted_without_users_passes_its_checks(clone: Path, tmp_path: Path) -> None:
+    """No file that stays imports or names users and sign-in, or the example. Every test can be collected."""
+    done = make(clone, "adopt", f"name={NAME}", "auth=no")
+    assert done.returncode == 0, done.stdout + done.stderr
 
-    assert refused.returncode != 0
-    assert "auth=no: users and sign-in stay" in refused.stderr
-    assert git(clone, "status", "--porcelain") == ""
+    git(clone, "add", "--all")
+    assert_renamed(clone)
+    for pattern in (OF_THE_EXAMPLE, OF_AUTH):
+        found = git(clone, "grep", "--cached", "-InP", pattern).splitlines()
+        assert [line for line in found if not ABOUT_THE_EXAMPLE.match(line)] == []
+    run_in(clone, "ruff", "check", ".")
+    run_in(clone, "ruff", "format", "--check", ".")
+    run_in(clone, "lint-imports")
+    run_in(clone, "mypy")
+    run_tests(clone, tmp_path, "--collect-only")
+    run_tests(clone, tmp_path, *TESTS_WITHOUT_AUTH)
+
+
+def test_locked_packages_without_users_have_origins_that_are_locked(clone: Path) -> None:
+    adopt(clone, NAME, has_auth=False)
+
+    for file in (clone / "requirements").glob("*.txt"):
+        text = file.read_text()
+        locked = set(re.findall(r"^([a-z][\w.-]*)==", text, flags=re.MULTILINE))
+        origins = set(re.findall(r"^    # (?:via|  ) ([a-z][\w.-]*)$", text, flags=re.MULTILINE))
+        assert locked, file.name
+        assert origins - {NAME} <= locked, file.name
+    of_the_service = (clone / "requirements/app.txt").read_text()
+    assert not [name for name in auth.PACKAGES if f"\n{name}==" in of_the_service]
 
 
 def test_first_revision_has_the_schema_of_the_history(
@@ -215,8 +257,8 @@ def test_edit_that_is_out_of_date_changes_no_file(clone: Path) -> None:
 
 @pytest.mark.parametrize(
     "parts",
-    [{}, {"has_example": False}],
-    ids=["everything", "no example"],
+    [{}, {"has_example": False}, {"has_auth": False}],
+    ids=["everything", "no example", "no users"],
 )
 def test_later_version_merges_without_conflict(clone: Path, tmp_path: Path, parts: dict[str, bool]) -> None:
     """Follow docs/adopting.md: the merge has what the template changed, and keeps what the project changed."""

@@ -20,6 +20,7 @@ from tests.support.stacks import ComposeStack, LocalStack, ProdStack, Stack, bui
 from tests.support.workers import (
     GroupScheduling,
     create_run_directory,
+    enter_run_directory,
     is_worker,
     locked,
     publish_groups,
@@ -43,6 +44,8 @@ _SHARED = pytest.StashKey[ExitStack]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_SHARED] = ExitStack()
+    if is_worker(config):
+        enter_run_directory()
     if config.getoption("numprocesses", None) and not is_worker(config):
         directory = create_run_directory()
         config.add_cleanup(lambda: shutil.rmtree(directory))

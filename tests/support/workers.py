@@ -11,19 +11,32 @@ from pathlib import Path
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-_DIRECTORY = "TEST_RUN_DIRECTORY"
+VARIABLE = "TEST_RUN_DIRECTORY"
+_directory: Path | None = None
 
 
 def create_run_directory() -> Path:
     """Create a directory for all workers. They find it by the environment, which they inherit."""
-    directory = tempfile.mkdtemp(prefix="headroom-tests-")
-    os.environ[_DIRECTORY] = directory
-    return Path(directory)
+    global _directory
+    _directory = Path(tempfile.mkdtemp(prefix="headroom-tests-"))
+    os.environ[VARIABLE] = str(_directory)
+    return _directory
+
+
+def enter_run_directory() -> None:
+    """Use the directory in this worker, and take it out of the environment.
+
+    A pytest that a test starts would wait for the locks: a test that waits to be alone holds that of the queue, and
+    itself waits for the test that has started pytest.
+    """
+    global _directory
+    if VARIABLE in os.environ:
+        _directory = Path(os.environ.pop(VARIABLE))
 
 
 def run_directory() -> Path | None:
     """Return the directory of all workers, or None if there is one process only."""
-    return Path(os.environ[_DIRECTORY]) if _DIRECTORY in os.environ else None
+    return _directory
 
 
 def is_worker(config: pytest.Config) -> bool:

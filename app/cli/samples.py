@@ -25,7 +25,7 @@ LAST_NAMES = (
 WORDS = (
     "a after already always an and answer backend because before budget by cache client commit connection count cursor "
     "database deadline deploy driver each error every exporter fast for from graceful headroom idle in index is it job "
-    "keeps latency limit lock migration never nobody of on one overflow page pool query queue read replica request "
+    "keeps latency limit lock migration never node of on one overflow page pool query queue read replica request "
     "restart row server session slow statement table that the timeout to transaction under until wait when while with "
     "worker write"
 ).split()

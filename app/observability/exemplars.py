@@ -29,7 +29,7 @@ class Exemplars:
     """The exemplars of one histogram with these labels, in this process."""
 
     def __init__(self, spec: MetricSpec, **labels: str) -> None:
-        self._spec = spec
+        self._metric = spec.name
         self._labels = labels
         self._latest: dict[float, tuple[str, str, float, float]] = {}
         self._written: dict[float, tuple[str, str, float, float]] = {}
@@ -46,9 +46,9 @@ class Exemplars:
         latest = self._latest.copy()
         if directory is None or latest == self._written:
             return
-        name = "_".join([current_slot(), self._spec.name, *self._labels.values()])
+        name = "_".join([current_slot(), self._metric, *self._labels.values()])
         buckets = [[str(bound), *exemplar] for bound, exemplar in latest.items()]
-        content = {"metric": self._spec.name, "labels": self._labels, "buckets": buckets}
+        content = {"metric": self._metric, "labels": self._labels, "buckets": buckets}
         path = directory / f"{name}{_SUFFIX}"
         unfinished = path.with_suffix(".tmp")
         with suppress(OSError):

@@ -249,7 +249,7 @@ EDITS: dict[str, tuple[Edit, ...]] = {
         ),
         substitute(r"^- \*\*Tokens cannot be revoked.*\n.*\n"),
         lines("- **An account can be locked out**"),
-        replace("have no sign-in.** They", "ask nobody for a password.** They"),
+        replace("have no sign-in.** They", "require no authentication.** They"),
     ),
     "docs/adding-a-domain.md": (
         replace(

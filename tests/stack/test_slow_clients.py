@@ -67,7 +67,7 @@ def test_slow_reader_of_a_response_holds_no_connection(stack: Stack, large_page:
 
 
 def test_slow_sender_of_a_body_holds_no_connection(stack: Stack) -> None:
-    """What the route needs, such as the user of a token, is read from the database after the body has arrived."""
+    """The route queries the database, for example for the user of a token, after the body has arrived."""
     with httpx.Client(base_url=stack.api, timeout=30) as client:
         row = sample.create(client, "trickle")
     body = b'{"name": "Slow"}'

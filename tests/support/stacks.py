@@ -154,7 +154,7 @@ class LocalStack:
         eventually(ready, within=60)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Send the signal. Return the exit status, within 30 seconds."""
+        """Send the signal, and return the exit status. Raise TimeoutExpired after 30 seconds."""
         self.process.send_signal(number)
         return self.process.wait(timeout=30)
 

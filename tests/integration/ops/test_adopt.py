@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -149,39 +150,32 @@ def run_tests(root: Path, directory: Path, *arguments: str) -> None:
     run_in(root, "pytest", *options, *arguments)
 
 
-def test_tree_adopted_without_example_passes_its_checks(clone: Path, tmp_path: Path) -> None:
-    """No file that stays imports or names the example. Every test can be collected."""
-    done = make(clone, "adopt", f"name={NAME}", "example=no")
+def check_tree_without(
+    part: str, clone: Path, directory: Path, *, patterns: tuple[str, ...], tests: Sequence[str]
+) -> None:
+    """Adopt without `part`. No file that stays imports or names it, and every test can be collected."""
+    done = make(clone, "adopt", f"name={NAME}", f"{part}=no")
     assert done.returncode == 0, done.stdout + done.stderr
 
     git(clone, "add", "--all")
     assert_renamed(clone)
-    found = git(clone, "grep", "--cached", "-InP", OF_THE_EXAMPLE).splitlines()
-    assert [line for line in found if not ABOUT_THE_EXAMPLE.match(line)] == []
-    run_in(clone, "ruff", "check", ".")
-    run_in(clone, "ruff", "format", "--check", ".")
-    run_in(clone, "lint-imports")
-    run_in(clone, "mypy")
-    run_tests(clone, tmp_path, "--collect-only")
-    run_tests(clone, tmp_path, *TESTS_WITHOUT_EXAMPLE)
-
-
-def test_tree_adopted_without_users_passes_its_checks(clone: Path, tmp_path: Path) -> None:
-    """No file that stays imports or names users and sign-in, or the example. Every test can be collected."""
-    done = make(clone, "adopt", f"name={NAME}", "auth=no")
-    assert done.returncode == 0, done.stdout + done.stderr
-
-    git(clone, "add", "--all")
-    assert_renamed(clone)
-    for pattern in (OF_THE_EXAMPLE, OF_AUTH):
+    for pattern in patterns:
         found = git(clone, "grep", "--cached", "-InP", pattern).splitlines()
         assert [line for line in found if not ABOUT_THE_EXAMPLE.match(line)] == []
     run_in(clone, "ruff", "check", ".")
     run_in(clone, "ruff", "format", "--check", ".")
     run_in(clone, "lint-imports")
     run_in(clone, "mypy")
-    run_tests(clone, tmp_path, "--collect-only")
-    run_tests(clone, tmp_path, *TESTS_WITHOUT_AUTH)
+    run_tests(clone, directory, "--collect-only")
+    run_tests(clone, directory, *tests)
+
+
+def test_tree_adopted_without_example_passes_its_checks(clone: Path, tmp_path: Path) -> None:
+    check_tree_without("example", clone, tmp_path, patterns=(OF_THE_EXAMPLE,), tests=TESTS_WITHOUT_EXAMPLE)
+
+
+def test_tree_adopted_without_users_passes_its_checks(clone: Path, tmp_path: Path) -> None:
+    check_tree_without("auth", clone, tmp_path, patterns=(OF_THE_EXAMPLE, OF_AUTH), tests=TESTS_WITHOUT_AUTH)
 
 
 def test_locked_packages_without_users_have_origins_that_are_locked(clone: Path) -> None:

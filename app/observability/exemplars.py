@@ -1,7 +1,7 @@
 """Exemplars: for each bucket of a histogram, the trace of its latest observation.
 
 The workers' metrics files hold numbers only. So each pool of a worker has a file of its own next to them, which the
-heartbeat writes and the exporter reads. It sends exemplars to scrapers that ask for OpenMetrics
+heartbeat writes and the exporter reads. The exporter sends exemplars to scrapers that ask for OpenMetrics
 (https://prometheus.io/docs/specs/om/open_metrics_spec/#exemplars).
 """
 
@@ -76,7 +76,7 @@ def read_exemplars(directory: Path, damaged: list[str]) -> dict[BucketKey, Exemp
 
 
 def with_exemplars(samples: Iterable[Sample], exemplars: dict[BucketKey, Exemplar]) -> list[Sample]:
-    """Return the samples of a histogram, those of buckets with the exemplar that they have."""
+    """Return the samples of a histogram. Add its exemplar to each bucket that has one."""
     result = []
     for sample in samples:
         if "le" in sample.labels:

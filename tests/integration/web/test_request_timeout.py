@@ -37,7 +37,7 @@ INSERT = (
 # The constraint is checked at COMMIT. The function delays COMMIT until after the deadline.
 DEFERRED = """
 CREATE FUNCTION refuse_late() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN PERFORM pg_sleep(0.5); RAISE unique_violation USING MESSAGE = 'refused at COMMIT'; END $$;
+BEGIN PERFORM pg_sleep(2.5); RAISE unique_violation USING MESSAGE = 'refused at COMMIT'; END $$;
 CREATE CONSTRAINT TRIGGER late AFTER INSERT ON test_contacts DEFERRABLE INITIALLY DEFERRED
 FOR EACH ROW EXECUTE FUNCTION refuse_late();
 """
@@ -69,19 +69,19 @@ def send(app: FastAPI, client: AsyncClient) -> Callable[..., Awaitable[Response]
     @app.post("/late-commit")
     async def late_commit(db: WriteDb) -> None:
         await db.execute(INSERT, {"seconds": 0})
-        sleep(0.2)  # noqa: ASYNC251 - blocks the event loop: the timer cannot end the request
+        sleep(2.2)  # noqa: ASYNC251 - blocks the event loop: the timer cannot end the request
 
     @app.post("/stored")
     async def stored(database: DatabaseDep) -> str:
         async with database.write() as session:
             await session.execute(INSERT, {"seconds": 0})
-        await database.read.first(SLEEP, seconds=0.5)
+        await database.read.first(SLEEP, seconds=2.5)
         return "stored"
 
     @app.post("/stored-by-statement")
     async def stored_by_statement(database: DatabaseDep) -> str:
         await database.statement.returned(INSERT, seconds=0)
-        await database.read.first(SLEEP, seconds=0.5)
+        await database.read.first(SLEEP, seconds=2.5)
         return "stored"
 
     @app.post("/failing-commit")
@@ -110,7 +110,7 @@ async def test_read_ends_on_the_server_at_the_deadline(
     counted = cancelled_requests("deadline")
     assert (await send("GET", "/read?seconds=0", "20")).status_code == 200
 
-    late = await send("GET", "/read?seconds=30", "0.2")
+    late = await send("GET", "/read?seconds=30", "2")
 
     assert (late.status_code, late.json()["type"]) == (503, "/problems/deadline-exceeded")
     assert late.headers["retry-after"] == "1"
@@ -136,7 +136,7 @@ async def test_transaction_is_rolled_back_at_the_deadline(
     send: Callable[..., Awaitable[Response]], database_url: URL
 ) -> None:
     for path in ("/write?seconds=30", "/late-commit"):
-        late = await send("POST", path, "0.1")
+        late = await send("POST", path, "2")
 
         assert late.json()["type"] == "/problems/deadline-exceeded", path
         assert not stored(database_url), path
@@ -145,7 +145,11 @@ async def test_transaction_is_rolled_back_at_the_deadline(
 async def test_outcome_of_a_statement_that_commits_itself_is_unknown(
     send: Callable[..., Awaitable[Response]], database_url: URL
 ) -> None:
-    late = await send("POST", "/statement?seconds=30", "0.2")
+    assert (await send("POST", "/statement?seconds=0", "20")).status_code == 200
+    with connect(database_url) as admin:
+        admin.execute("DELETE FROM test_contacts")
+
+    late = await send("POST", "/statement?seconds=30", "2")
 
     assert (late.status_code, late.json()["type"]) == (503, "/problems/outcome-unknown")
     assert "retry-after" not in late.headers
@@ -157,7 +161,7 @@ async def test_outcome_of_a_statement_that_commits_itself_is_unknown(
 async def test_request_that_has_stored_something_goes_on(
     send: Callable[..., Awaitable[Response]], database_url: URL, path: str
 ) -> None:
-    answer = await send("POST", path, "0.4")
+    answer = await send("POST", path, "2")
 
     assert (answer.status_code, answer.json()) == (200, "stored")
     assert stored(database_url)
@@ -170,7 +174,7 @@ async def test_request_whose_commit_failed_ends_at_the_deadline(
     with connect(database_url) as admin:
         admin.execute(DEFERRED.encode())
 
-    late = await send("POST", "/failing-commit", "0.3")
+    late = await send("POST", "/failing-commit", "2")
 
     assert (late.status_code, late.json()["type"]) == (503, "/problems/deadline-exceeded")
     assert not stored(database_url)

@@ -234,7 +234,7 @@ def measure_noise(start: Start, kinds: list[str], counts: list[int], seconds: fl
             user = {"email": "lanes@example.com", "name": "Lanes", "password": PASSWORD}
             created = httpx.post(f"{api.address}/users", json=user, timeout=30, verify=api.tls or True)
             assert created.status_code in (201, 409)
-            got = uvloop.run(run_round(api, [], 0, seconds, WARM_UP_SECONDS))
+            got = uvloop.run(run_round(api, [], 0, seconds, learning))  # workers still start at first
         quiet[lanes] = show("nothing", 0, lanes, got, seconds, 0.0)
     for clients in counts:
         for kind in kinds:

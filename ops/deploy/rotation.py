@@ -5,6 +5,7 @@ Two values of a secret must be valid while its users change to the new one:
   the one that is not in use a new password, replaces the replicas, and removes the password of the other one. On a
   server elsewhere, the job `roles` does this as its administrator, and PgBouncer has both passwords in its file.
 - PgBouncer looks up passwords as `headroom_pgbouncer_2` while `headroom_pgbouncer` gets its new password.
+- A standby streams on with the old password, and reads the new one from a file when it connects again.
 - The signing key has SECRET_KEY_FALLBACKS next to it.
 The other secrets are not used by the API.
 """
@@ -42,6 +43,18 @@ _PGBOUNCER_CONSOLE = ("psql", "-qAt", "-h", "/run/headroom-pgbouncer", "-p", "64
 _USERS_FILE = "/run/headroom-pgbouncer/userlist.txt"
 # Replaced at once: PgBouncer may read it at any time.
 _WRITE_USERS = f"umask 077 && cat >{_USERS_FILE}.new && mv {_USERS_FILE}.new {_USERS_FILE}"
+# standby.sh writes this file at the start. The server reads it whenever it connects to the primary.
+_STANDBY_PASSWORDS = "/tmp/replication.pgpass"  # noqa: S108 - in the container, of memory
+_WRITE_STANDBY_PASSWORDS = (
+    f"umask 077 && cat >{_STANDBY_PASSWORDS}.new && mv {_STANDBY_PASSWORDS}.new {_STANDBY_PASSWORDS}"
+)
+_STANDBY_SIGN_IN = (
+    "psql",
+    "-qAtX",
+    f"host=postgres port=5432 user=headroom_replication passfile={_STANDBY_PASSWORDS} replication=true",
+    "-c",
+    "IDENTIFY_SYSTEM",
+)
 # Of the file that follow.sh writes when the container starts.
 _WRITE_LOOKUP_ROLE = 'sed -i "s/^auth_user = .*/auth_user = $1/" /run/headroom-pgbouncer/pgbouncer.ini'
 
@@ -163,6 +176,7 @@ class Rotation:
             "monitor_password": self._monitor,
             "pgbouncer_password": self._pgbouncer,
             "console_password": self._console,
+            "replication_password": self._replication,
             "secret_key": self._secret_key,
             "secret_key_fallbacks": self._secret_key_fallbacks,
             "tls_certificate": self._tls_certificate,
@@ -179,7 +193,7 @@ class Rotation:
         self._timeline.add("done", f"{name} is rotated")
 
     def _check_elsewhere(self, name: str) -> None:
-        if name in ("superuser_password", "pgbouncer_password"):
+        if name in ("superuser_password", "pgbouncer_password", "replication_password"):
             raise DeployFailed(f"{name}: a PostgreSQL server elsewhere has no role with it")
         if name == "console_password":
             if not self._has_pgbouncer:
@@ -273,6 +287,24 @@ class Rotation:
         with self._files.replaced(console_password=password, pgbouncer_console_url=url):
             self._write_users()
             self._reload_pgbouncer()
+
+    def _replication(self) -> None:
+        """Replace the password of the standby's role. A standby that is stopped reads the secret when it starts."""
+        old, new = self._files.read("replication_password"), new_password()
+        try:
+            with self._files.replaced(replication_password=new):
+                self._set_replication_password(new)
+        except BaseException:
+            self._set_replication_password(old)
+            raise
+
+    def _set_replication_password(self, password: str) -> None:
+        self._set_password("headroom_replication", password)
+        for standby in self._stack.containers("standby"):
+            entry = f"*:*:*:headroom_replication:{password}\n"
+            self._stack.execute(standby, "sh", "-c", _WRITE_STANDBY_PASSWORDS, stdin=entry)
+            self._stack.execute(standby, *_STANDBY_SIGN_IN)
+            self._timeline.add("check", "the standby can sign in")
 
     def _set_password(self, role: str, password: str) -> None:
         self._sql(f"ALTER ROLE {role} PASSWORD '{scram_verifier(password)}'")

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,28 @@ async def test_standby_under_load_serves_reads_and_its_loss_fails_none(replicate
     assert load.failures == []
     streaming = "SELECT count(*) FROM pg_stat_replication WHERE usename = 'headroom_replication'"
     eventually(lambda: stack.sql(streaming) == [["1"]], within=60)
+
+
+def test_password_of_the_standby_rotates_while_it_streams(replicated: ReplicatedStack, tmp_path: Path) -> None:
+    stack = replicated
+    senders = "SELECT pid FROM pg_stat_replication WHERE usename = 'headroom_replication'"
+    [[before]] = stack.sql(senders)
+    own = {
+        "COMPOSE_PROJECT_NAME": stack.name,
+        "COMPOSE_FILE": ":".join(stack.files),
+        "COMPOSE_ENV_FILES": os.devnull,
+        "DEPLOY_LOG": str(tmp_path / "log.jsonl"),
+    }
+    command = [sys.executable, "-m", "ops.deploy", "rotate", "replication_password"]
+    done = subprocess.run(
+        command, cwd=PROJECT_ROOT, env=os.environ | stack.environment | own, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the standby can sign in" in done.stdout
+    assert stack.sql(senders) == [[before]]
+
+    stack.sql(f"SELECT pg_terminate_backend({before})")  # the next one needs the new password
+    eventually(lambda: stack.sql(senders) not in ([], [[before]]), within=60)
 
 
 def test_budget_has_the_connections_of_the_standby(replicated: ReplicatedStack) -> None:

@@ -374,7 +374,7 @@ async def test_waiting_read_is_refused_at_its_own_deadline(new_database: NewData
         gate.shut()
         first, *others = ask(database, BY_ID, 1, 2, 3)
         await gate.wait_for(2, first)
-        change_options(database, timeout=0.2)
+        change_options(database, timeout=3)
         late = ask(database, BY_CODE, "c1", "c2")
         await gate.wait_for(3, first)
         errors = await asyncio.gather(late[1], return_exceptions=True)

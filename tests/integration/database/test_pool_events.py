@@ -121,7 +121,7 @@ async def test_failed_open_is_recorded(new_database: NewDatabase, proxy: Proxy) 
 
 
 async def test_closed_connection_is_recorded_with_its_reason(new_database: NewDatabase) -> None:
-    async with new_database(max_overflow=1, shrink_after=0.5) as (database, recorder):
+    async with new_database(max_overflow=1, shrink_after=2) as (database, recorder):
         async with checked_out(database), checked_out(database):
             pass
         assert recorder.events["closed", "surplus"] == 0

@@ -23,6 +23,7 @@ SECRETS = {
     "monitor_password": "p3",
     "pgbouncer_password": "p4",
     "console_password": "p5",
+    "replication_password": "p7",
     "secret_key": "old",
     "secret_key_fallbacks": "\n",
     "database_url": "postgresql+psycopg://headroom_app:p2@pgbouncer:6432/headroom",
@@ -62,12 +63,15 @@ class RotatingStack(FakeStack):
     def container(self, service: str) -> str:
         return service
 
+    def containers(self, service: str, *, stopped: bool = False) -> list[str]:
+        return [service] if service in self.model["services"] else []
+
     def start_replicas(self, release: Release, number: int) -> None:
         super().start_replicas(release, number)
         self.seen.append(" ".join(f"{name}={self.secret(name).strip()}" for name in self.watched))
 
     def execute(self, container: str, *command: str, stdin: str | None = None) -> str:
-        if container in ("postgres", "pgbouncer"):
+        if container in ("postgres", "pgbouncer", "standby"):
             text = stdin or command[-1]
             statement = re.sub(r"'SCRAM.*'", "...", text).strip()
             self.seen.append(statement)
@@ -304,6 +308,53 @@ def test_pgbouncer_can_sign_in_if_the_old_state_is_not_restored(lookups: StackWi
     with pytest.raises(DeployFailed):
         rotate(lookups, "pgbouncer_password")
     assert lookups.loaded[lookups.user] == lookups.passwords[lookups.user]
+
+
+class StackWithStandby(RotatingStack):
+    """A primary and a standby. `passwords` has the role's password, and the one in the standby's file."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.model["services"]["standby"] = {}
+        self.passwords = {"postgres": "p7", "standby": "p7"}
+
+    def execute(self, container: str, *command: str, stdin: str | None = None) -> str:
+        super().execute(container, *command, stdin=stdin)
+        if found := re.search(r"'(\w+)'$|headroom_replication:(\w+)\n$", stdin or ""):
+            self.passwords[container] = found[1] or found[2]
+        return ""
+
+
+@pytest.fixture
+def with_standby(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StackWithStandby:
+    monkeypatch.setattr("ops.deploy.rotation.scram_verifier", lambda password: password)
+    return StackWithStandby(tmp_path)
+
+
+def test_standby_gets_the_new_password_and_signs_in(with_standby: StackWithStandby) -> None:
+    rotate(with_standby, "replication_password")
+
+    password = with_standby.secret("replication_password")
+    assert password != "p7"
+    assert with_standby.passwords == {"postgres": password, "standby": password}
+    assert with_standby.seen[-1] == "IDENTIFY_SYSTEM"
+
+
+@pytest.mark.parametrize("failing", range(3))
+def test_standby_has_its_password_if_the_rotation_fails(with_standby: StackWithStandby, failing: int) -> None:
+    with_standby.fails = lambda statement: len(with_standby.seen) == failing + 1
+
+    with pytest.raises(DeployFailed):
+        rotate(with_standby, "replication_password")
+    assert with_standby.secret("replication_password") == "p7"
+    assert with_standby.passwords == {"postgres": "p7", "standby": "p7"}
+
+
+def test_stopped_standby_reads_its_password_at_the_start(with_standby: StackWithStandby) -> None:
+    del with_standby.model["services"]["standby"]
+    rotate(with_standby, "replication_password")
+
+    assert with_standby.passwords["postgres"] == with_standby.secret("replication_password") != "p7"
 
 
 @pytest.mark.parametrize(

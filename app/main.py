@@ -21,12 +21,12 @@ from app.list_limits import ListLimits
 from app.observability import multiprocess
 from app.observability.catalogue import PRIMARY_POOL, READ_POOL
 from app.observability.http_metrics import HttpMetrics
-from app.observability.logging import request_scope
 from app.observability.pool_metrics import PoolMetrics
 from app.observability.process_metrics import ProcessMetrics
 from app.observability.read_metrics import ReadMetrics
 from app.observability.request_log import RequestLog
 from app.pagination.cursor import Cursors
+from app.request_context import request_scope
 from app.settings import Settings, load_settings
 from app.web import fast_routes, health, leak_detection
 from app.web.middleware import BodyLimitMiddleware, ErrorMiddleware, HeadMiddleware, RequestMiddleware

@@ -75,7 +75,7 @@ async def check_out(engine: AsyncEngine, work: str = "") -> Checkout:
 
     `work` is the text of the statement that will run, or of one that costs the same: the pool watches its cost.
     """
-    pool: Pool = engine.pool
+    pool: Pool = engine.sync_engine.pool
     assert isinstance(pool, BoundedPool)
     record = pool.checkout_nowait(work) or await pool.checkout_queued(work)
     if record is not None:

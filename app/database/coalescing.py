@@ -74,7 +74,7 @@ class Queue(ABC):
 
     @property
     def _pool(self) -> BoundedPool:
-        pool = self._engine.pool
+        pool = self._engine.sync_engine.pool
         assert isinstance(pool, BoundedPool)
         return pool
 
@@ -89,18 +89,19 @@ class Queue(ABC):
         if not self._under_way and not self._waiting:
             return self._run_alone(alone)
         # The statement is run by a task of its own, which the pool would not recognise.
-        self._pool.refuse_second_checkout()
+        pool = self._pool
+        pool.refuse_second_checkout()
         self._refuse_if_full()
         now = loop.time()
         future = loop.create_future()
         read = _Read(key, future, now, alone)
         self._waiting.append(read)
-        timeout = self._pool.timeout_in(self._lane)
+        timeout = pool.timeout_in(self._lane)
         if self._expiry is None:
             self._expiry = loop.call_later(timeout, self._expire, context=Context())
         if (left := left_of(timeout)) < timeout:
             loop.call_later(left, self._expire_early, read, context=Context())
-        if not self._is_scheduled and self._under_way < self._pool.coalesce_in_flight:
+        if not self._is_scheduled and self._under_way < pool.coalesce_in_flight:
             # In the next iteration: the reads of this one go together.
             self._is_scheduled = True
             loop.call_soon(self._flush, context=Context())

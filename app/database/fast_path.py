@@ -248,7 +248,8 @@ class FastPath:
 
     @property
     def _pool(self) -> BoundedPool:
-        pool = self._engine.pool
+        # Of the synchronous engine: AsyncEngine.pool is a property, and this runs several times for each read.
+        pool = self._engine.sync_engine.pool
         assert isinstance(pool, BoundedPool)
         return pool
 

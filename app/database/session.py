@@ -30,8 +30,9 @@ from app.database.fast_path import AfterWrite, Fetch, fast_path
 from app.database.liveness import is_closed
 from app.database.stale_statements import READ_ONLY, statement_texts
 from app.database.statement_checks import Statement, require_entity, require_returning, require_select
-from app.database.write_session import WriteSession, note_write, open_write_session, watch_failed_statements
+from app.database.write_session import WriteSession, open_write_session, watch_failed_statements
 from app.errors import OutcomeUnknown, PoolExhausted, SchemaChanged, TransactionConflict, first_line
+from app.request_context import note_write
 
 # With any columns.
 Returning = ReturningInsert[*tuple[Any, ...]] | ReturningUpdate[*tuple[Any, ...]] | ReturningDelete[*tuple[Any, ...]]

@@ -1,10 +1,8 @@
 """The write session: one transaction with one owner, which nothing else can end and nothing can use afterwards."""
 
-import asyncio
 import logging
 from contextvars import ContextVar
 from typing import Any
-from weakref import WeakSet
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, ExceptionContext
@@ -132,16 +130,6 @@ class WriteSession(AsyncSession):
         except Exception as error:  # noqa: BLE001 - of the driver, the pool or the network
             # The pool discards the connection, and the server rolls back when that is closed.
             logger.warning("closing a write session failed: %s", translate(error) or error)
-
-
-# Tasks that have begun to write: the web layer does not cancel such a request when its client disconnects.
-tasks_that_write: WeakSet[asyncio.Task[Any]] = WeakSet()
-
-
-def note_write() -> None:
-    """Note that the current task writes."""
-    if (task := asyncio.current_task()) is not None:
-        tasks_that_write.add(task)
 
 
 # The innermost open write session of this task. The web layer refuses to send a response while one is open.

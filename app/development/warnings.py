@@ -16,8 +16,8 @@ from app.database import Database
 from app.development.holding import watch_holders
 from app.development.statements import Executed, watch_statements
 from app.errors import HeadroomError
-from app.observability.logging import request_scope
 from app.paths import PROJECT_ROOT
+from app.request_context import request_scope
 from app.web.operation import route_template
 
 logger = logging.getLogger("headroom.dev")

@@ -6,21 +6,15 @@ import logging
 import logging.config
 import re
 import sys
-from collections.abc import Mapping
-from contextvars import ContextVar
 from datetime import UTC, datetime
-from types import MappingProxyType
 from typing import Any, TextIO
 
 from pydantic_core import to_json
 
+from app.request_context import request_id
+
 # The logger that writes one line per request.
 REQUEST_LOGGER = "headroom.request"
-# "-" outside a request.
-request_id: ContextVar[str] = ContextVar("request_id", default="-")
-# The ASGI scope of the request, for code that must name the request later; empty outside a request.
-request_scope: ContextVar[Mapping[str, Any]] = ContextVar("request_scope", default=MappingProxyType({}))
-
 
 # Attributes of every record, those added by filters and formatters, and the keys of every line. All others are `extra`.
 _STANDARD_FIELDS = {

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 
 from pydantic_core import to_json
 
-from app.observability.logging import REQUEST_LOGGER, BatchingHandler, request_id
+from app.observability.logging import REQUEST_LOGGER, BatchingHandler
+from app.request_context import request_id
 
 # A request that takes longer is logged in any case.
 SLOW_SECONDS = 1.0

@@ -17,7 +17,7 @@ from typing import Any
 from fastapi.dependencies.models import Dependant
 
 from app.database.deadline import RequestDeadline, request_deadline
-from app.database.write_session import tasks_that_write
+from app.request_context import writes
 from app.web.deps import get_database, get_db, get_primary_read_db, get_read_db, get_statement_db
 from app.web.operation import Exchange, exchange_of, selected_operation
 
@@ -34,7 +34,7 @@ def end_abandoned(scope: Mapping[str, Any]) -> None:
     exchange = exchange_of(scope)
     if exchange is None or exchange.task is None or exchange.status or not only_reads(scope):
         return
-    if exchange.task in tasks_that_write:  # with a session that is no parameter, such as `app.state.database`
+    if writes(scope):  # with a session that is no parameter, such as `app.state.database`
         return
     exchange.is_abandoned = True
     exchange.task.cancel()
@@ -45,12 +45,13 @@ def requested_timeout(scope: Mapping[str, Any]) -> float | None:
 
     Several ones are malformed, as they are when a proxy joins them with a comma.
     """
-    values = [value for name, value in scope["headers"] if name == b"request-timeout"]
-    if not values:
-        return None
-    if len(values) > 1 or not _SECONDS.fullmatch(values[0]):
-        raise ValueError("Request-Timeout must be one number of seconds, such as 2 or 0.25.")
-    return float(values[0])
+    timeout = None
+    for name, value in scope["headers"]:
+        if name == b"request-timeout":
+            if timeout is not None or not _SECONDS.fullmatch(value):
+                raise ValueError("Request-Timeout must be one number of seconds, such as 2 or 0.25.")
+            timeout = float(value)
+    return timeout
 
 
 @contextmanager

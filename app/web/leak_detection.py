@@ -5,7 +5,7 @@ import logging
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database.pool import leak_suspects
-from app.observability.logging import request_id, request_scope
+from app.request_context import request_id, request_scope
 from app.web.operation import route_template
 
 logger = logging.getLogger("headroom.leaks")

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from inspect import iscoroutinefunction
 from random import getrandbits
@@ -19,8 +19,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.database.write_session import WriteSession, open_write_session
 from app.errors import DeadlineExceeded
 from app.observability.http_metrics import HttpMetrics, count_cancelled_request
-from app.observability.logging import REQUEST_LOGGER, request_id, request_scope
+from app.observability.logging import REQUEST_LOGGER
 from app.observability.request_log import RequestLog
+from app.request_context import request_id, request_scope
 from app.web.cancellation import deadline_in, requested_timeout
 from app.web.operation import Exchange, exchange_of, route_template, selected_operation
 from app.web.problems import WEBSOCKET_STATE, answer_websocket, http_problem, internal_error, temporary_problem
@@ -184,17 +185,19 @@ class RequestMiddleware:
 class HeadMiddleware:
     """Answers HEAD wherever GET is: with the headers of GET's answer. A route of the application for HEAD wins.
 
-    FastAPI's routes refuse HEAD. Only then is the request repeated as GET, so other requests cost nothing.
+    FastAPI's routes refuse HEAD. Only then is the request repeated as GET. Others get no coroutine of their own.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Handle one ASGI event stream."""
         if scope["type"] != "http" or scope["method"] != "HEAD":
-            await self.app(scope, receive, send)
-            return
+            return self.app(scope, receive, send)
+        return self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         as_get = {**scope, "method": "GET"}  # before a router changes the scope
         is_refused = False
 

@@ -36,7 +36,7 @@ from app.errors import (
     TooManyAttempts,
     TransactionConflict,
 )
-from app.observability.logging import request_id
+from app.request_context import request_id
 
 logger = logging.getLogger(__name__)
 

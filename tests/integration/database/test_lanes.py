@@ -14,7 +14,7 @@ from app.database.deadline import after_waiting
 from app.database.lanes import Lane, LaneState, in_lane
 from app.errors import PoolExhausted
 from app.lanes import CRITICAL, EXPENSIVE, NORMAL, LaneSpec
-from app.observability.logging import request_id
+from app.request_context import request_id
 from tests.integration.database.helpers import (
     PID,
     SLEEP,

@@ -1,5 +1,6 @@
 """Clients that disconnect before their response: what is cancelled on the server, and what goes on."""
 
+import asyncio
 import socket
 from collections.abc import Iterator
 
@@ -69,6 +70,14 @@ def add_routes(app: FastAPI) -> None:
         async with request.app.state.database.write() as session:
             await session.execute(SLOW_INSERT)
         ended.append("/state-write")
+
+    @app.get("/state-write-in-a-task")
+    async def state_write_in_a_task(request: Request, db: ReadDb) -> None:
+        async def insert() -> None:
+            await request.app.state.database.statement.returned(SLOW_INSERT)
+
+        await asyncio.create_task(insert())
+        ended.append("/state-write-in-a-task")
 
     @app.get("/state-statement")
     async def state_statement(request: Request, db: ReadDb) -> None:
@@ -157,6 +166,7 @@ def test_read_of_entities_is_cancelled(served: Serving, engine: AsyncEngine, dat
         "GET /write",
         "GET /database",
         "GET /state-write",
+        "GET /state-write-in-a-task",
         "GET /state-statement",
     ],
 )

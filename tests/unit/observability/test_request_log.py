@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from app.observability.logging import BatchingHandler, logging_config, request_id
+from app.observability.logging import BatchingHandler, logging_config
 from app.observability.request_log import SLOW_SECONDS, RequestLog
+from app.request_context import request_id
 
 Write = Callable[..., list[dict[str, Any]]]
 Arguments = tuple[str, bytes, str, int, float]

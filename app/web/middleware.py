@@ -380,19 +380,18 @@ class BodyLimitMiddleware:
         self.app = app
         self.max_bytes = max_bytes
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    # Not a coroutine function: each of these is resumed whenever the request is.
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Handle one ASGI event stream."""
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+            return self.app(scope, receive, send)
 
         for name, value in scope["headers"]:
             if name == b"content-length" or name == b"transfer-encoding":
                 announced = int(value) if name == b"content-length" and value.isdigit() else 0
                 break
         else:  # no body (RFC 9112, section 6.3)
-            await self.app(scope, receive, send)
-            return
+            return self.app(scope, receive, send)
         received = 0
 
         async def receive_counted() -> Message:
@@ -408,7 +407,7 @@ class BodyLimitMiddleware:
                 raise _too_large(limit)
             return message
 
-        await self.app(scope, receive_counted, send)
+        return self.app(scope, receive_counted, send)
 
     def _limit(self, scope: Scope) -> int:
         """Return the limit of the request's route, in bytes."""

@@ -74,10 +74,10 @@ TYPES: dict[str, tuple[TypeEngine[Any], Sequence[Any]]] = {
     "double": (Float(), [0.1, 0.30000000000000004, 0.0, -0.0, 5e-324, -1e300, float("-inf"), float("nan")]),
     "token": (Uuid(), [UUID(int=0), UUID(int=2**127), UUID("a" * 32)]),
     "token_text": (Uuid(as_uuid=False), [str(UUID(int=1)), str(UUID("b" * 32))]),
-    "size": (EnumType(Size, name="size"), list(Size)),
+    "size": (EnumType(Size, name="test_size"), list(Size)),
     "size_text": (EnumType(Size, native_enum=False), list(Size)),
     "size_value": (EnumType(Size, native_enum=False, values_callable=lambda kind: [e.value for e in kind]), list(Size)),
-    "word": (EnumType("z", "a", name="word"), ["z", "a"]),
+    "word": (EnumType("z", "a", name="test_word"), ["z", "a"]),
 }
 # SQLite stores numbers as floats, NaN as NULL, and times without a zone.
 NOT_ON_SQLITE = {"amount", "number", "zoned_clock"}
@@ -93,14 +93,14 @@ def _model(name: str, **keys: Any) -> Any:
     for column, (kind, _) in TYPES.items():
         columns[column] = mapped_column(kind, nullable=False)
         columns[f"{column}_or_null"] = mapped_column(kind, nullable=True)
-    return type(name, (PagedBase,), {"__tablename__": name.lower(), **columns})
+    return type(name, (PagedBase,), {"__tablename__": f"test_{name.lower()}", **columns})
 
 
 MODELS: dict[str, Any] = {
     "integer": _model("ByInteger", id=Integer()),
     "UUID": _model("ByUuid", key=Uuid()),
     "pair": _model("ByPair", owner=Uuid(), number=Integer()),
-    "triple": _model("ByTriple", day_key=Date(), size_key=EnumType(Size, name="size"), text_key=String(20)),
+    "triple": _model("ByTriple", day_key=Date(), size_key=EnumType(Size, name="test_size"), text_key=String(20)),
 }
 _KEY_VALUES: dict[str, st.SearchStrategy[Any]] = {
     "id": st.integers(1, 50),

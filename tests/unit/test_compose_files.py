@@ -2,6 +2,9 @@
 
 import re
 import runpy
+import subprocess
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -199,3 +202,37 @@ def test_files_of_development_and_production_are_different_projects() -> None:
     """Otherwise `docker compose down` of one file removes containers of the other."""
     names = {file: yaml.safe_load((PROJECT_ROOT / file).read_text(encoding="utf-8"))["name"] for file in FILES}
     assert len(set(names.values())) == 2, names
+
+
+@pytest.mark.parametrize(("status", "is_healthy"), [(200, True), (503, False), (None, False)])
+@pytest.mark.parametrize(("service", "port", "path"), [("api", 8000, "/readyz"), ("exporter", 9464, "/healthz")])
+@pytest.mark.parametrize("file", FILES)
+def test_health_is_the_status_of_the_answer(
+    file: str, service: str, port: int, path: str, status: int | None, is_healthy: bool
+) -> None:
+    """Without a status, nothing listens."""
+    command = services(file)[service]["healthcheck"]["test"]
+    assert command[:3] == ["CMD", "bash", "-c"]
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(status or 0, "because of 200 reasons")
+            self.end_headers()
+            self.wfile.write(b"HTTP/1.1 200 OK")
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        script = command[3].replace(f"127.0.0.1/{port} ", f"127.0.0.1/{server.server_port} ")
+        assert script != command[3]
+        if status is None:
+            server.server_close()
+        else:
+            Thread(target=server.handle_request, daemon=True).start()
+        checked = subprocess.run(["bash", "-c", script], capture_output=True, timeout=60, check=False)
+
+    assert (checked.returncode == 0) == is_healthy
+    assert asked == ([] if status is None else [path])

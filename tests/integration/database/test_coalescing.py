@@ -28,7 +28,7 @@ class _Base(DeclarativeBase):
 
 
 class Item(_Base):
-    __tablename__ = "items"
+    __tablename__ = "test_items"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     code: Mapped[str] = mapped_column(unique=True)
@@ -41,10 +41,10 @@ class Item(_Base):
 
 
 class Part(_Base):
-    __tablename__ = "parts"
+    __tablename__ = "test_parts"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    item_id: Mapped[int] = mapped_column(ForeignKey("items.id"))
+    item_id: Mapped[int] = mapped_column(ForeignKey("test_items.id"))
 
 
 BY_ID = KeyedSelect(select(Item.id, Item.code), Item.id)
@@ -119,10 +119,10 @@ def new_database(database_url: URL) -> NewDatabase:
     create_tables(database_url, _Base.metadata)
     with connect(database_url) as admin:
         admin.execute(
-            "INSERT INTO items SELECT n, 'c' || n, ('00000000-0000-0000-0000-' || lpad(n::text, 12, '0'))::uuid,"
+            "INSERT INTO test_items SELECT n, 'c' || n, ('00000000-0000-0000-0000-' || lpad(n::text, 12, '0'))::uuid,"
             " CASE WHEN n % 2 = 0 THEN 'even' ELSE 'odd' END, n - 13, '[1, 2]' FROM generate_series(1, 200) n"
         )
-        admin.execute("INSERT INTO parts VALUES (1, 1), (2, 2), (3, 2)")
+        admin.execute("INSERT INTO test_parts VALUES (1, 1), (2, 2), (3, 2)")
 
     @asynccontextmanager
     async def new(**options: Any) -> AsyncIterator[tuple[Database, Gate]]:
@@ -211,7 +211,7 @@ async def test_read_is_answered_by_a_statement_sent_after_it(new_database: NewDa
         [before] = ask(database, BY_ID, 1)
         await gate.wait_for(1, before)
         async with database.write() as session:
-            await session.execute(text("UPDATE items SET code = 'new' WHERE id = 1"))
+            await session.execute(text("UPDATE test_items SET code = 'new' WHERE id = 1"))
         [after] = ask(database, BY_ID, 1)
         await asyncio.sleep(0)
         gate.open()

@@ -50,7 +50,7 @@ class _Base(DeclarativeBase):
 
 
 class Thing(_Base):
-    __tablename__ = "things"
+    __tablename__ = "test_things"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     attribute: Mapped[int] = mapped_column("stored_as")
@@ -116,7 +116,7 @@ def database_setup(request: pytest.FixtureRequest) -> str:
 def things(database_url: URL) -> None:
     create_tables(database_url, _Base.metadata)
     with connect(database_url) as admin:
-        admin.execute("INSERT INTO things VALUES (1, 2, 3, 'odd %', gen_random_uuid())")
+        admin.execute("INSERT INTO test_things VALUES (1, 2, 3, 'odd %', gen_random_uuid())")
 
 
 def items(row: Row) -> list[tuple[str, Any]]:
@@ -180,11 +180,11 @@ async def test_write_returns_and_stores_what_sqlalchemy_does(
     outcomes = []
     for run in (database.statement._run, database.statement._execute):
         with connect(database_url) as admin:
-            admin.execute("TRUNCATE things")
-            admin.execute("INSERT INTO things VALUES (1, 2, 3, 'odd', '00000000-0000-0000-0000-000000000000')")
+            admin.execute("TRUNCATE test_things")
+            admin.execute("INSERT INTO test_things VALUES (1, 2, 3, 'odd', '00000000-0000-0000-0000-000000000000')")
             with warnings.catch_warnings(action="error"):
                 returned = [items(row) for row in await run(statement, {"new": 9})]
-            stored = admin.execute('SELECT id, stored_as, stored_too, "Odd %(name)s: $1" FROM things ORDER BY 1')
+            stored = admin.execute('SELECT id, stored_as, stored_too, "Odd %(name)s: $1" FROM test_things ORDER BY 1')
             outcomes.append((returned, stored.fetchall()))
 
     assert outcomes[0] == outcomes[1]

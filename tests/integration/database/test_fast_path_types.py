@@ -295,7 +295,7 @@ def kinds(database_url: URL) -> dict[str, Kind]:
 def table(database_url: URL, kinds: dict[str, Kind]) -> Table:
     """Create a table with a column of each type."""
     columns = [Column(name, kind.type) for name, kind in kinds.items()]
-    table = Table("every_type", MetaData(), Column("id", sa.Integer, primary_key=True), *columns)
+    table = Table("test_every_type", MetaData(), Column("id", sa.Integer, primary_key=True), *columns)
     create_tables(database_url, table.metadata)
     return table
 

@@ -32,15 +32,15 @@ class _Base(DeclarativeBase):
 
 
 _article_tags = Table(
-    "article_tags",
+    "test_article_tags",
     _Base.metadata,
-    Column("article_id", ForeignKey("articles.id"), primary_key=True),
-    Column("tag_id", ForeignKey("article_labels.id"), primary_key=True),
+    Column("article_id", ForeignKey("test_articles.id"), primary_key=True),
+    Column("tag_id", ForeignKey("test_article_labels.id"), primary_key=True),
 )
 
 
 class Writer(_Base):
-    __tablename__ = "writers"
+    __tablename__ = "test_writers"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str]
@@ -48,19 +48,19 @@ class Writer(_Base):
 
 
 class Label(_Base):
-    __tablename__ = "article_labels"
+    __tablename__ = "test_article_labels"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str]
 
 
 class Article(_Base):
-    __tablename__ = "articles"
+    __tablename__ = "test_articles"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     title: Mapped[str]
     text: Mapped[str] = mapped_column(default="", deferred=True)
-    writer_id: Mapped[int] = mapped_column(ForeignKey("writers.id"))
+    writer_id: Mapped[int] = mapped_column(ForeignKey("test_writers.id"))
     writer: Mapped[Writer] = relationship(lazy="raise")
     labels: Mapped[list[Label]] = relationship(secondary=_article_tags, order_by=Label.name)
 
@@ -75,10 +75,10 @@ SLOW = ARTICLES.where(func.pg_sleep(bindparam("seconds", type_=Integer())).is_no
 def articles(database_url: URL) -> None:
     create_tables(database_url, _Base.metadata)
     with connect(database_url) as admin:
-        admin.execute("INSERT INTO writers VALUES (1, 'Ann', 'secret'), (2, 'Bob', 'secret')")
-        admin.execute("INSERT INTO article_labels VALUES (1, 'new'), (2, 'hot')")
-        admin.execute("INSERT INTO articles VALUES (1, 'a', '', 1), (2, 'b', '', 2), (3, 'c', '', 1)")
-        admin.execute("INSERT INTO article_tags VALUES (1, 1), (1, 2), (2, 1)")
+        admin.execute("INSERT INTO test_writers VALUES (1, 'Ann', 'secret'), (2, 'Bob', 'secret')")
+        admin.execute("INSERT INTO test_article_labels VALUES (1, 'new'), (2, 'hot')")
+        admin.execute("INSERT INTO test_articles VALUES (1, 'a', '', 1), (2, 'b', '', 2), (3, 'c', '', 1)")
+        admin.execute("INSERT INTO test_article_tags VALUES (1, 1), (1, 2), (2, 1)")
 
 
 pytestmark = pytest.mark.usefixtures("articles")
@@ -147,7 +147,7 @@ async def test_write_after_a_read_of_entities_commits(database: Database, databa
         session.add(Writer(id=4, name="Dan", password_hash=""))
 
     with connect(database_url) as admin:
-        assert admin.execute("SELECT id FROM writers ORDER BY id").fetchall() == [(1,), (2,), (4,)]
+        assert admin.execute("SELECT id FROM test_writers ORDER BY id").fetchall() == [(1,), (2,), (4,)]
 
 
 async def test_what_the_options_did_not_load_cannot_be_loaded_later(database: Database) -> None:
@@ -192,7 +192,7 @@ async def test_change_of_a_loaded_entity_is_not_written(database: Database, data
     await database.read.entities(ARTICLES)
 
     with connect(database_url) as admin:
-        assert admin.execute("SELECT title FROM articles WHERE id = 1").fetchone() == ("a",)
+        assert admin.execute("SELECT title FROM test_articles WHERE id = 1").fetchone() == ("a",)
 
 
 async def sleeping_backend(database_url: URL) -> int:

@@ -24,7 +24,7 @@ class _Base(DeclarativeBase):
 
 
 class Item(_Base):
-    __tablename__ = "item"
+    __tablename__ = "test_item"
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(String(50))
     size: Mapped[int]
@@ -33,7 +33,7 @@ class Item(_Base):
 
 
 class Part(_Base):
-    __tablename__ = "part"
+    __tablename__ = "test_part"
     id: Mapped[int] = mapped_column(primary_key=True)
     item_id: Mapped[int] = mapped_column(ForeignKey(Item.id))
     name: Mapped[str] = mapped_column(String(50))
@@ -77,13 +77,13 @@ USES: dict[str, Callable[[Database], Awaitable[Any]]] = {
 }
 
 CHANGES = {
-    "column added": "ALTER TABLE item ADD COLUMN extra text NOT NULL DEFAULT 'x'",
-    "column dropped": "ALTER TABLE item DROP COLUMN unused",
-    "column widened": "ALTER TABLE item ALTER name TYPE varchar(100)",
-    "type changed": "ALTER TABLE item ALTER name TYPE text; ALTER TABLE part ALTER name TYPE text",
-    "integer widened": "ALTER TABLE item ALTER size TYPE bigint",
-    "index": "CREATE INDEX ON item (name)",
-    "view": "BEGIN; DROP VIEW item_view; CREATE VIEW item_view AS SELECT id, 'n'::text AS name FROM item;"
+    "column added": "ALTER TABLE test_item ADD COLUMN extra text NOT NULL DEFAULT 'x'",
+    "column dropped": "ALTER TABLE test_item DROP COLUMN unused",
+    "column widened": "ALTER TABLE test_item ALTER name TYPE varchar(100)",
+    "type changed": "ALTER TABLE test_item ALTER name TYPE text; ALTER TABLE test_part ALTER name TYPE text",
+    "integer widened": "ALTER TABLE test_item ALTER size TYPE bigint",
+    "index": "CREATE INDEX ON test_item (name)",
+    "view": "BEGIN; DROP VIEW item_view; CREATE VIEW item_view AS SELECT id, 'n'::text AS name FROM test_item;"
     " GRANT SELECT ON item_view TO headroom_app; COMMIT",
     "enum value": "ALTER TYPE mood ADD VALUE 'mad'",
 }
@@ -95,11 +95,11 @@ def tables(database_url: URL) -> Iterator[Callable[[str], None]]:
     create_tables(database_url, _Base.metadata)
     with connect(database_url) as admin:
         admin.execute(
-            "ALTER TABLE item ADD COLUMN unused text;"
-            "CREATE VIEW item_view AS SELECT id, 'n'::varchar(10) AS name FROM item;"
+            "ALTER TABLE test_item ADD COLUMN unused text;"
+            "CREATE VIEW item_view AS SELECT id, 'n'::varchar(10) AS name FROM test_item;"
             "GRANT SELECT ON item_view TO headroom_app;"
-            "INSERT INTO item (name, size, mood) VALUES ('n', 1, 'sad'), ('m', 2, 'glad');"
-            "INSERT INTO part (item_id, name) VALUES (1, 'p')"
+            "INSERT INTO test_item (name, size, mood) VALUES ('n', 1, 'sad'), ('m', 2, 'glad');"
+            "INSERT INTO test_part (item_id, name) VALUES (1, 'p')"
         )
 
         def change(ddl: str) -> None:

@@ -24,7 +24,7 @@ class Base(DeclarativeBase):
 
 
 class Counter(Base):
-    __tablename__ = "counter"
+    __tablename__ = "test_counter"
     id: Mapped[int] = mapped_column(primary_key=True)
     value: Mapped[int]
 
@@ -34,13 +34,13 @@ def counters(database_url: URL) -> URL:
     """Create two counters, and the function fail(), which raises the SQLSTATE that it gets."""
     create_tables(database_url, Base.metadata)
     with connect(database_url) as admin:
-        admin.execute("INSERT INTO counter (value) VALUES (0), (0)")
+        admin.execute("INSERT INTO test_counter (value) VALUES (0), (0)")
         admin.execute(
             "CREATE FUNCTION fail(code text) RETURNS int LANGUAGE plpgsql AS"
             " $$ BEGIN RAISE EXCEPTION 'a secret' USING ERRCODE = code; END $$;"
             "CREATE FUNCTION fail_at_commit() RETURNS trigger LANGUAGE plpgsql AS"
             " $$ BEGIN PERFORM fail(current_setting('test.sqlstate')); RETURN NULL; END $$;"
-            "CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON counter DEFERRABLE INITIALLY DEFERRED"
+            "CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON test_counter DEFERRABLE INITIALLY DEFERRED"
             " FOR EACH ROW WHEN (NEW.value = -1) EXECUTE FUNCTION fail_at_commit()"
         )
     return database_url
@@ -48,7 +48,7 @@ def counters(database_url: URL) -> URL:
 
 def value(url: URL, counter: int = 1) -> int:
     with connect(url) as admin:
-        row = admin.execute("SELECT value FROM counter WHERE id = %s", (counter,)).fetchone()
+        row = admin.execute("SELECT value FROM test_counter WHERE id = %s", (counter,)).fetchone()
         assert row is not None
         return int(row[0])
 

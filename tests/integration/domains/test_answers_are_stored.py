@@ -238,7 +238,7 @@ class OwnBase(DeclarativeBase):
 class Price(OwnBase):
     """A row with a decimal."""
 
-    __tablename__ = "prices"
+    __tablename__ = "test_prices"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     amount: Mapped[Decimal] = mapped_column(Numeric(12, 2))
@@ -291,9 +291,9 @@ async def test_decimal_answered_from_memory_is_found(
 
     with connect(database_url) as connection:
         connection.execute(
-            "CREATE TABLE prices (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, amount numeric(12, 2) NOT NULL)"
+            "CREATE TABLE test_prices (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, amount numeric(12, 2) NOT NULL)"
         )
-        connection.execute("GRANT ALL ON prices TO PUBLIC")
+        connection.execute("GRANT ALL ON test_prices TO PUBLIC")
     admin = await person(client, "Admin", database_url, is_admin=True)
     found = await Checker(app, admin).check_all()
 

@@ -23,7 +23,7 @@ class _Base(DeclarativeBase):
 
 
 class Note(_Base):
-    __tablename__ = "notes"
+    __tablename__ = "test_texts"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     title: Mapped[str] = mapped_column(Text)

@@ -52,7 +52,7 @@ class _Base(DeclarativeBase):
 
 
 class Entry(_Base):
-    __tablename__ = "entries"
+    __tablename__ = "test_entries"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     rank: Mapped[int | None]
@@ -77,9 +77,9 @@ async def test_one_index_serves_a_nullable_column_in_both_directions(
     create_tables(database_url, _Base.metadata)
     none: frozenset[str] = frozenset()
     with connect(database_url) as admin:
-        admin.execute("INSERT INTO entries SELECT n, nullif(n % 10, 0) * n FROM generate_series(1, 20000) n")
-        admin.execute("CREATE INDEX ON entries (rank, id)")
-        admin.execute("VACUUM ANALYZE entries")
+        admin.execute("INSERT INTO test_entries SELECT n, nullif(n % 10, 0) * n FROM generate_series(1, 20000) n")
+        admin.execute("CREATE INDEX ON test_entries (rank, id)")
+        admin.execute("VACUUM ANALYZE test_entries")
         positions: dict[Part, tuple[int | None, int]] = {"values": (90_000, 1), "nulls": (None, 10_000)}
         for part, position in positions.items():
             for statement in (ENTRIES.first_page(sort, none, 21, part), ENTRIES.page_after(sort, none, 21, part)):

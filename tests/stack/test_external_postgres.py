@@ -114,7 +114,7 @@ def server(images: None, new_directory: Callable[[], Path]) -> Iterator[External
 
 
 async def send_all_operations(stack: ProdStack, database: URL, superuser: psycopg.Connection) -> None:
-    """Send every operation of the API through the proxy, as an administrator. Each finds only the rows that it needs."""
+    """Send every operation through the proxy, as an administrator. Each finds only the rows that it needs."""
     async with httpx.AsyncClient(base_url=stack.api, verify=stack.tls, timeout=30) as client:
         for name, operation in OPERATIONS.items():
             superuser.execute(f"TRUNCATE {sample.TABLE} CASCADE".encode())

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from inspect import iscoroutinefunction
 from random import getrandbits
@@ -185,19 +185,17 @@ class RequestMiddleware:
 class HeadMiddleware:
     """Answers HEAD wherever GET is: with the headers of GET's answer. A route of the application for HEAD wins.
 
-    FastAPI's routes refuse HEAD. Only then is the request repeated as GET. Others get no coroutine of their own.
+    FastAPI's routes refuse HEAD. Only then is the request repeated as GET, so other requests cost nothing.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI event stream."""
         if scope["type"] != "http" or scope["method"] != "HEAD":
-            return self.app(scope, receive, send)
-        return self._answer(scope, receive, send)
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await self.app(scope, receive, send)
+            return
         as_get = {**scope, "method": "GET"}  # before a router changes the scope
         is_refused = False
 
@@ -249,7 +247,13 @@ class ErrorMiddleware:
         # RequestMiddleware notes how far the response is. It may be missing around a mounted application.
         exchange = exchange_of(scope)
         if exchange is None:
-            exchange, send = _recorded(scope, send)
+            _, send = _recorded(scope, send)
+            token = request_scope.set(scope)
+            try:
+                await self(scope, receive, send)
+            finally:
+                request_scope.reset(token)
+            return
         timeout = None
         if exchange.task is None:  # the outermost of these middlewares: mounted applications have their own
             exchange.task = asyncio.current_task()
@@ -380,18 +384,19 @@ class BodyLimitMiddleware:
         self.app = app
         self.max_bytes = max_bytes
 
-    # Not a coroutine function: each of these is resumed whenever the request is.
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI event stream."""
         if scope["type"] != "http":
-            return self.app(scope, receive, send)
+            await self.app(scope, receive, send)
+            return
 
         for name, value in scope["headers"]:
             if name == b"content-length" or name == b"transfer-encoding":
                 announced = int(value) if name == b"content-length" and value.isdigit() else 0
                 break
         else:  # no body (RFC 9112, section 6.3)
-            return self.app(scope, receive, send)
+            await self.app(scope, receive, send)
+            return
         received = 0
 
         async def receive_counted() -> Message:
@@ -407,7 +412,7 @@ class BodyLimitMiddleware:
                 raise _too_large(limit)
             return message
 
-        return self.app(scope, receive_counted, send)
+        await self.app(scope, receive_counted, send)
 
     def _limit(self, scope: Scope) -> int:
         """Return the limit of the request's route, in bytes."""

@@ -300,9 +300,11 @@ class Rotation:
 
     def _set_replication_password(self, password: str) -> None:
         self._set_password("headroom_replication", password)
-        for standby in self._stack.containers("standby"):
+        standbys = self._stack.containers("standby")
+        for standby in standbys:
             entry = f"*:*:*:headroom_replication:{password}\n"
             self._stack.execute(standby, "sh", "-c", _WRITE_STANDBY_PASSWORDS, stdin=entry)
+        for standby in standbys:
             self._stack.execute(standby, *_STANDBY_SIGN_IN)
             self._timeline.add("check", "the standby can sign in")
 

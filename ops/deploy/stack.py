@@ -95,10 +95,12 @@ class Stack:
     # --- containers
 
     def containers(self, service: str, *, stopped: bool = False) -> list[str]:
-        """Return the ids of the service's containers, without those of `docker compose run`."""
+        """Return the ids of the service's running containers (or of all), without those of `docker compose run`."""
         labels = {"project": self.project, "service": service, "oneoff": "False"}
         filters = [f"--filter=label={_COMPOSE_LABEL}.{name}={value}" for name, value in labels.items()]
-        return self.docker("ps", "--quiet", "--no-trunc", *(["--all"] if stopped else []), *filters).split()
+        # Without `--all`, Docker lists those that start again and again, too.
+        states = ["--all"] if stopped else ["--filter=status=running"]
+        return self.docker("ps", "--quiet", "--no-trunc", *states, *filters).split()
 
     def container(self, service: str) -> str:
         """Return the id of the service's running container. Raise DeployFailed if there is none."""

@@ -10,7 +10,7 @@ from app.main import create_app
 from app.web.deps import ReadDb
 
 # A table of the server: the one of a domain would bind the tests of WebSockets to it.
-_COUNT = select(func.count().label("tables")).select_from(table("pg_tables")).where(column("tablename") == "added")
+_COUNT = select(func.count().label("tables")).select_from(table("pg_tables")).where(column("tablename") == "test_added")
 
 
 def create() -> FastAPI:

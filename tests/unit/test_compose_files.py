@@ -2,9 +2,9 @@
 
 import re
 import runpy
+import socket
 import subprocess
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from threading import Thread
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -204,35 +204,30 @@ def test_files_of_development_and_production_are_different_projects() -> None:
     assert len(set(names.values())) == 2, names
 
 
-@pytest.mark.parametrize(("status", "is_healthy"), [(200, True), (503, False), (None, False)])
+HTTP_200 = b"HTTP/1.1 200 OK\r\n\r\n"
+HTTP_503 = b"HTTP/1.1 503 because of 200 reasons\r\n\r\nHTTP/1.1 200 OK"
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_healthy"), [(HTTP_200, True), (HTTP_503, False), (b"", False), (b"HTTP/1.1 ", False), (None, False)]
+)
 @pytest.mark.parametrize(("service", "port", "path"), [("api", 8000, "/readyz"), ("exporter", 9464, "/healthz")])
 @pytest.mark.parametrize("file", FILES)
 def test_health_is_the_status_of_the_answer(
-    file: str, service: str, port: int, path: str, status: int | None, is_healthy: bool
+    file: str, service: str, port: int, path: str, answer: bytes | None, is_healthy: bool
 ) -> None:
-    """Without a status, nothing listens."""
+    """Without an answer, nothing listens. The server keeps the connection open, so the check ends by itself."""
     command = services(file)[service]["healthcheck"]["test"]
     assert command[:3] == ["CMD", "bash", "-c"]
-    asked: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            self.send_response(status or 0, "because of 200 reasons")
-            self.end_headers()
-            self.wfile.write(b"HTTP/1.1 200 OK")
-
-        def log_message(self, format: str, *arguments: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        script = command[3].replace(f"127.0.0.1/{port} ", f"127.0.0.1/{server.server_port} ")
+    with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as connections:
+        script = command[3].replace(f"127.0.0.1/{port} ", f"127.0.0.1/{listener.getsockname()[1]} ")
         assert script != command[3]
-        if status is None:
-            server.server_close()
-        else:
-            Thread(target=server.handle_request, daemon=True).start()
-        checked = subprocess.run(["bash", "-c", script], capture_output=True, timeout=60, check=False)
-
-    assert (checked.returncode == 0) == is_healthy
-    assert asked == ([] if status is None else [path])
+        if answer is None:
+            listener.close()
+        check = connections.enter_context(subprocess.Popen(["bash", "-c", script], stderr=subprocess.DEVNULL))
+        if answer is not None:
+            connection = connections.enter_context(listener.accept()[0])
+            request = connections.enter_context(connection.makefile("rb"))
+            assert (request.readline(), request.readline()) == (f"GET {path} HTTP/1.0\r\n".encode(), b"\r\n")
+            connection.sendall(answer)
+        assert (check.wait(timeout=60) == 0) == is_healthy

@@ -28,7 +28,7 @@ class Item(_Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(String(50))
     size: Mapped[int]
-    mood: Mapped[str] = mapped_column(Enum("sad", "glad", name="mood"))
+    mood: Mapped[str] = mapped_column(Enum("sad", "glad", name="test_mood"))
     parts: Mapped[list["Part"]] = relationship(lazy="raise")
 
 
@@ -46,7 +46,7 @@ ENTITY = select(Item).where(Item.id == bindparam("item_id", type_=Item.id.type))
 INSERT = insert(Item).values({name: bindparam(name) for name in VALUES}).returning(*COLUMNS)
 # A list of values takes the ordinary path.
 LISTED = select(*COLUMNS).where(Item.id.in_(bindparam("ids", expanding=True)))
-OF_VIEW = text("SELECT id, name FROM item_view")
+OF_VIEW = text("SELECT id, name FROM test_view")
 
 
 async def write(database: Database) -> None:
@@ -83,9 +83,9 @@ CHANGES = {
     "type changed": "ALTER TABLE test_item ALTER name TYPE text; ALTER TABLE test_part ALTER name TYPE text",
     "integer widened": "ALTER TABLE test_item ALTER size TYPE bigint",
     "index": "CREATE INDEX ON test_item (name)",
-    "view": "BEGIN; DROP VIEW item_view; CREATE VIEW item_view AS SELECT id, 'n'::text AS name FROM test_item;"
-    " GRANT SELECT ON item_view TO headroom_app; COMMIT",
-    "enum value": "ALTER TYPE mood ADD VALUE 'mad'",
+    "view": "BEGIN; DROP VIEW test_view; CREATE VIEW test_view AS SELECT id, 'n'::text AS name FROM test_item;"
+    " GRANT SELECT ON test_view TO headroom_app; COMMIT",
+    "enum value": "ALTER TYPE test_mood ADD VALUE 'mad'",
 }
 
 
@@ -96,8 +96,8 @@ def tables(database_url: URL) -> Iterator[Callable[[str], None]]:
     with connect(database_url) as admin:
         admin.execute(
             "ALTER TABLE test_item ADD COLUMN unused text;"
-            "CREATE VIEW item_view AS SELECT id, 'n'::varchar(10) AS name FROM test_item;"
-            "GRANT SELECT ON item_view TO headroom_app;"
+            "CREATE VIEW test_view AS SELECT id, 'n'::varchar(10) AS name FROM test_item;"
+            "GRANT SELECT ON test_view TO headroom_app;"
             "INSERT INTO test_item (name, size, mood) VALUES ('n', 1, 'sad'), ('m', 2, 'glad');"
             "INSERT INTO test_part (item_id, name) VALUES (1, 'p')"
         )

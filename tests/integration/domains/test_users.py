@@ -241,13 +241,13 @@ async def test_password_hash_keeps_its_thread_beyond_the_deadline(
             nonlocal running, most
             running += 1
             most = max(most, running)
-            sleep(1.5)
+            sleep(2.5)
             running -= 1
             return "hash"
 
     monkeypatch.setattr(passwords, "_password_hash", SlowHash())
     people = [{"email": f"late{n}@example.com", "name": "Late", "password": "correct horse"} for n in range(3)]
-    sent = [client.post("/users", json=person, headers={"Request-Timeout": "1"}) for person in people]
+    sent = [client.post("/users", json=person, headers={"Request-Timeout": "2"}) for person in people]
 
     answers = await asyncio.gather(*sent)
 

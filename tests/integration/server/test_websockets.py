@@ -27,7 +27,7 @@ def test_websocket_with_a_read_session_reads_what_is_committed(database_url: URL
     ):
         websocket.send("before")
         assert websocket.recv(timeout=60) == "before: 0"
-        connection.execute("CREATE TABLE added ()")
+        connection.execute("CREATE TABLE test_added ()")
         websocket.send("after")
         assert websocket.recv(timeout=60) == "after: 1"
 

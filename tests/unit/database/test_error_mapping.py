@@ -139,15 +139,15 @@ async def test_other_constraint_on_sqlite_is_unchanged(connection: AsyncConnecti
 
 async def test_ambiguous_foreign_key_on_sqlite_is_unchanged(connection: AsyncConnection) -> None:
     """SQLite does not say which foreign key failed, and the statement has values for both."""
-    two = {"fk_item_owner_id_owner": Taken(), "fk_item_parent_id_item": Taken()}
+    two = {"fk_test_item_owner_id_test_owner": Taken(), "fk_test_item_parent_id_test_item": Taken()}
     with pytest.raises(IntegrityError), violations(two, METADATA):
-        await connection.execute(text("INSERT INTO item (id, code, owner_id, parent_id) VALUES (9, 'c9', 99, 1)"))
+        await connection.execute(text("INSERT INTO test_item (id, code, owner_id, parent_id) VALUES (9, 'c9', 99, 1)"))
 
 
 async def test_deferred_foreign_key_at_commit_on_sqlite_is_found(connection: AsyncConnection) -> None:
     await connection.execute(text("PRAGMA defer_foreign_keys=ON"))
-    await connection.execute(text("INSERT INTO item (id, code, owner_id) VALUES (9, 'c9', 99)"))
-    with pytest.raises(Taken), violations({"fk_item_owner_id_owner": Taken()}, METADATA):
+    await connection.execute(text("INSERT INTO test_item (id, code, owner_id) VALUES (9, 'c9', 99)"))
+    with pytest.raises(Taken), violations({"fk_test_item_owner_id_test_owner": Taken()}, METADATA):
         await connection.commit()
 
 

@@ -6,11 +6,14 @@ from typing import Annotated, Any
 import pytest
 from fastapi import Depends, FastAPI, Request
 from httpx import AsyncClient
+from starlette.types import Message, Receive, Scope, Send
 
 from app.database.deadline import committing
 from app.errors import DeadlineExceeded
+from app.request_context import note_write, request_scope, writes
 from app.web.cancellation import deadline_in, end_abandoned, only_reads
 from app.web.deps import DatabaseDep, PrimaryReadDb, ReadDb, StatementDb, WriteDb
+from app.web.middleware import ErrorMiddleware
 from app.web.operation import Exchange, exchange_of
 
 
@@ -115,3 +118,22 @@ async def test_late_transaction_of_an_ended_request_is_not_committed() -> None:
 
         with pytest.raises(DeadlineExceeded), committing():
             pass
+
+
+async def test_write_is_noted_without_a_middleware_around() -> None:
+    """A mounted application may have no RequestMiddleware."""
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        note_write()
+
+    async def receive() -> Message:
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        raise AssertionError
+
+    scope: Scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    await ErrorMiddleware(application)(scope, receive, send)
+
+    assert writes(scope)
+    assert not request_scope.get()

@@ -250,7 +250,7 @@ class ErrorMiddleware:
             _, send = _recorded(scope, send)
             token = request_scope.set(scope)
             try:
-                await self(scope, receive, send)
+                await self(scope, receive, send)  # finds the exchange now
             finally:
                 request_scope.reset(token)
             return

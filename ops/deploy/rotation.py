@@ -41,13 +41,8 @@ API_ROLES = ("headroom_app", "headroom_app_2")
 LOOKUP_ROLES = ("headroom_pgbouncer", "headroom_pgbouncer_2")  # of PgBouncer, with the privileges of the first
 _PGBOUNCER_CONSOLE = ("psql", "-qAt", "-h", "/run/headroom-pgbouncer", "-p", "6432", "-U", "pgbouncer", "pgbouncer")
 _USERS_FILE = "/run/headroom-pgbouncer/userlist.txt"
-# Replaced at once: PgBouncer may read it at any time.
-_WRITE_USERS = f"umask 077 && cat >{_USERS_FILE}.new && mv {_USERS_FILE}.new {_USERS_FILE}"
 # standby.sh writes this file at the start. The server reads it whenever it connects to the primary.
 _STANDBY_PASSWORDS = "/tmp/replication.pgpass"  # noqa: S108 - in the container, of memory
-_WRITE_STANDBY_PASSWORDS = (
-    f"umask 077 && cat >{_STANDBY_PASSWORDS}.new && mv {_STANDBY_PASSWORDS}.new {_STANDBY_PASSWORDS}"
-)
 _STANDBY_SIGN_IN = (
     "psql",
     "-qAtX",
@@ -303,7 +298,7 @@ class Rotation:
         standbys = self._stack.containers("standby")
         for standby in standbys:
             entry = f"*:*:*:headroom_replication:{password}\n"
-            self._stack.execute(standby, "sh", "-c", _WRITE_STANDBY_PASSWORDS, stdin=entry)
+            self._write_file(standby, _STANDBY_PASSWORDS, entry)
         for standby in standbys:
             self._stack.execute(standby, *_STANDBY_SIGN_IN)
             self._timeline.add("check", "the standby can sign in")
@@ -346,7 +341,12 @@ class Rotation:
         secrets_of |= {"headroom_console": "console_password"}
         passwords = {user: self._files.read(name) for user, name in secrets_of.items()} | others
         lines = [f'"{user}" "{password.replace(chr(34), chr(34) * 2)}"' for user, password in passwords.items()]
-        self._stack.execute(self._stack.container("pgbouncer"), "sh", "-c", _WRITE_USERS, stdin="\n".join(lines) + "\n")
+        self._write_file(self._stack.container("pgbouncer"), _USERS_FILE, "\n".join(lines) + "\n")
+
+    def _write_file(self, container: str, file: str, text: str) -> None:
+        """Replace a file with passwords in a container. At once: its program may read it at any time."""
+        script = f"umask 077 && cat >{file}.new && mv {file}.new {file}"
+        self._stack.execute(container, "sh", "-c", script, stdin=text)
 
     def _look_up_as(self, role: str) -> None:
         """Let PgBouncer look up passwords as this role. A restart goes back to the role of its configuration.

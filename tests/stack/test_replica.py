@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 
 from app.paths import PROJECT_ROOT
 from tests.support import sample
+from tests.support.deployed import operate
 from tests.support.stacks import ProdStack, total
 from tests.support.waiting import eventually, eventually_async
 
@@ -113,17 +113,8 @@ def test_password_of_the_standby_rotates_while_it_streams(replicated: Replicated
     stack = replicated
     senders = "SELECT pid FROM pg_stat_replication WHERE usename = 'headroom_replication'"
     [[before]] = stack.sql(senders)
-    own = {
-        "COMPOSE_PROJECT_NAME": stack.name,
-        "COMPOSE_FILE": ":".join(stack.files),
-        "COMPOSE_ENV_FILES": os.devnull,
-        "DEPLOY_LOG": str(tmp_path / "log.jsonl"),
-    }
-    command = [sys.executable, "-m", "ops.deploy", "rotate", "replication_password"]
-    done = subprocess.run(
-        command, cwd=PROJECT_ROOT, env=os.environ | stack.environment | own, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    own = {"COMPOSE_FILE": ":".join(stack.files), "DEPLOY_LOG": str(tmp_path / "log.jsonl")}
+    done = operate(stack, "rotate", "replication_password", environment=own)
     assert "the standby can sign in" in done.stdout
     assert stack.sql(senders) == [[before]]
 

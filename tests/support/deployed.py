@@ -47,14 +47,21 @@ class DeployedStack(ProdStack):
         self, *arguments: str, check: bool = True, environment: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run `python -m ops.deploy` for this stack. Return its status and output."""
-        own = {"COMPOSE_PROJECT_NAME": self.name, "COMPOSE_ENV_FILES": os.devnull}
-        finished = subprocess.run(
-            [sys.executable, "-m", "ops.deploy", *arguments],
-            cwd=PROJECT_ROOT,
-            env=os.environ | self.environment | own | (environment or {}),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert not check or finished.returncode == 0, finished.stdout + finished.stderr
-        return finished
+        return operate(self, *arguments, check=check, environment=environment)
+
+
+def operate(
+    stack: ProdStack, *arguments: str, check: bool = True, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m ops.deploy` for a stack. Return its status and output."""
+    own = {"COMPOSE_PROJECT_NAME": stack.name, "COMPOSE_ENV_FILES": os.devnull}
+    finished = subprocess.run(
+        [sys.executable, "-m", "ops.deploy", *arguments],
+        cwd=PROJECT_ROOT,
+        env=os.environ | stack.environment | own | (environment or {}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not check or finished.returncode == 0, finished.stdout + finished.stderr
+    return finished

@@ -39,7 +39,7 @@ def change_options(database: Database, **changes: Any) -> None:
 def create_tables(url: URL, metadata: MetaData) -> None:
     """Create the tables and types as the superuser. The API's role may use them.
 
-    Their names begin with `test_`: a table of your domains may have any other name.
+    The names of the tables begin with `test_`: a table of your domains may have any other name.
     """
     assert all(table.startswith("test_") for table in metadata.tables), sorted(metadata.tables)
     with connect(url) as admin:

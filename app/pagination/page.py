@@ -19,6 +19,8 @@ from app.pagination.statements import ListStatements, Part, has_trigram, like_pa
 Item = TypeVar("Item")
 
 DEFAULT_LIMIT, MAX_LIMIT = 20, 100
+# A page beyond it is expensive. PostgreSQL reads the rows before a page: a thousand take about 2 ms.
+MAX_CHEAP_OFFSET = 1_000
 
 
 class SearchTooShort(InvalidInput):
@@ -119,8 +121,8 @@ async def read_page(
 ) -> Page[Item]:
     """Return the page that `params` describes, with `make(row)` as its items.
 
-    `also` holds filters that do not come from the query string. A search is in the lane expensive.
-    Raise InvalidCursor, SearchTooShort.
+    `also` holds filters that do not come from the query string. A search, a page at a large offset and one that is
+    counted to the end are in the lane expensive. Raise InvalidCursor, SearchTooShort.
     """
     filters = params.filters() | dict(also or {})
     if params.q and not has_trigram(params.q):
@@ -130,9 +132,14 @@ async def read_page(
             raise SearchTooShort(max_count)
     read = _page_by_offset if params.cursor is None else _page_by_cursor
     # A lane that the route has declared remains.
-    is_expensive = params.q and session.has_lanes and current_lane.get() == NORMAL
-    with in_lane(EXPENSIVE) if is_expensive else nullcontext():
+    has_a_choice = session.has_lanes and current_lane.get() == NORMAL
+    with in_lane(EXPENSIVE) if has_a_choice and _is_expensive(params) else nullcontext():
         return await read(session, statements, params, filters, make, cursors)
+
+
+def _is_expensive(params: ListParams) -> bool:
+    is_exact = params.total == "exact"  # type: ignore[comparison-overlap]
+    return bool(params.q) or is_exact or (params.offset or 0) > MAX_CHEAP_OFFSET
 
 
 async def _page_by_cursor(

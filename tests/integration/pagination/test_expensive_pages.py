@@ -1,7 +1,8 @@
-"""A search is in the lane expensive, unless its route declares another lane."""
+"""A search and a deep page are in the lane expensive, unless their route declares another lane."""
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any, Literal
 
 import pytest
 from sqlalchemy import URL, Text, select
@@ -11,7 +12,7 @@ from app.database import Database, PoolOptions, make_engine
 from app.database.lanes import in_lane
 from app.lanes import EXPENSIVE, LaneSpec
 from app.pagination.cursor import Cursors
-from app.pagination.page import ListParams, Page, read_page
+from app.pagination.page import MAX_CHEAP_OFFSET, ListParams, Page, read_page
 from app.pagination.statements import ListStatements, contains
 from tests.integration.database.helpers import SLEEP, allow_long_statements, create_tables, pool_of, wait_until
 
@@ -69,13 +70,17 @@ def in_expensive_lane(database: Database) -> tuple[int, int]:
     return state.running, state.waiting
 
 
-async def page(database: Database, notes: ListStatements, **params: str) -> Page[int]:
+class NoteParams(ListParams):
+    total: Literal["bounded", "none", "exact"] = "bounded"  # type: ignore[assignment]
+
+
+async def page(database: Database, notes: ListStatements, **params: Any) -> Page[int]:
     return await read_page(
-        database.read, notes, ListParams(sort="id", **params), cursors=Cursors("key"), make=lambda row: int(row["id"])
+        database.read, notes, NoteParams(sort="id", **params), cursors=Cursors("key"), make=lambda row: int(row["id"])
     )
 
 
-async def is_expensive(database: Database, notes: ListStatements, **params: str) -> bool:
+async def is_expensive(database: Database, notes: ListStatements, **params: Any) -> bool:
     """Read a page. Return True if it waits for the lane, False if it is answered."""
     reading = asyncio.create_task(page(database, notes, **params))
     await wait_until(lambda: reading.done() or in_expensive_lane(database)[1])
@@ -89,6 +94,12 @@ async def test_search_is_in_the_lane_expensive(database: Database) -> None:
     assert await is_expensive(database, new_list(), q="zzzz")
     assert await is_expensive(database, new_list(), q="zzzz", cursor="")
     assert await is_expensive(database, new_list()) is False
+
+
+async def test_page_that_reads_many_rows_is_in_the_lane_expensive(database: Database) -> None:
+    assert await is_expensive(database, new_list(), offset=MAX_CHEAP_OFFSET + 1)
+    assert await is_expensive(database, new_list(), offset=MAX_CHEAP_OFFSET) is False
+    assert await is_expensive(database, new_list(), total="exact")
 
 
 async def test_search_stays_in_the_lane_that_its_route_declares(database: Database) -> None:

@@ -59,22 +59,23 @@ COLUMNS = (
     "readers: 200/s",
     "of quiet",
     "p99 ms",
-    "503/s",
+    "503/s, longest ms",
     "noisy: 200/s",
     "p99 ms",
     "503/s",
-    "longest ms since the start",
+    "longest ms",
     "others",
     "sign-ins",
     "longest ms",
     "readers keep half of quiet from s",
 )
+WORDS = ("answer", "budget", "cache", "query")
 # Kinds of expensive requests. The number of the client makes each differ: equal reads would share a statement.
 KINDS: dict[str, Callable[[int], str]] = {
     "same search": lambda number: "/posts?q=zzzzqqq",
     "search": lambda number: f"/posts?q=zzzz{number}",
     "one letter": lambda number: f"/posts?q={'etaoinshrdlu'[number % 12]}&limit={20 + number // 12}",
-    "common word": lambda number: f"/posts?q={('answer', 'budget', 'cache', 'query')[number % 4]}&limit={20 + number}",
+    "common word": lambda number: f"/posts?q={WORDS[number % len(WORDS)]}&limit={20 + number // len(WORDS)}",
     "offset": lambda number: f"/posts?offset={190_000 + number}",
     "offset within the limit": lambda number: f"/posts?offset={9_000 + number}",
     "search by title": lambda number: f"/posts?q=zzzz{number}&sort=title",
@@ -194,11 +195,16 @@ async def run_round(api: Api, noisy: list[str], clients: int, seconds: float, le
     )
 
 
+def longest_refusals(answers: Answers) -> str:
+    """Return the kinds of problem of all 503s since the start, each with its longest time in milliseconds."""
+    longest = {problem: took for _, problem, took in sorted(answers.refusals, key=lambda each: each[2])}
+    return ", ".join(f"{problem} {took * 1000:.0f}" for problem, took in longest.items())
+
+
 def show(kind: str, clients: int, lanes: str, got: Round, seconds: float, quiet: float) -> float:
     """Print a row, and return the readers' rate."""
     rate = len(got.readers.seconds(200)) / seconds
     refused = got.noisy.seconds(503)
-    longest = {problem: took for _, problem, took in sorted(got.noisy.refusals, key=lambda each: each[2])}
     recovered = max((second for second, count in enumerate(got.rates, 1) if count < quiet / 2), default=0)
     print_row(
         (
@@ -208,11 +214,11 @@ def show(kind: str, clients: int, lanes: str, got: Round, seconds: float, quiet:
             f"{rate:.0f}",
             f"{rate / quiet:.2f}" if quiet else "",
             f"{percentile(got.readers.seconds(200), 0.99) * 1000:.0f}",
-            f"{len(got.readers.seconds(503)) / seconds:.1f}",
+            f"{len(got.readers.seconds(503)) / seconds:.1f} {longest_refusals(got.readers)}",
             f"{len(got.noisy.seconds(200)) / seconds:.1f}",
             f"{percentile(got.noisy.seconds(200), 0.99) * 1000:.0f}",
             f"{len(refused) / seconds:.1f}",
-            ", ".join(f"{problem} {took * 1000:.0f}" for problem, took in longest.items()),
+            longest_refusals(got.noisy),
             sum(
                 status not in (200, 503)
                 for each in (got.readers, got.noisy, got.sign_ins)

@@ -34,13 +34,21 @@ MAX_MOVED = 100
 
 @dataclass
 class _Runs:
-    """The runs of a statement in a period. `seconds` is their length, `use` the part of it within the period."""
+    """The runs of a statement in a period. `seconds` is their length, `use` the part of it within the period.
+
+    `shortest` is the time of the quickest run that has ended.
+    """
 
     count: int = 0
     seconds: float = 0.0
     use: float = 0.0
+    shortest: float = math.inf
 
     def add(self, seconds: float) -> None:
+        self.add_running(seconds)
+        self.shortest = min(self.shortest, seconds)
+
+    def add_running(self, seconds: float) -> None:
         self.count += 1
         self.seconds += seconds
         self.use += min(seconds, PERIOD_SECONDS)
@@ -65,6 +73,9 @@ class CostWatch:
     runs count. It is moved if the same is true of their mean in the next period: a quick statement with a few slow runs
     stays. So nothing is moved because the whole server is slow. A statement comes back when its mean was below half of
     `after`, or it did not run, for RETURN_AFTER_PERIODS.
+
+    Statements of limited lanes may be the reason why another takes longer. While they run, that one is moved only if it
+    uses more connections than all of them, and none of its runs was quick.
     """
 
     def __init__(self, after: float, share: float, moved: Callable[[Direction], None]) -> None:
@@ -77,6 +88,8 @@ class CostWatch:
         self.suspects: dict[str, int] = {}
         """Periods in which a statement was expensive, in a row. The pool adds all runs of a suspect."""
         self._added: dict[str, _Runs] = {}
+        # In limited lanes.
+        self._use_of_lanes = 0.0
         self._stays: dict[str, float] = {}
         self._quick_rate = 0.0
         self._since = -math.inf
@@ -88,24 +101,33 @@ class CostWatch:
         if work:
             self._added.setdefault(work, _Runs()).add(seconds)
 
-    def add_moved(self, work: str, seconds: float) -> None:
-        """Add a run in the expensive lane."""
+    def add_in_lane(self, work: str, seconds: float) -> None:
+        """Add a run in a limited lane."""
+        self._use_of_lanes += min(seconds, PERIOD_SECONDS)
         if (moved := self.moved.get(work)) is not None:
             moved.runs += 1
             moved.seconds += seconds
 
-    def review(self, now: float, runs: int, seconds: float, running: Iterable[tuple[str, float]]) -> None:
+    def review(
+        self,
+        now: float,
+        runs: int,
+        seconds: float,
+        running: Iterable[tuple[str, float]],
+        in_lanes: Iterable[float],
+    ) -> None:
         """Move statements, at most once in a period.
 
         `runs` and `seconds` are totals of the normal lane since the start. `running` are its statements under way, with
-        their age.
+        their age; `in_lanes` are the ages of those in limited lanes.
         """
         elapsed = now - self._since
         if elapsed < PERIOD_SECONDS:
             return
         new_runs, new_seconds = runs - self._runs, seconds - self._seconds
         added = self._added
-        self._since, self._runs, self._seconds, self._added = now, runs, seconds, {}
+        use_of_lanes = self._use_of_lanes + sum(min(age, PERIOD_SECONDS) for age in in_lanes)
+        self._since, self._runs, self._seconds, self._added, self._use_of_lanes = now, runs, seconds, {}, 0.0
         if elapsed > MAX_PERIOD_SECONDS:
             self.suspects.clear()
             self._quick_rate = 0.0
@@ -116,7 +138,7 @@ class CostWatch:
             new_runs += 1
             new_seconds += age
             if work and (age >= self.after or work in self.suspects):
-                added.setdefault(work, _Runs()).add(age)
+                added.setdefault(work, _Runs()).add_running(age)
         quick = new_runs - sum(each.count for each in added.values())
         self._quick_rate = max(quick / elapsed, self._quick_rate * QUICK_RATE_DECAY)
         candidates: dict[str, float] = {}
@@ -125,7 +147,9 @@ class CostWatch:
             ratios = {
                 work: _ratio(each, new_runs, new_seconds)
                 for work, each in added.items()
-                if work not in self.moved and each.seconds >= each.count * self.after
+                if work not in self.moved
+                and each.seconds >= each.count * self.after
+                and (not use_of_lanes or each.shortest >= self.after)
             }
             candidates = {work: ratio for work, ratio in ratios.items() if ratio >= MULTIPLE}
         # Without the expensive statements, which are in this lane until they are moved.
@@ -133,7 +157,7 @@ class CostWatch:
         self.others_are_busy = (new_seconds - expensive) / elapsed >= QUIET_SHARE
         if added and not quick and len(added) == 1:
             return  # nothing to compare with: the server may be too busy to answer anything else
-        if sum(added[work].use for work in candidates) / elapsed <= self._share:
+        if sum(added[work].use for work in candidates) <= max(self._share * elapsed, use_of_lanes):
             candidates = {}
         suspects = {work: self.suspects.get(work, 0) + 1 for work in candidates}
         self.suspects.clear()

@@ -156,6 +156,10 @@ AfterWrite = Callable[[Any], Awaitable[None]]
 # In another lane, a read by key is sent by itself: the shared statements of all keys are in the lane normal.
 _LANES_OF_KEYS = (NORMAL, CRITICAL)
 
+# Reads by key that share statements use at most DB_COALESCE_IN_FLIGHT connections. So their cost is not watched: in the
+# expensive lane, all of them would wait for a few slow ones.
+_BOUNDED = ""
+
 # Types whose equal values are the same to the server: 0.0 equals -0.0, and Decimal("1.0") equals Decimal("1.00").
 _SIMPLE = frozenset({bool, bytes, date, int, NoneType, str, UUID})
 
@@ -200,7 +204,8 @@ class FastPath:
         # Weak: a statement that a request builds for itself is freed with the request.
         self._compiled: WeakKeyDictionary[Statement, CompiledStatement | None] = WeakKeyDictionary()
         texts.on_renewal(self._compiled.clear)
-        self._key_queues: WeakKeyDictionary[KeyedSelect, KeyQueue] = WeakKeyDictionary()
+        self._keyed: WeakKeyDictionary[KeyedSelect, tuple[CompiledStatement, KeyQueue]] = WeakKeyDictionary()
+        texts.on_renewal(self._keyed.clear)
 
     def wrap_fetch(self, wrap: Callable[[Fetch], Fetch]) -> None:
         """Put a function around every statement from now on. Development and tests watch statements with it."""
@@ -230,16 +235,16 @@ class FastPath:
 
         Raise PoolExhausted if too many reads wait.
         """
-        compiled = self.compiled(statement.one)
-        if compiled is None:
-            return None
-        alone = partial(self._fetch_one, statement, compiled, key)
+        try:
+            compiled, queue = self._keyed[statement]
+        except KeyError:
+            found = self.compiled(statement.one)
+            if found is None:
+                return None
+            compiled, queue = self._keyed[statement] = found, self._new_key_queue(statement, found)
         if not self._may_share() or not statement.can_share(key) or current_lane.get() not in _LANES_OF_KEYS:
-            return alone()
-        queue = self._key_queues.get(statement)
-        if queue is None:
-            queue = self._key_queues[statement] = self._new_key_queue(statement, compiled)
-        return queue.ask(key, alone)
+            return self._fetch_one(statement, compiled, key, compiled.sql)
+        return queue.ask(key, partial(self._fetch_one, statement, compiled, key))
 
     def _may_share(self) -> bool:
         # Listeners run in the context of a request, and may set up its connection.
@@ -253,8 +258,10 @@ class FastPath:
         assert isinstance(pool, BoundedPool)
         return pool
 
-    async def _fetch_one(self, statement: KeyedSelect, compiled: CompiledStatement, key: Any) -> Any:
-        rows = await self.fetch(compiled, statement.parameters(key))
+    async def _fetch_one(
+        self, statement: KeyedSelect, compiled: CompiledStatement, key: Any, work: str = _BOUNDED
+    ) -> Any:
+        rows = await self.fetch(compiled, statement.parameters(key), work)
         if len(rows) > 1:
             raise several_rows(rows, statement.key_of)
         return rows[0] if rows else None
@@ -280,7 +287,7 @@ class FastPath:
             assert keyed is not None
             return await self._fetch_one(keyed, self.compiled(keyed.one) or compiled, key)
 
-        return KeyQueue(self._engine, compiled.sql, statement.key_of, run, run_alone, compiled.copy_row)
+        return KeyQueue(self._engine, _BOUNDED, statement.key_of, run, run_alone, compiled.copy_row)
 
     def all(self, statement: CompiledStatement, parameters: Mapping[str, Any]) -> Awaitable[list[Any]]:
         """Return the rows of a read, to be awaited. Equal reads that wait share a statement.
@@ -289,11 +296,11 @@ class FastPath:
         """
         same_reads = statement.same_reads
         if same_reads is None or not self._may_share():
-            return self.fetch(statement, parameters)
+            return self.fetch(statement, parameters, statement.sql)
         values = parameters.values()
         kinds = tuple(map(type, values))
         if not _SIMPLE.issuperset(kinds):
-            return self.fetch(statement, parameters)
+            return self.fetch(statement, parameters, statement.sql)
         lane = current_lane.get()
         key = (lane, *kinds, *parameters, *values)
         queue = same_reads.get(key)
@@ -306,17 +313,18 @@ class FastPath:
                 statement.copy_row,
                 partial(same_reads.pop, key, None),
             )
-        return queue.ask(None, partial(self.fetch, statement, parameters))
+        return queue.ask(None, partial(self.fetch, statement, parameters, statement.sql))
 
     async def fetch(
-        self, statement: CompiledStatement, parameters: Mapping[str, Any], *, is_second_run: bool = False
+        self, statement: CompiledStatement, parameters: Mapping[str, Any], work: str, *, is_second_run: bool = False
     ) -> list[Any]:
         """Run the statement and return its rows. If a schema change made it stale, run it once more.
 
+        The cost of a read is watched as that of `work`; empty: it is not.
         Raise TransientDatabaseError and InvalidInput of the error tree; other driver errors are raised unchanged.
         """
         # A write that is slow may wait for a lock or the disk: its cost is not watched.
-        checkout = await check_out(self._engine, statement.sql if self._reads_only else "")
+        checkout = await check_out(self._engine, work if self._reads_only else "")
         try:
             return await self._run_on(checkout, statement, parameters, is_second_run=is_second_run)
         except asyncio.CancelledError as error:  # maybe while a lost connection is closed
@@ -364,7 +372,7 @@ class FastPath:
                     raise OutcomeUnknown(f"the answer to a write is unreadable: {first_line(error)}") from error
                 if not is_second_run:
                     once = statement._replace(sql=self._texts.once(statement.sql))
-                    return await self.fetch(once, parameters, is_second_run=True)
+                    return await self.fetch(once, parameters, once.sql, is_second_run=True)
             known = translate(error)
             if lost and not self._reads_only and not isinstance(known, PoolExhausted) and not rolled_back(error):
                 raise OutcomeUnknown(f"the answer to a write was lost: {first_line(error)}") from error

@@ -76,6 +76,7 @@ class Lane:
         others_are_busy: Callable[[], bool],
     ) -> None:
         self.name = name
+        self.is_limited = share < math.inf
         self.share = math.floor(share) if 1 <= share < math.inf else share
         self.timeout = timeout
         self.running = 0

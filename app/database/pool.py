@@ -452,7 +452,8 @@ class BoundedPool(Pool):
                 if seconds >= self._slow_after or (self._suspects and holder.work in self._suspects):
                     self._costs.add(holder.work, seconds)
             else:
-                self._costs.add_moved(holder.work, seconds)
+                if holder.lane.is_limited:
+                    self._costs.add_in_lane(holder.work, seconds)
                 holder.lane.leave(seconds)
         if self._options.one_per_task:
             self._holding_tasks.discard(slot_info(record).pop(_TASK, None))
@@ -478,7 +479,8 @@ class BoundedPool(Pool):
         """Shut down the connections whose answer is overdue. One timer for all: setting it costs a request nothing."""
         now = time.monotonic()
         running = [(each.work, now - each.since) for each in self._holders.values() if each.lane is None]
-        self._costs.review(now, self._runs, self._run_seconds, running)
+        in_lanes = [now - each.since for each in self._holders.values() if each.lane and each.lane.is_limited]
+        self._costs.review(now, self._runs, self._run_seconds, running, in_lanes)
         # After a pause of the process, the answer may have arrived, and the driver has yet to read it.
         if now - self._watch_at < MAX_WATCH_SECONDS:
             for record, holder in tuple(self._holders.items()):

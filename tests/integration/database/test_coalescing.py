@@ -582,7 +582,7 @@ async def test_reads_that_have_gone_take_no_connection(new_database: NewDatabase
             other.cancel()
         await asyncio.sleep(0)
         path: Any = database.read._fast_path
-        queue = path._key_queues[BY_ID]
+        _, queue = path._keyed[BY_ID]
         gate.open()
         assert (await lone)["id"] == 1
         assert queue._tasks == {}
@@ -639,7 +639,8 @@ async def test_cancelled_statement_ends_the_reads_that_are_sent_again(new_databa
         reads = ask(database, INVERSE, 1, 14, 13, 15)
         await again.wait()
         path: Any = database.read._fast_path
-        [task] = path._key_queues[INVERSE]._tasks
+        _, queue = path._keyed[INVERSE]
+        [task] = queue._tasks
         task.cancel()
         await asyncio.wait(reads, timeout=30)
         assert [read.cancelled() for read in reads] == [False, True, True, True]

@@ -27,21 +27,27 @@ class Watched:
         mean: float = 0.001,
         elapsed: float = PERIOD_SECONDS,
         running: tuple[tuple[str, float], ...] = (),
+        in_lanes: tuple[float, ...] = (),
     ) -> None:
-        """Let `quick` cheap statements and some slow ones (their number, and the seconds of each) run in a period."""
+        """Let `quick` cheap statements and some slow ones (their number, and the seconds of each) run in a period.
+
+        Further ones end in limited lanes after the seconds of `in_lanes`.
+        """
+        for seconds in in_lanes:
+            self.watch.add_in_lane("SELECT in a lane", seconds)
         self.runs += quick
         self.seconds += quick * mean
         for work, (count, seconds) in slow.items():
             for _ in range(count):
                 if work in self.watch.moved:
-                    self.watch.add_moved(work, seconds)
+                    self.watch.add_in_lane(work, seconds)
                     continue
                 self.runs += 1
                 self.seconds += seconds
                 if seconds >= self.watch.after or work in self.watch.suspects:
                     self.watch.add(work, seconds)
         self.now += elapsed
-        self.watch.review(self.now, self.runs, self.seconds, running)
+        self.watch.review(self.now, self.runs, self.seconds, running, in_lanes=())
 
     @property
     def moved(self) -> list[str]:
@@ -123,6 +129,45 @@ def test_mean_of_all_runs_decides_about_a_suspect(slow_runs: int, is_moved: bool
             watched.seconds += 0.001
 
     assert watched.moved == ([SEARCH] if is_moved else [])
+
+
+@pytest.mark.parametrize(("runs", "is_moved"), [(2, False), (6, True)])
+def test_statement_is_not_moved_if_limited_lanes_use_more_connections(runs: int, is_moved: bool) -> None:
+    """They explain why everything takes longer: two connections here, of which a run of 10 s uses one at most."""
+    watched = Watched()
+    for _ in range(4):
+        watched.period({READ: (runs, SLOW)}, in_lanes=(10.0, 0.3, 0.2))
+
+    assert watched.moved == ([READ] if is_moved else [])
+
+
+def test_statements_that_still_run_in_limited_lanes_count() -> None:
+    watched = Watched()
+    for _ in range(4):
+        watched.runs += 202
+        watched.seconds += 0.2 + 2 * SLOW
+        for _ in range(2):
+            watched.watch.add(READ, SLOW)
+        watched.now += PERIOD_SECONDS
+        watched.watch.review(watched.now, watched.runs, watched.seconds, running=(), in_lanes=(8.0, 0.4))
+
+    assert watched.moved == []
+
+
+@pytest.mark.parametrize(("in_lanes", "is_moved"), [((0.2,), False), ((), True)])
+def test_statement_with_a_quick_run_is_not_moved_while_limited_lanes_are_used(
+    in_lanes: tuple[float, ...], is_moved: bool
+) -> None:
+    """A server that is busy with the lanes delays most runs of an ordinary statement, and not all of them."""
+    watched = Watched()
+    for _ in range(4):
+        if READ in watched.watch.suspects:
+            watched.watch.add(READ, 0.01)
+        watched.runs += 1
+        watched.seconds += 0.01
+        watched.period({READ: (20, SLOW)}, in_lanes=in_lanes)
+
+    assert watched.moved == ([READ] if is_moved else [])
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import URL, Text, cast, literal, select, update
 
 from app.database import Database, PoolOptions, make_engine
+from app.database.by_key import KeyedSelect
 from app.database.deadline import after_waiting
 from app.database.lanes import Lane, LaneState, in_lane
 from app.errors import PoolExhausted
@@ -29,6 +30,7 @@ from tests.support.contacts import Contact
 
 NewDatabase = Callable[..., AbstractAsyncContextManager[Database]]
 QUICK = select(literal(1).label("one"), cast(literal("quick"), Text()).label("name"))
+BY_ID = KeyedSelect(select(Contact.id, Contact.name), Contact.id)
 MINUTE = 60.0
 
 
@@ -282,7 +284,9 @@ async def test_critical_checkout_overtakes_a_full_queue(new_database: NewDatabas
         assert lane(database, CRITICAL)[1:3] == (0, 0)
 
 
-async def test_cost_of_a_write_is_not_watched(new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cost_of_writes_and_shared_reads_by_key_is_not_watched(
+    new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
     watched: list[str] = []
     async with new_database() as database:
         pool = pool_of(database)
@@ -294,12 +298,17 @@ async def test_cost_of_a_write_is_not_watched(new_database: NewDatabase, monkeyp
 
         monkeypatch.setattr(pool, "checkout_nowait", watch)
         await database.read.first(QUICK)
+        await asyncio.gather(database.read.one(BY_ID, 1), database.read.one(BY_ID, 2))
+        pool.coalesce_max = 1
+        await database.read.one(BY_ID, 1)
         await database.statement.returned(
             update(Contact).where(Contact.id == -1).values(name="Ann").returning(Contact.id)
         )
 
-    [read, write] = watched
+    [read, *shared, by_key, write] = watched
     assert read.startswith("SELECT")
+    assert set(shared) == {""}
+    assert by_key.startswith("SELECT"), "nothing bounds reads by key that share no statement"
     assert write == ""
 
 

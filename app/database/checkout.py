@@ -73,7 +73,7 @@ class Checkout(NamedTuple):
 async def check_out(engine: AsyncEngine, work: str = "") -> Checkout:
     """Check out a connection of the engine's BoundedPool. Raise PoolExhausted, DatabaseUnavailable.
 
-    `work` is the text of the statement that will run, or of one that costs the same: the pool watches its cost.
+    `work` is the text of the statement that will run, or another name under which the pool watches its cost.
     """
     pool: Pool = engine.sync_engine.pool
     assert isinstance(pool, BoundedPool)

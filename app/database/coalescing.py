@@ -49,8 +49,8 @@ class Queue(ABC):
     ) -> None:
         """Begin an empty queue.
 
-        `work` is the text of the statement. `most` is how many reads a statement answers; None: all that wait. All of
-        them are in `lane`. `forget` is called when nothing is under way and nothing waits.
+        `work` is the text of the statement, or another name for its cost. `most` is how many reads a statement answers;
+        None: all that wait. All of them are in `lane`. `forget` is called when nothing is under way and nothing waits.
         """
         self._engine = engine
         self._work = work
@@ -87,7 +87,7 @@ class Queue(ABC):
         if loop is not self._loop:
             self._start_in(loop)
         if not self._under_way and not self._waiting:
-            return self._run_alone(alone)
+            return self._run_alone(key, alone)
         # The statement is run by a task of its own, which the pool would not recognise.
         pool = self._pool
         pool.refuse_second_checkout()
@@ -121,7 +121,9 @@ class Queue(ABC):
             if reads and not task.cancelling() and all(read.future.done() for read in reads):
                 task.cancel()
 
-    async def _run_alone(self, alone: Callable[[], Awaitable[Any]]) -> Any:
+    async def _run_alone(self, key: Any, alone: Callable[[], Awaitable[Any]]) -> Any:
+        if self._under_way or self._waiting:  # begun since this one was asked for: several reads in one gather()
+            return await self.ask(key, alone)
         loop = self._loop
         self._under_way += 1
         try:

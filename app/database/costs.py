@@ -16,6 +16,8 @@ PERIOD_SECONDS = 0.5
 MAX_PERIOD_SECONDS = 5.0
 # An expensive statement takes this multiple of the mean of all others.
 MULTIPLE = 4.0
+# A statement is quick for longer, by the same multiple, while the limited lanes use this part of a connection or more.
+BUSY_LANES_SHARE = 0.25
 # Fewer quick statements in a second need no protection. An overloaded server answers few, so their rate is remembered:
 # it falls by this factor in a period.
 MIN_QUICK_PER_SECOND = 2.0
@@ -32,23 +34,20 @@ MAX_STAY_SECONDS = 600.0
 MAX_MOVED = 100
 
 
+# All reads by key that share statements have this name, and are never moved. Each kind of them holds at most
+# DB_COALESCE_IN_FLIGHT connections. In the expensive lane, all would wait for a few slow ones.
+SHARED = "reads by key"
+
+
 @dataclass
 class _Runs:
-    """The runs of a statement in a period. `seconds` is their length, `use` the part of it within the period.
-
-    `shortest` is the time of the quickest run that has ended.
-    """
+    """The runs of a statement in a period. `seconds` is their length, `use` the part of it within the period."""
 
     count: int = 0
     seconds: float = 0.0
     use: float = 0.0
-    shortest: float = math.inf
 
     def add(self, seconds: float) -> None:
-        self.add_running(seconds)
-        self.shortest = min(self.shortest, seconds)
-
-    def add_running(self, seconds: float) -> None:
         self.count += 1
         self.seconds += seconds
         self.use += min(seconds, PERIOD_SECONDS)
@@ -74,8 +73,8 @@ class CostWatch:
     stays. So nothing is moved because the whole server is slow. A statement comes back when its mean was below half of
     `after`, or it did not run, for RETURN_AFTER_PERIODS.
 
-    Statements of limited lanes may be the reason why another takes longer. While they run, that one is moved only if it
-    uses more connections than all of them, and none of its runs was quick.
+    Statements of limited lanes slow down all others. While they run, a statement is moved only if it takes MULTIPLE
+    times `after`.
     """
 
     def __init__(self, after: float, share: float, moved: Callable[[Direction], None]) -> None:
@@ -88,7 +87,6 @@ class CostWatch:
         self.suspects: dict[str, int] = {}
         """Periods in which a statement was expensive, in a row. The pool adds all runs of a suspect."""
         self._added: dict[str, _Runs] = {}
-        # In limited lanes.
         self._use_of_lanes = 0.0
         self._stays: dict[str, float] = {}
         self._quick_rate = 0.0
@@ -101,9 +99,10 @@ class CostWatch:
         if work:
             self._added.setdefault(work, _Runs()).add(seconds)
 
-    def add_in_lane(self, work: str, seconds: float) -> None:
-        """Add a run in a limited lane."""
-        self._use_of_lanes += min(seconds, PERIOD_SECONDS)
+    def add_in_lane(self, work: str, seconds: float, *, is_limited: bool) -> None:
+        """Add a run in another lane than the normal one."""
+        if is_limited:
+            self._use_of_lanes += min(seconds, PERIOD_SECONDS)
         if (moved := self.moved.get(work)) is not None:
             moved.runs += 1
             moved.seconds += seconds
@@ -114,7 +113,7 @@ class CostWatch:
         runs: int,
         seconds: float,
         running: Iterable[tuple[str, float]],
-        in_lanes: Iterable[float],
+        in_lanes: Iterable[float] = (),
     ) -> None:
         """Move statements, at most once in a period.
 
@@ -138,7 +137,12 @@ class CostWatch:
             new_runs += 1
             new_seconds += age
             if work and (age >= self.after or work in self.suspects):
-                added.setdefault(work, _Runs()).add_running(age)
+                added.setdefault(work, _Runs()).add(age)
+        after = self.after * (MULTIPLE if use_of_lanes / elapsed >= BUSY_LANES_SHARE else 1)
+        # Reads that are never moved are no measure for others when they are slow.
+        shared = added.pop(SHARED, _Runs())
+        new_runs -= shared.count
+        new_seconds -= shared.seconds
         quick = new_runs - sum(each.count for each in added.values())
         self._quick_rate = max(quick / elapsed, self._quick_rate * QUICK_RATE_DECAY)
         candidates: dict[str, float] = {}
@@ -147,17 +151,15 @@ class CostWatch:
             ratios = {
                 work: _ratio(each, new_runs, new_seconds)
                 for work, each in added.items()
-                if work not in self.moved
-                and each.seconds >= each.count * self.after
-                and (not use_of_lanes or each.shortest >= self.after)
+                if work not in self.moved and each.seconds >= each.count * after
             }
             candidates = {work: ratio for work, ratio in ratios.items() if ratio >= MULTIPLE}
         # Without the expensive statements, which are in this lane until they are moved.
         expensive = sum(each.seconds for work, each in added.items() if work in candidates or work in self.moved)
-        self.others_are_busy = (new_seconds - expensive) / elapsed >= QUIET_SHARE
+        self.others_are_busy = (new_seconds + shared.seconds - expensive) / elapsed >= QUIET_SHARE
         if added and not quick and len(added) == 1:
             return  # nothing to compare with: the server may be too busy to answer anything else
-        if sum(added[work].use for work in candidates) <= max(self._share * elapsed, use_of_lanes):
+        if sum(added[work].use for work in candidates) / elapsed <= self._share:
             candidates = {}
         suspects = {work: self.suspects.get(work, 0) + 1 for work in candidates}
         self.suspects.clear()

@@ -26,6 +26,7 @@ from app.database.answers import rolled_back
 from app.database.by_key import KeyedSelect
 from app.database.checkout import Checkout, check_out
 from app.database.coalescing import KeyQueue, SameReads, several_rows
+from app.database.costs import SHARED
 from app.database.deadline import is_overdue, note_stored
 from app.database.error_mapping import server_is_leaving, staleness, translate
 from app.database.lanes import current_lane
@@ -156,10 +157,6 @@ AfterWrite = Callable[[Any], Awaitable[None]]
 # In another lane, a read by key is sent by itself: the shared statements of all keys are in the lane normal.
 _LANES_OF_KEYS = (NORMAL, CRITICAL)
 
-# Reads by key that share statements use at most DB_COALESCE_IN_FLIGHT connections. So their cost is not watched: in the
-# expensive lane, all of them would wait for a few slow ones.
-_BOUNDED = ""
-
 # Types whose equal values are the same to the server: 0.0 equals -0.0, and Decimal("1.0") equals Decimal("1.00").
 _SIMPLE = frozenset({bool, bytes, date, int, NoneType, str, UUID})
 
@@ -204,8 +201,7 @@ class FastPath:
         # Weak: a statement that a request builds for itself is freed with the request.
         self._compiled: WeakKeyDictionary[Statement, CompiledStatement | None] = WeakKeyDictionary()
         texts.on_renewal(self._compiled.clear)
-        self._keyed: WeakKeyDictionary[KeyedSelect, tuple[CompiledStatement, KeyQueue]] = WeakKeyDictionary()
-        texts.on_renewal(self._keyed.clear)
+        self._keyed: WeakKeyDictionary[KeyedSelect, tuple[str, CompiledStatement, KeyQueue]] = WeakKeyDictionary()
 
     def wrap_fetch(self, wrap: Callable[[Fetch], Fetch]) -> None:
         """Put a function around every statement from now on. Development and tests watch statements with it."""
@@ -235,16 +231,17 @@ class FastPath:
 
         Raise PoolExhausted if too many reads wait.
         """
-        try:
-            compiled, queue = self._keyed[statement]
-        except KeyError:
+        known = self._keyed.get(statement)
+        if known is None or known[0] is not self._texts.comment:
+            # No callback of `on_renewal()`: the queue would keep its engine alive.
             found = self.compiled(statement.one)
             if found is None:
                 return None
-            compiled, queue = self._keyed[statement] = found, self._new_key_queue(statement, found)
+            known = self._keyed[statement] = self._texts.comment, found, self._new_key_queue(statement, found)
+        _, compiled, queue = known
         if not self._may_share() or not statement.can_share(key) or current_lane.get() not in _LANES_OF_KEYS:
             return self._fetch_one(statement, compiled, key, compiled.sql)
-        return queue.ask(key, partial(self._fetch_one, statement, compiled, key))
+        return queue.ask(key, partial(self._fetch_one, statement, compiled, key, SHARED))
 
     def _may_share(self) -> bool:
         # Listeners run in the context of a request, and may set up its connection.
@@ -258,9 +255,7 @@ class FastPath:
         assert isinstance(pool, BoundedPool)
         return pool
 
-    async def _fetch_one(
-        self, statement: KeyedSelect, compiled: CompiledStatement, key: Any, work: str = _BOUNDED
-    ) -> Any:
+    async def _fetch_one(self, statement: KeyedSelect, compiled: CompiledStatement, key: Any, work: str) -> Any:
         rows = await self.fetch(compiled, statement.parameters(key), work)
         if len(rows) > 1:
             raise several_rows(rows, statement.key_of)
@@ -285,9 +280,9 @@ class FastPath:
         async def run_alone(key: Any) -> Any:
             keyed = weak()
             assert keyed is not None
-            return await self._fetch_one(keyed, self.compiled(keyed.one) or compiled, key)
+            return await self._fetch_one(keyed, self.compiled(keyed.one) or compiled, key, SHARED)
 
-        return KeyQueue(self._engine, _BOUNDED, statement.key_of, run, run_alone, compiled.copy_row)
+        return KeyQueue(self._engine, SHARED, statement.key_of, run, run_alone, compiled.copy_row)
 
     def all(self, statement: CompiledStatement, parameters: Mapping[str, Any]) -> Awaitable[list[Any]]:
         """Return the rows of a read, to be awaited. Equal reads that wait share a statement.
@@ -320,7 +315,7 @@ class FastPath:
     ) -> list[Any]:
         """Run the statement and return its rows. If a schema change made it stale, run it once more.
 
-        The cost of a read is watched as that of `work`; empty: it is not.
+        The pool watches the cost of a read under the name `work`.
         Raise TransientDatabaseError and InvalidInput of the error tree; other driver errors are raised unchanged.
         """
         # A write that is slow may wait for a lock or the disk: its cost is not watched.

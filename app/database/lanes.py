@@ -34,7 +34,7 @@ MAX_REST_SECONDS = 1.0
 
 # The lane that the code of this context declared.
 current_lane: ContextVar[LaneName] = ContextVar("lane", default=NORMAL)
-# The text of the statement of the checkout in progress; empty if the statements are not known.
+# The name under which the pool watches the cost of the checkout in progress; empty: it is not watched.
 current_work: ContextVar[str] = ContextVar("work of a checkout", default="")
 
 

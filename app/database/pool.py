@@ -304,7 +304,7 @@ class BoundedPool(Pool):
     def checkout_nowait(self, work: str = "") -> ConnectionPoolEntry | None:
         """Check out an idle connection for one statement outside a transaction; None if that needs any wait.
 
-        `work` is the text of the statement, or of one that costs the same.
+        `work` is the text of the statement, or another name under which its cost is watched; empty: it is not watched.
 
         The entry comes without SQLAlchemy's proxy and greenlet, which saves 28 of 34 us of CPU. The caller must return
         it in every case: no proxy returns it when it is garbage-collected.
@@ -452,8 +452,7 @@ class BoundedPool(Pool):
                 if seconds >= self._slow_after or (self._suspects and holder.work in self._suspects):
                     self._costs.add(holder.work, seconds)
             else:
-                if holder.lane.is_limited:
-                    self._costs.add_in_lane(holder.work, seconds)
+                self._costs.add_in_lane(holder.work, seconds, is_limited=holder.lane.is_limited)
                 holder.lane.leave(seconds)
         if self._options.one_per_task:
             self._holding_tasks.discard(slot_info(record).pop(_TASK, None))

@@ -121,8 +121,8 @@ async def read_page(
 ) -> Page[Item]:
     """Return the page that `params` describes, with `make(row)` as its items.
 
-    `also` holds filters that do not come from the query string. A search, a page at a large offset and one that is
-    counted to the end are in the lane expensive. Raise InvalidCursor, SearchTooShort.
+    `also` holds filters that do not come from the query string. A search, and a page at a large offset, are in the lane
+    expensive. Raise InvalidCursor, SearchTooShort.
     """
     filters = params.filters() | dict(also or {})
     if params.q and not has_trigram(params.q):
@@ -138,8 +138,7 @@ async def read_page(
 
 
 def _is_expensive(params: ListParams) -> bool:
-    is_exact = params.total == "exact"  # type: ignore[comparison-overlap]
-    return bool(params.q) or is_exact or (params.offset or 0) > MAX_CHEAP_OFFSET
+    return bool(params.q) or (params.offset or 0) > MAX_CHEAP_OFFSET
 
 
 async def _page_by_cursor(

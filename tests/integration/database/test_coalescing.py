@@ -340,6 +340,23 @@ async def test_key_that_fails_does_not_fail_the_others(new_database: NewDatabase
         await wait_until(lambda: state(database).used == 0)
 
 
+async def test_reads_of_one_gather_share_a_statement(new_database: NewDatabase) -> None:
+    """Each of them is asked for before the first one begins."""
+    async with new_database() as (database, gate):
+        found: list[Any] = await asyncio.gather(*(database.read.one(BY_ID, key) for key in range(1, 31)))
+        assert [row["id"] for row in found] == list(range(1, 31))
+        assert gate.sent == [[1], [list(range(2, 31))]]
+
+
+async def test_engine_is_freed_after_a_read_by_key(database_url: URL, new_database: NewDatabase) -> None:
+    async with new_database() as (database, _):
+        await database.read.one(BY_ID, 1)
+        engine = ref(database.engine.sync_engine)
+    del database, _
+    gc.collect()
+    assert engine() is None
+
+
 async def test_key_that_the_server_would_refuse_goes_alone(new_database: NewDatabase) -> None:
     async with new_database() as (database, gate):
         found: list[Any] = await asyncio.gather(*ask(database, BY_ID, 1, 2**40, 2, 3), return_exceptions=True)
@@ -582,7 +599,7 @@ async def test_reads_that_have_gone_take_no_connection(new_database: NewDatabase
             other.cancel()
         await asyncio.sleep(0)
         path: Any = database.read._fast_path
-        _, queue = path._keyed[BY_ID]
+        *_, queue = path._keyed[BY_ID]
         gate.open()
         assert (await lone)["id"] == 1
         assert queue._tasks == {}
@@ -639,7 +656,7 @@ async def test_cancelled_statement_ends_the_reads_that_are_sent_again(new_databa
         reads = ask(database, INVERSE, 1, 14, 13, 15)
         await again.wait()
         path: Any = database.read._fast_path
-        _, queue = path._keyed[INVERSE]
+        *_, queue = path._keyed[INVERSE]
         [task] = queue._tasks
         task.cancel()
         await asyncio.wait(reads, timeout=30)

@@ -11,6 +11,7 @@ from sqlalchemy import URL, Text, cast, literal, select, update
 
 from app.database import Database, PoolOptions, make_engine
 from app.database.by_key import KeyedSelect
+from app.database.costs import SHARED
 from app.database.deadline import after_waiting
 from app.database.lanes import Lane, LaneState, in_lane
 from app.errors import PoolExhausted
@@ -284,7 +285,7 @@ async def test_critical_checkout_overtakes_a_full_queue(new_database: NewDatabas
         assert lane(database, CRITICAL)[1:3] == (0, 0)
 
 
-async def test_cost_of_writes_and_shared_reads_by_key_is_not_watched(
+async def test_writes_are_not_watched_and_shared_reads_by_key_have_one_name(
     new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched: list[str] = []
@@ -307,7 +308,7 @@ async def test_cost_of_writes_and_shared_reads_by_key_is_not_watched(
 
     [read, *shared, by_key, write] = watched
     assert read.startswith("SELECT")
-    assert set(shared) == {""}
+    assert set(shared) == {SHARED}
     assert by_key.startswith("SELECT"), "nothing bounds reads by key that share no statement"
     assert write == ""
 

@@ -29,8 +29,8 @@ ShedReason = Literal[
 ]
 SHED_REASONS: tuple[ShedReason, ...] = get_args(ShedReason)
 
-# The longest pause of a lane whose share is less than a connection.
-MAX_REST_SECONDS = 1.0
+# The longest rest of a lane, as a part of its timeout: a statement that begins to wait with the rest still runs.
+MAX_REST = 0.75
 
 # The lane that the code of this context declared.
 current_lane: ContextVar[LaneName] = ContextVar("lane", default=NORMAL)
@@ -136,7 +136,7 @@ class Lane:
         self.running -= 1
         now = time.monotonic()
         if self._rest and self._others_are_busy():
-            self._rests_until = now + min(seconds * self._rest, MAX_REST_SECONDS)
+            self._rests_until = now + min(seconds * self._rest, self.timeout * MAX_REST)
         self._serve(now)
 
     def _serve(self, now: float) -> None:

@@ -207,10 +207,10 @@ async def test_connections_of_an_unused_lane_serve_the_others(new_database: NewD
 
 
 async def test_lane_rests_only_while_another_lane_is_used(new_database: NewDatabase) -> None:
-    lanes = (LaneSpec("reports", share=0.001, queue=9, deadline=MINUTE),)
+    lanes = (LaneSpec("reports", share=0.01, queue=9, deadline=MINUTE),)
     async with new_database(own_lanes=lanes) as database:
         await report(database, 0)
-        await report(database, 0)  # rests for MAX_REST_SECONDS otherwise
+        await report(database, 0)  # rests otherwise
 
         running = [asyncio.create_task(expensive(database))]
         await wait_until(lambda: lane(database, EXPENSIVE).running == 1, *running)

@@ -94,13 +94,15 @@ def test_lane_does_not_rest_while_no_other_lane_is_busy(clock: Clock) -> None:
     assert tested.lane.enter_nowait(clock.now)
 
 
-def test_rest_of_a_lane_has_a_maximum(clock: Clock) -> None:
+def test_lane_rests_for_less_than_its_timeout(clock: Clock) -> None:
+    """Otherwise a statement that waits from the beginning of the rest would be refused."""
     lane = Subject(0.01).lane
     assert lane.enter_nowait(clock.now)
 
     lane.leave(60.0)
 
-    assert lane.enter_nowait(clock.now + lanes.MAX_REST_SECONDS)
+    assert not lane.enter_nowait(clock.now + lane.timeout * 0.74)
+    assert lane.enter_nowait(clock.now + lane.timeout * 0.76)
 
 
 async def test_waiters_are_admitted_in_order_when_room_is_free(clock: Clock) -> None:

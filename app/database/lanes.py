@@ -29,8 +29,10 @@ ShedReason = Literal[
 ]
 SHED_REASONS: tuple[ShedReason, ...] = get_args(ShedReason)
 
-# The longest rest of a lane, as a part of its timeout: a statement that begins to wait with the rest still runs.
+# The longest rest of a lane, as a multiple of its timeout. Without a queue, a statement that begins to wait with the rest
+# still gets room. With a queue, more is asked for than the share allows, and some waiters are refused in any case.
 MAX_REST = 0.75
+MAX_REST_WITH_QUEUE = 3.0
 
 # The lane that the code of this context declared.
 current_lane: ContextVar[LaneName] = ContextVar("lane", default=NORMAL)
@@ -136,7 +138,8 @@ class Lane:
         self.running -= 1
         now = time.monotonic()
         if self._rest and self._others_are_busy():
-            self._rests_until = now + min(seconds * self._rest, self.timeout * MAX_REST)
+            most = MAX_REST_WITH_QUEUE if self._queue else MAX_REST
+            self._rests_until = now + min(seconds * self._rest, self.timeout * most)
         self._serve(now)
 
     def _serve(self, now: float) -> None:

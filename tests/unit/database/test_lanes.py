@@ -105,6 +105,20 @@ def test_lane_rests_for_less_than_its_timeout(clock: Clock) -> None:
     assert lane.enter_nowait(clock.now + lane.timeout * 0.76)
 
 
+async def test_lane_with_a_queue_rests_for_longer(clock: Clock) -> None:
+    """Rests of 3 s after statements of 10 s would let eight workers run six statements where one is allowed."""
+    tested = Subject(0.01)
+    assert tested.lane.enter_nowait(clock.now)
+    waiter = await tested.waiter()
+
+    tested.lane.leave(60.0)
+    waiter.cancel()
+    await asyncio.wait([waiter])
+
+    assert not tested.lane.enter_nowait(clock.now + tested.lane.timeout * 2.9)
+    assert tested.lane.enter_nowait(clock.now + tested.lane.timeout * 3.1)
+
+
 async def test_waiters_are_admitted_in_order_when_room_is_free(clock: Clock) -> None:
     tested = Subject(1.0)
     assert tested.lane.enter_nowait(clock.now)

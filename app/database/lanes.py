@@ -29,7 +29,7 @@ ShedReason = Literal[
 ]
 SHED_REASONS: tuple[ShedReason, ...] = get_args(ShedReason)
 
-# The longest rest of a lane, as a multiple of its timeout. Without a queue, a statement that begins to wait with the rest
+# The longest rest of a lane, as a multiple of its timeout. Without a queue, a statement that comes when the rest begins
 # still gets room. With a queue, more is asked for than the share allows, and some waiters are refused in any case.
 MAX_REST = 0.75
 MAX_REST_WITH_QUEUE = 3.0

@@ -166,7 +166,7 @@ test: $(HELM) ## run all tests; without Docker, the tests that need containers a
 	@$(BIN)/pytest $(PARALLEL)
 
 test-unit: $(HELM) ## run the unit tests (SQLite in memory)
-	@$(BIN)/pytest tests/unit
+	@$(BIN)/pytest $(PARALLEL) tests/unit
 
 test-integration: $(READY) ## run the tests against a PostgreSQL server
 	@$(BIN)/pytest $(PARALLEL) tests/integration

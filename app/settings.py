@@ -616,7 +616,7 @@ class Settings(BaseSettings):
         """Return the URL of the database. Raise ConfigurationError if there is none."""
         if (url := self.known_database_url()) is None:
             example = "postgresql+asyncpg://user:password@host/database"
-            raise ConfigurationError(f"DATABASE_URL: must be set, e.g. {example} (or start `make run`)")
+            raise ConfigurationError(f"DATABASE_URL: must be set, e.g. {example}; in development, start `make run`")
         return url
 
     def known_database_read_url(self) -> URL | None:

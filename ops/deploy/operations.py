@@ -259,13 +259,14 @@ def _check_old_code(schema: dict[str, Any], code: list[str]) -> None:
         )
 
 
-def check_replica(stack: Stack, timeline: Timeline, replica: Replica) -> None:
+def check_replica(stack: Stack, timeline: Timeline, release: Release, replica: Replica) -> None:
     """Send a request to a new replica and one through the proxy. Raise DeployFailed if one of them fails."""
-    path = stack.model.get("x-deploy", {}).get("smoke_path", "/readyz")
+    path = release.smoke_path
     try:
         stack.execute(replica.id, "python", "-c", _SMOKE, path)
     except CommandFailed as error:
-        raise DeployFailed(f"replica {replica.name}: {error}", stack.logs(replica.id)) from None
+        message = f"replica {replica.name} does not answer {path} (DEPLOY_SMOKE_PATH) with 200: {error}"
+        raise DeployFailed(message, stack.logs(replica.id)) from None
     timeline.add("request", f"{path}: {replica.name} and the proxy answer")
 
 
@@ -302,7 +303,7 @@ def roll_out(
     try:
         prepare()
         began = True
-        rollout.to(release, partial(check_replica, stack, timeline))
+        rollout.to(release, partial(check_replica, stack, timeline, release))
         serves()
     except (DeployFailed, Interrupted) as error:
         reason = str(error) or "interrupted"

@@ -52,6 +52,11 @@ class Release:
         return int(self.model["services"]["api"].get("deploy", {}).get("replicas", 1))
 
     @property
+    def smoke_path(self) -> str:
+        """Return the path that a new replica must answer. A later release may have paths that this one does not."""
+        return str(self.model.get("x-deploy", {}).get("smoke_path", "/readyz"))
+
+    @property
     def surge(self) -> int:
         """Return how many replicas may be added during a deploy."""
         return int(self.model["services"]["api"]["environment"].get("API_SURGE") or 0)
@@ -91,7 +96,8 @@ def from_labels(labels: Mapping[str, str]) -> Release:
 def reduced(model: Model) -> Model:
     """Return the part of a Compose file that belongs to a release."""
     services = {name: model["services"][name] for name in SERVICES if name in model["services"]}
-    return {"services": services} | {key: model[key] for key in _OTHERS if key in model}
+    own = {key: value for key, value in model.get("x-deploy", {}).items() if key == "smoke_path"}
+    return {"services": services, "x-deploy": own} | {key: model[key] for key in _OTHERS if key in model}
 
 
 def merged(model: Model, part: Model) -> Model:

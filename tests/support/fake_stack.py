@@ -54,6 +54,7 @@ class FakeStack(Stack):
         self.broken: set[str] = set()
         self.answers: dict[str, str | CommandFailed] = {}
         self.calls: list[str] = []
+        self.requested: list[str] = []
         self.most = 0
         self.listed = ""
         self.containers_of_the_api: list[Replica] = []
@@ -118,7 +119,10 @@ class FakeStack(Stack):
         return self._answer(" ".join((service, *command)))
 
     def execute(self, container: str, *command: str, stdin: str | None = None) -> str:
-        return self._answer("request" if command[0] == "python" else f"old {' '.join(command)}")
+        if command[0] == "python":
+            self.requested.append(command[-1])
+            return self._answer("request")
+        return self._answer(f"old {' '.join(command)}")
 
     def _answer(self, command: str) -> str:
         self.calls.append(command)

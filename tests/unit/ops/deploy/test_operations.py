@@ -133,6 +133,17 @@ def test_failed_request_to_a_new_replica_undoes_the_deploy(stack: FakeStack, tim
     assert stack.releases_of_replicas() == [1, 1]
 
 
+def test_rollback_requests_the_path_of_its_release(stack: FakeStack, timeline: Timeline) -> None:
+    """The release before may lack the path of a domain that came later."""
+    stack.model["x-deploy"]["smoke_path"] = "/tags?limit=1"
+    deploy(stack, timeline, "headroom:two")
+    assert stack.requested[-1] == "/tags?limit=1"
+
+    rollback(stack, timeline)
+
+    assert stack.requested[-1] == "/readyz"
+
+
 def test_interrupted_deploy_is_undone(stack: FakeStack, timeline: Timeline, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*arguments: object) -> None:
         raise Interrupted

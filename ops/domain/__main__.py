@@ -72,7 +72,8 @@ def main() -> int:
     print(
         names.fill(
             "\nNext: change the fields in models.py, schemas.py, repository.py, router.py, the revision and the tests;"
-            " docs/adding-a-domain.md explains each file. Then start `make run`, which applies the revision, and try $path at /docs."
+            " docs/adding-a-domain.md explains each file. Then start `make run`,"
+            " which applies the revision, and try $path at /docs."
             " If `make dev` runs, it has applied the revision: run `make downgrade` before you change it."
         )
     )

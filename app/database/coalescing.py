@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database.checkout import Checkout, check_out
+from app.database.costs import SHARED
 from app.database.deadline import left_of
 from app.database.lanes import current_lane
 from app.database.pool import BoundedPool
@@ -265,7 +266,6 @@ class KeyQueue(Queue):
     def __init__(
         self,
         engine: AsyncEngine,
-        work: str,
         key_of: Callable[[Any], Any],
         run: Callable[[Checkout, list[Any]], Awaitable[Sequence[Any]]],
         run_alone: Callable[[Any], Awaitable[Any]],
@@ -274,7 +274,7 @@ class KeyQueue(Queue):
         """`run` reads several keys on a connection, and returns it; `run_alone` reads one key."""
         pool = engine.pool
         assert isinstance(pool, BoundedPool)
-        super().__init__(engine, work, pool.coalesce_max)
+        super().__init__(engine, SHARED, pool.coalesce_max)
         self._key_of = key_of
         self._run_several = run
         self._run_one = run_alone

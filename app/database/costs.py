@@ -16,7 +16,7 @@ PERIOD_SECONDS = 0.5
 MAX_PERIOD_SECONDS = 5.0
 # An expensive statement takes this multiple of the mean of all others.
 MULTIPLE = 4.0
-# A statement is quick for longer, by the same multiple, while the limited lanes use this part of a connection or more.
+# While limited lanes use this part of a connection or more, a statement must take the same multiple of `after` to move.
 BUSY_LANES_SHARE = 0.25
 # Fewer quick statements in a second need no protection. An overloaded server answers few, so their rate is remembered:
 # it falls by this factor in a period.
@@ -113,7 +113,7 @@ class CostWatch:
         runs: int,
         seconds: float,
         running: Iterable[tuple[str, float]],
-        in_lanes: Iterable[float] = (),
+        in_lanes: Iterable[float],
     ) -> None:
         """Move statements, at most once in a period.
 

@@ -282,7 +282,7 @@ class FastPath:
             assert keyed is not None
             return await self._fetch_one(keyed, self.compiled(keyed.one) or compiled, key, SHARED)
 
-        return KeyQueue(self._engine, SHARED, statement.key_of, run, run_alone, compiled.copy_row)
+        return KeyQueue(self._engine, statement.key_of, run, run_alone, compiled.copy_row)
 
     def all(self, statement: CompiledStatement, parameters: Mapping[str, Any]) -> Awaitable[list[Any]]:
         """Return the rows of a read, to be awaited. Equal reads that wait share a statement.

@@ -47,7 +47,7 @@ class Watched:
                 if seconds >= self.watch.after or work in self.watch.suspects:
                     self.watch.add(work, seconds)
         self.now += elapsed
-        self.watch.review(self.now, self.runs, self.seconds, running)
+        self.watch.review(self.now, self.runs, self.seconds, running, in_lanes=())
 
     @property
     def moved(self) -> list[str]:

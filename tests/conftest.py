@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
@@ -89,23 +89,37 @@ def _group(item: pytest.Item) -> str | None:
     return None
 
 
+def _is_alone(item: pytest.Item) -> bool:
+    return item.get_closest_marker("alone") is not None
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_setup() -> Generator[None, object, object]:
-    with turn(alone=False):
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Run the test next to those of other workers, from its setup to its teardown.
+
+    A pause in between would stop its event loop: a transaction that a fixture has begun runs into the server's limit.
+    """
+    with nullcontext() if _is_alone(item) else turn(alone=False):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
+    with turn(alone=False) if _is_alone(item) else nullcontext():
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Run the test next to those of other workers, unless it has the mark `alone`."""
-    with turn(alone=item.get_closest_marker("alone") is not None):
+    """Run a test that has the mark `alone` while the other workers wait: not its setup, which may start a stack."""
+    with turn(alone=True) if _is_alone(item) else nullcontext():
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
     """Stop the stack of a group after its last test: an idle one takes a seventh of two cores."""
-    with turn(alone=False):
+    with turn(alone=False) if _is_alone(item) else nullcontext():
         result = yield
         if is_worker(item.config) and (nextitem is None or _group(item) != _group(nextitem)):
             item.config.stash[_SHARED].close()

@@ -16,7 +16,8 @@ from app.pagination.page import MAX_CHEAP_OFFSET, ListParams, Page, read_page
 from app.pagination.statements import ListStatements, contains
 from tests.integration.database.helpers import SLEEP, allow_long_statements, create_tables, pool_of, wait_until
 
-MINUTE = 60.0
+# Longer than any pause of the machine that runs the tests.
+HOUR = 3600.0
 
 
 class _Base(DeclarativeBase):
@@ -47,18 +48,19 @@ async def database(database_url: URL) -> AsyncIterator[Database]:
     create_tables(database_url, _Base.metadata)
     allow_long_statements(database_url)
     options = PoolOptions(
-        timeout=MINUTE, expensive_timeout=MINUTE, own_lanes=(LaneSpec("notes", share=1, queue=1, deadline=MINUTE),)
+        timeout=HOUR, expensive_timeout=HOUR, own_lanes=(LaneSpec("notes", share=1, queue=1, deadline=HOUR),)
     )
     engine = make_engine(url=database_url, application_name="headroom:test", pool=options)
     database = Database(engine)
 
     async def hold() -> None:
         with in_lane(EXPENSIVE):
-            await database.read.first(SLEEP, seconds=MINUTE)
+            await database.read.first(SLEEP, seconds=HOUR)
 
     holding = asyncio.create_task(hold())
     await wait_until(lambda: in_expensive_lane(database)[0] == 1, holding)
     yield database
+    assert not holding.done(), "the lane was not held until the end of the test"
     holding.cancel()
     await asyncio.wait([holding])
     await engine.dispose()
@@ -80,10 +82,12 @@ async def is_expensive(database: Database, notes: ListStatements, **params: Any)
     """Read a page. Return True if it waits for the lane, False if it is answered."""
     reading = asyncio.create_task(page(database, notes, **params))
     await wait_until(lambda: reading.done() or in_expensive_lane(database)[1])
-    waits = not reading.done()
+    if reading.done():
+        await reading  # raises its error: a page that failed is not a page that was answered
+        return False
     reading.cancel()
     await asyncio.wait([reading])
-    return waits
+    return True
 
 
 async def test_search_is_in_the_lane_expensive(database: Database) -> None:

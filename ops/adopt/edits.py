@@ -7,7 +7,7 @@ tests/integration/ops/test_adopt.py.
 import ast
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -144,10 +144,20 @@ def take_out(root: Path, *parts: Part) -> list[str]:
     for path, text in changed.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    # What documents say of targets that went.
-    command = re.compile(rf"`make ((?:{'|'.join(name for part in parts for name in part.targets)})(?: [^`]*)?)`")
+    _describe_targets(root, [name for part in parts for name in part.targets])
+    return added
+
+
+def _describe_targets(root: Path, names: Sequence[str]) -> None:
+    """Where documents name a target that went, say that it is the template's."""
+    command = re.compile(rf"`make ((?:{'|'.join(names)})(?: [^`]*)?)`")
+
+    def describe(match: re.Match[str]) -> str:
+        before = match.string[: match.start()]
+        begins_sentence = before.endswith(("\n\n", "- ")) or before.rstrip().endswith((".", "|"))
+        return f"{'The' if begins_sentence else 'the'} template's `{match[1]}`"
+
     for path in (root / "CHANGELOG.md", *(root / "docs").rglob("*.md")):
         text = path.read_text(encoding="utf-8")
-        if (described := command.sub(r"`\1` of the template", text)) != text:
+        if (described := command.sub(describe, text)) != text:
             path.write_text(described, encoding="utf-8")
-    return added

@@ -171,10 +171,9 @@ test-unit: $(HELM) ## run the unit tests (SQLite in memory)
 test-integration: $(READY) ## run the tests against a PostgreSQL server
 	@$(BIN)/pytest $(PARALLEL) tests/integration
 
-# The others test the domains, servers, tools and generated projects, which send the same statements to every version.
+# The others test what sends the same statements to every version.
 test-postgres: $(READY) ## run the integration tests that depend on the version of PostgreSQL
-	@$(BIN)/pytest $(PARALLEL) --ignore=tests/integration/development --ignore=tests/integration/domains \
-		--ignore=tests/integration/ops --ignore=tests/integration/server tests/integration
+	@$(BIN)/pytest $(PARALLEL) $(addprefix tests/integration/,database exporter migrations pagination test_migrations.py)
 
 test-stack: $(READY) ## run the tests of the whole stack, in containers and as local processes
 	@$(BIN)/pytest $(PARALLEL) tests/stack tests/fault

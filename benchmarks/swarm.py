@@ -44,6 +44,18 @@ RUN apt-get update && apt-get install -y --no-install-recommends docker.io docke
 CMD ["sh", "-c", "rm -f /var/run/docker.pid /var/run/docker/containerd/containerd.pid; \\
  exec dockerd --host=unix:///var/run/docker.sock --host=unix:///sockets/docker.sock"]
 """
+REGISTRY = "registry:5000"
+# Debian's configuration wants a password. The certificate is for the name in the network of the machines.
+REGISTRY_DOCKERFILE = """
+FROM debian:trixie-slim
+RUN apt-get update && apt-get install -y --no-install-recommends apache2-utils docker-registry openssl \\
+ && rm -rf /var/lib/apt/lists/*
+RUN htpasswd -Bbc /etc/docker/registry/htpasswd operator registry-password \\
+ && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 7 -subj /CN=registry \\
+    -addext subjectAltName=DNS:registry -keyout /key.pem -out /ca.pem
+ENV REGISTRY_HTTP_TLS_CERTIFICATE=/ca.pem REGISTRY_HTTP_TLS_KEY=/key.pem
+CMD ["docker-registry", "serve", "/etc/docker/registry/config.yml"]
+"""
 STACK = "headroom"
 REPLICAS = 3
 PORT = 443
@@ -110,6 +122,36 @@ class Machine:
         docker("volume", "rm", self.name)
 
 
+class Registry:
+    """A container with a registry, which only the first machine may use: it hands its credentials on with a deploy."""
+
+    def __init__(self, network: str) -> None:
+        self.name = f"{network}-registry"
+        _build(f"{network}:registry", REGISTRY_DOCKERFILE)
+        place = ["--network", network, "--network-alias", REGISTRY.partition(":")[0], "--name", self.name]
+        docker("run", "--detach", *place, f"{network}:registry")
+        self._authority = _output("docker", "exec", self.name, "cat", "/ca.pem")
+
+    def introduce(self, machine: "Machine") -> None:
+        """Let a machine trust the registry's certificate."""
+        folder = f"/etc/docker/certs.d/{REGISTRY}"
+        write = f"mkdir -p {folder} && cat > {folder}/ca.crt"
+        _output("docker", "exec", "--interactive", machine.name, "sh", "-c", write, stdin=self._authority)
+
+    def push(self, machine: "Machine") -> int:
+        """Push the images of the project from a machine. Return their number."""
+        login = ("login", "--username=operator", "--password-stdin", REGISTRY)
+        _output("docker", "--host", machine.host, *login, stdin="registry-password")
+        images = machine.docker("images", "--format", "{{.Repository}}:{{.Tag}}", f"{REGISTRY}/*").split()
+        for image in images:
+            machine.docker("push", "--quiet", image)
+        return len(images)
+
+    def remove(self) -> None:
+        _output("docker", "logout", REGISTRY)
+        docker("rm", "--force", "--volumes", self.name)
+
+
 class Swarm:
     """Three machines in one swarm. The first one has the data."""
 
@@ -124,17 +166,23 @@ class Swarm:
             **environment,
         }
         self._number = machines
+        self._has_registry = "IMAGE_REGISTRY" in environment
+        self.registry: Registry | None = None
         self.machines: list[Machine] = []
 
     @contextmanager
     def running(self) -> Iterator["Swarm"]:
         """Start the machines. Remove them when the block ends."""
-        subprocess.run(["docker", "build", "--quiet", "--tag", MACHINE, "-"], input=DOCKERFILE.encode(), check=True)
+        _build(MACHINE, DOCKERFILE)
         subprocess.run([PROJECT_ROOT / "ops/make-secrets.sh", self.secrets], check=True, capture_output=True)
         docker("network", "create", self.name)
         try:
             for number in range(1, self._number + 1):
                 self.machines.append(Machine(f"{self.name}-node{number}", self.name, self.directory))
+            if self._has_registry:
+                self.registry = Registry(self.name)
+                for machine in self.machines:
+                    self.registry.introduce(machine)
             first = self.machines[0]
             first.docker("swarm", "init", "--advertise-addr", first.address)
             token = first.docker("swarm", "join-token", "--quiet", "manager").strip()
@@ -147,6 +195,8 @@ class Swarm:
         finally:
             for machine in self.machines:
                 machine.remove()
+            if self.registry is not None:
+                self.registry.remove()
             docker("network", "rm", self.name)
 
     def run(
@@ -429,22 +479,26 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=50, help="default: 50")
     parser.add_argument("--pause", type=float, default=0.1, help="seconds between requests of a client (default: 0.1)")
     parser.add_argument("--workers", type=int, default=2, help="per replica (default: 2)")
+    parser.add_argument("--registry", action="store_true", help="let the machines fetch the images from a registry")
     options = parser.parse_args()
+    settings = {"API_REPLICAS": str(REPLICAS), "WEB_CONCURRENCY": str(options.workers), "UPDATE_MONITOR": "15s"}
+    prefix = f"{REGISTRY}/" if options.registry else ""
     releases = [f"swarm-{os.getpid()}-{name}" for name in ("1", "2", "broken")]
     with (
         tempfile.TemporaryDirectory() as directory,
-        Swarm(
-            Path(directory), API_REPLICAS=str(REPLICAS), WEB_CONCURRENCY=str(options.workers), UPDATE_MONITOR="15s"
-        ).running() as swarm,
+        Swarm(Path(directory), **settings, **({"IMAGE_REGISTRY": prefix} if prefix else {})).running() as swarm,
     ):
         first, *others = swarm.machines
         swarm.run("load", first.host, tag=releases[0], on_first=False)
-        images = [f"headroom:{release}" for release in releases]
+        images = [f"{prefix}headroom:{release}" for release in releases]
         build(images[0], images[1], revisions=revision_files({"": [ADD_COLUMN]}))
-        broken = f'FROM {images[0]}\nCMD ["sleep", "600"]\n'
-        subprocess.run(["docker", "build", "--quiet", "--tag", images[2], "-"], input=broken.encode(), check=True)
+        _build(images[2], f'FROM {images[0]}\nCMD ["sleep", "600"]\n')
         swarm.load(images[1:], [first])
-        swarm.load([*images, "haproxy:3.0"], others)
+        if swarm.registry is None:
+            swarm.load(images, others)
+        else:
+            print(f"{swarm.registry.push(first)} images pushed\n")
+        swarm.load(["haproxy:3.0"], others)
         print(swarm.run("deploy", "--no-build", tag=releases[0]).stdout, flush=True)
         lost = swarm.machines[-1].address
         print_header(("from", "to"))
@@ -457,8 +511,12 @@ def main() -> None:
             show(traffic, phases, lost)
 
 
-def _output(*command: str, check: bool = True) -> str:
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+def _build(image: str, dockerfile: str) -> None:
+    _output("docker", "build", "--quiet", "--tag", image, "-", stdin=dockerfile)
+
+
+def _output(*command: str, check: bool = True, stdin: str | None = None) -> str:
+    finished = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
     assert not check or finished.returncode == 0, finished.stderr
     return finished.stdout
 

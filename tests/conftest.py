@@ -62,19 +62,27 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupSchedul
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests that share a stack or a module's fixtures in one worker."""
+    """Keep the tests that share a stack or a module's fixtures in one worker.
+
+    Tests that run alone come last, with their groups: the other workers wait for each of them, and it for them.
+    """
     if not is_worker(config):
         return
     groups: dict[str | None, list[pytest.Item]] = {None: []}
     for item in items:
         groups.setdefault(_group(item), []).append(item)
-    others = groups.pop(None)
+    ungrouped = groups.pop(None)
     publish_groups({item.nodeid: str(name) for name, group in groups.items() for item in group})
+    others, last = [each for each in ungrouped if not _is_alone(each)], [each for each in ungrouped if _is_alone(each)]
+    first = [group for group in groups.values() if not any(map(_is_alone, group))]
     # Put equal parts of the other tests between the groups, so that mostly one stack is busy.
-    parts = max(1, len(groups))
+    parts = max(1, len(first))
     items.clear()
-    for number, group in enumerate([*groups.values()] or [[]]):
+    for number, group in enumerate(first or [[]]):
         items += group + others[number * len(others) // parts : (number + 1) * len(others) // parts]
+    for group in groups.values():
+        items += group if group not in first else []
+    items += last
 
 
 def _group(item: pytest.Item) -> str | None:

@@ -17,8 +17,8 @@ export IMAGE_CREATED ?= $(shell git log -1 --format=%cI 2>/dev/null)
         restart-postgres restart-pgbouncer upgrade-postgres budget seed migrate \
         migration domain downgrade check-migrations current history \
         images-swarm history-swarm bench-swarm \
-        test test-unit test-integration test-postgres test-stack test-fastapi test-fast-routes-off coverage \
-        bench bench-capacity \
+        test test-unit test-integration test-postgres test-old-release test-stack test-fastapi test-fast-routes-off \
+        coverage bench bench-capacity \
         bench-pages bench-overload bench-metrics bench-pool-stress bench-coalescing bench-servers bench-listener \
         bench-deploy bench-ddl bench-restarts bench-lanes bench-cancellation bench-kubernetes \
         fault pictures dashboard docs lint format \
@@ -151,6 +151,9 @@ downgrade: $(READY) ## revert the newest revision, including the data stored in 
 
 check-migrations: $(READY) ## check the revisions, and run the API tests of the merge base on their schema: base=COMMIT
 	@$(BIN)/pytest tests/unit/migrations tests/integration/test_migrations.py
+	@$(MAKE) --no-print-directory test-old-release
+
+test-old-release: $(READY) ## run the API tests of the merge base on the schema of this tree: base=COMMIT
 	@PYTHONPATH=. $(BIN)/python -m tests.old_release.run $(if $(base),--base $(base))
 
 current: $(READY) ## show the revision of the database

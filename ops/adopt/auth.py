@@ -359,7 +359,7 @@ EDITS: dict[str, tuple[Edit, ...]] = {
     "docs/deploying.md": (
         replace("signs access tokens and cursors", "signs cursors"),
         replace(
-            "at once, which signs\n  everybody out, or after `ACCESS_TOKEN_SECONDS` (30 minutes), when every token of"
+            "at once, which signs\n  every user out, or after `ACCESS_TOKEN_SECONDS` (30 minutes), when every token of"
             " the old key has expired.",
             "every\n  cursor of the old key then becomes invalid.",
         ),

@@ -340,8 +340,8 @@ class Settings(BaseSettings):
     postgres_cores: int | None = Field(
         default=None,
         ge=1,
-        description="CPU cores of the server. If set, the budget warns about more connections than they can use, and the "
-        "expensive lane gets a share of them.",
+        description="CPU cores of the server. If set, the budget warns about more connections than they can use, and "
+        "the expensive lane gets a share of them.",
     )
     pgbouncer_max_client_conn: int | None = Field(
         default=None, ge=1, description="PgBouncer's `max_client_conn`, if its console cannot be queried. Default: 100."

@@ -24,10 +24,13 @@ if ! "${compose[@]}" run --rm --no-TTY upgrade "$method"; then
 fi
 # Only these services: Compose would replace those that depend on them too.
 services=$("${compose[@]}" config --services | grep -xE 'postgres|backup' | sort -r | xargs)
+option="-f $file "
+# With -f, Compose would ignore the other files.
+if [[ -n ${COMPOSE_FILE:-} ]] || grep -qsE '^\s*(export\s+)?COMPOSE_FILE=' .env; then option=; fi
 cat <<MESSAGE
 PostgreSQL is stopped. Set in .env
     POSTGRES_IMAGE=$image
     POSTGRES_VOLUME=$volume
-and start it: docker compose -f $file up --build --detach $services
+and start it: docker compose ${option}up --build --detach $services
 The old volume is as it was. To go back, remove the two lines and start again; newer data is then missing.
 MESSAGE

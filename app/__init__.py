@@ -1,1 +1,1 @@
-"""Headroom: a FastAPI + PostgreSQL stack that knows how many database connections it has left."""
+"""Headroom: a FastAPI + PostgreSQL stack with a connection budget."""

@@ -64,7 +64,7 @@ class LocalStackFailed(HeadroomError):
 
 
 class DomainError(HeadroomError):
-    """The request is refused. The message tells the client why."""
+    """The request is refused. The message, which is sent to the client, says why."""
 
     slug: ClassVar[str]
     title: ClassVar[str]

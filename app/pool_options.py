@@ -42,7 +42,7 @@ class PoolOptions:
     """Time a statement holds a connection from which on it may be moved to the expensive lane, if it takes a multiple
     of all others. 0: none is moved."""
     own_lanes: tuple[LaneSpec, ...] = ()
-    """Lanes besides those of Headroom."""
+    """Lanes of the application, next to those of Headroom."""
     recycle: int = 3600
     """Age at which a connection is replaced, at the latest. Up to a tenth of it is taken off at random."""
     ping_after: float | None = PING_AFTER

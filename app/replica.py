@@ -88,7 +88,7 @@ class Replica:
 
     @property
     def is_stopping(self) -> bool:
-        """Return True if the replica was told to stop."""
+        """Return True if the stop of the replica was announced."""
         return self._header[_STOPS_AT] != 0
 
     @property

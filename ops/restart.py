@@ -222,7 +222,7 @@ def held_requests() -> Iterator[None]:
         with suppress(Failure):  # the proxy has gone, and the hold with it
             if is_ours:
                 if not wait_until(lambda: ready(proxy) >= before, READY_SECONDS):
-                    log("not every replica is ready again")
+                    log(f"not every replica is ready after {READY_SECONDS:g} s: docker compose ps api")
                 log(f"{console(proxy, 'release')} requests; the hold took {time.monotonic() - began:.1f} s")
 
 

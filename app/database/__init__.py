@@ -1,4 +1,4 @@
-"""Engines, pools and sessions. Knows no web framework and no settings."""
+"""Engines, pools and sessions. Imports no web framework and no settings."""
 
 from app.database.base import Base, TimestampMixin
 from app.database.by_key import KeyedSelect

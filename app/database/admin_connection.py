@@ -107,11 +107,11 @@ class AdminConnection:
             expiry.cancel()
 
     async def _open(self) -> psycopg.AsyncConnection[DictRow]:
+        # The URL may have these two as well.
+        own = {"application_name": self._application_name, "connect_timeout": CONNECT_SECONDS}
         try:
             return await psycopg.AsyncConnection.connect(
-                **parameters(self._url),
-                application_name=self._application_name,
-                connect_timeout=CONNECT_SECONDS,
+                **(parameters(self._url) | own),
                 autocommit=True,
                 prepare_threshold=None,  # the console speaks the simple query protocol only
                 row_factory=dict_row,

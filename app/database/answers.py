@@ -119,8 +119,8 @@ async def has_ended(connection: Any) -> bool:
         return False
     try:
         async with asyncio.timeout(CANCEL_SECONDS):
-            # asyncpg sends it when the server has closed the cancel request and has ended the statement: no later
-            # statement can be cancelled in the place of the first.
+            # asyncpg sends it only after the server has closed the cancel request and ended the statement. So no later
+            # statement can be cancelled by mistake.
             await connection.execute("SELECT 1")
     except Exception:  # noqa: BLE001 - of the driver, the network or the timeout
         return False

@@ -2,8 +2,8 @@
 
 A lone read is sent at once, as its own statement. Reads that come while `coalesce_in_flight` statements of their kind
 are under way wait for one of these to end, and the next statement answers all of them. So statements get fewer as
-the load grows, and few connections are enough. A read is answered only by a statement that is sent after it was asked
-for: it sees everything that was committed before (docs/decisions/0035-coalesced-reads.md).
+the load grows, and few connections are enough. A read is answered only by a statement that is sent after the read was
+requested, so it sees everything that was committed before (docs/decisions/0035-coalesced-reads.md).
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from app.lanes import NORMAL, LaneName
 
 
 class _Read(NamedTuple):
-    """A read that waits: its key, where its answer goes, and when it was asked for on the event loop's clock.
+    """A waiting read: its key, the future of its answer, and the time of its request on the event loop's clock.
 
     `alone` keeps the statement alive.
     """
@@ -116,14 +116,14 @@ class Queue(ABC):
             raise
 
     def _cancel_abandoned(self) -> None:
-        """Cancel each statement whose callers have all gone."""
+        """Cancel each statement that no caller waits for any more."""
         for task, reads in self._tasks.items():
             # Once: psycopg closes a connection whose cancellation is interrupted, and the statement goes on.
             if reads and not task.cancelling() and all(read.future.done() for read in reads):
                 task.cancel()
 
     async def _run_alone(self, key: Any, alone: Callable[[], Awaitable[Any]]) -> Any:
-        if self._under_way or self._waiting:  # begun since this one was asked for: several reads in one gather()
+        if self._under_way or self._waiting:  # another read began first: several reads in one gather()
             return await self.ask(key, alone)
         loop = self._loop
         self._under_way += 1
@@ -143,7 +143,7 @@ class Queue(ABC):
             self._forget()
 
     def _drop_cancelled(self) -> None:
-        """Drop the first reads if their callers have gone: no statement is needed for them."""
+        """Drop the first reads that no caller waits for any more: they need no statement."""
         while self._waiting and self._waiting[0].future.done():
             self._waiting.popleft()
 
@@ -227,7 +227,7 @@ class Queue(ABC):
             self._waiting = deque(read for read in self._waiting if not read.future.done())
             if len(self._waiting) >= limit:
                 self._pool.observer.rejected()
-                raise PoolExhausted(f"{limit} reads wait for the same statement")
+                raise PoolExhausted(f"the queue of reads for one statement is full ({len(self._waiting)} of {limit})")
 
     def _expire_early(self, read: _Read) -> None:
         """End the waiting of a read that had waited for another server before."""
@@ -271,7 +271,7 @@ class KeyQueue(Queue):
         run_alone: Callable[[Any], Awaitable[Any]],
         copy_row: Callable[[Any], Any],
     ) -> None:
-        """`run` reads several keys on a connection, and returns it; `run_alone` reads one key."""
+        """Begin an empty queue. `run` reads several keys and returns the connection; `run_alone` reads one key."""
         pool = engine.pool
         assert isinstance(pool, BoundedPool)
         super().__init__(engine, SHARED, pool.coalesce_max)

@@ -78,7 +78,7 @@ class CostWatch:
     """
 
     def __init__(self, after: float, share: float, moved: Callable[[Direction], None]) -> None:
-        """`after` 0 moves nothing. `moved` is told about each move."""
+        """Begin without moved statements. `after` 0 moves none. `moved` is called at each move."""
         self.after = after or math.inf
         self._share = share
         self._tell = moved

@@ -100,7 +100,7 @@ def _distrust_leaving_server(context: ExceptionContext) -> None:
 
 
 async def warm_up(engine: AsyncEngine, seconds: float = 2.0) -> None:
-    """Open the first connection, within `seconds`. Errors are ignored: the first request would meet them again.
+    """Open the first connection, within `seconds`. Errors are ignored: the first request would raise them again.
 
     SQLAlchemy initialises its dialect with a few queries on the first connection. At full load behind a pooler, each of
     them queues, and the first request would wait for all of them.

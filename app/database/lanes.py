@@ -29,8 +29,8 @@ ShedReason = Literal[
 ]
 SHED_REASONS: tuple[ShedReason, ...] = get_args(ShedReason)
 
-# The longest rest of a lane, as a multiple of its timeout. Without a queue, a statement that comes when the rest begins
-# still gets room. With a queue, more is asked for than the share allows, and some waiters are refused in any case.
+# The longest rest of a lane, as a multiple of its timeout. Without a queue, a statement that arrives when the rest
+# begins is still admitted in time. With a queue, demand exceeds the share, and some waiters are refused in any case.
 MAX_REST = 0.75
 MAX_REST_WITH_QUEUE = 3.0
 
@@ -97,7 +97,7 @@ class Lane:
         return len(self._queue)
 
     def enter_nowait(self, now: float) -> bool:
-        """Enter the lane and return True, if the lane has room and no statement waits."""
+        """Enter the lane and return True, if the lane is below its limit and no statement waits."""
         if self.running >= self._limit or now < self._rests_until or self._queue:
             return False
         self.running += 1
@@ -121,7 +121,7 @@ class Lane:
         try:
             await_only(waiter)
         except asyncio.CancelledError:
-            # Admitted and cancelled in the same event-loop iteration: the next waiter gets the room.
+            # Admitted and cancelled in the same event-loop iteration: admit the next waiter instead.
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 self.leave(0.0)
             raise

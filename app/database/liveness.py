@@ -1,4 +1,4 @@
-"""Is a connection, or a server, alive? Checks without a round trip, and the ping that takes one."""
+"""Checks of connections and servers without a round trip, and the ping, which takes one."""
 
 import asyncio
 import logging
@@ -24,7 +24,7 @@ EXTRA_ITERATIONS = 3
 
 
 class SocketProbe:
-    """Looks at the socket of an open connection without a round trip.
+    """Polls the socket of an open connection without a round trip.
 
     A probe costs one system call, the first one a few more: keep the object next to the connection.
     """

@@ -61,11 +61,11 @@ LISTENER_SECONDS = 0.1
 RECYCLE_JITTER = 0.1
 # Target of a lane's queue, as a share of the lane's time-out.
 TARGETS_PER_TIMEOUT = 6
-# Time between two looks for overdue answers, at most, and as a share of their limit.
+# Time between two checks for overdue answers: its maximum, and its share of their limit.
 MAX_WATCH_SECONDS = 0.5
 WATCHES_PER_LIMIT = 8
 
-# Keys in the `info` of a pool entry: facts about the connection, gone when the connection is.
+# Keys in the `info` of a pool entry: facts about the connection, dropped when it is closed.
 _IDLE_SINCE = "headroom.idle_since"
 _PROBE = "headroom.probe"
 _OPENED_AT = "headroom.opened_at"
@@ -485,7 +485,11 @@ class BoundedPool(Pool):
             for record, holder in tuple(self._holders.items()):
                 if holder.answer_due < now and record.dbapi_connection is not None:
                     holder.answer_due = math.inf
-                    logger.warning("no answer of the database for %.1f s: closed", self._answer_limit.seconds)
+                    logger.warning(
+                        "closing a connection: no answer of the database within %.1f s (DB_STATEMENT_DEADLINE; default:"
+                        " the server's statement_timeout plus 2 s)",
+                        self._answer_limit.seconds,
+                    )
                     slot_info(record)[INVALIDATION] = ("hard", "unanswered")
                     shut_down(record.driver_connection)
         if self._holders:
@@ -526,7 +530,7 @@ class BoundedPool(Pool):
             is_replacement = True
 
     def _discard(self, record: ConnectionPoolEntry, error: BaseException | None = None) -> None:
-        """Close a connection that was taken and is not handed to the caller, and free its slot."""
+        """Close a connection that was taken from the pool and not acquired by the caller, and free its slot."""
         try:
             if error is not None:
                 record.invalidate(error)
@@ -681,7 +685,7 @@ class BoundedPool(Pool):
         task.add_done_callback(self._opening.discard)
 
     async def _open_in_turn(self) -> None:
-        """Open a connection for the first waiter, unless no waiter is left when it is this one's turn."""
+        """Open a connection for the first waiter, unless no waiter is left when the semaphore admits this task."""
         task: Any = asyncio.current_task()
         try:
             async with self._may_open:
@@ -699,7 +703,7 @@ class BoundedPool(Pool):
             self._free_slot()
 
     async def _open_now(self) -> ConnectionPoolEntry | None:
-        """Open a connection. If that fails, tell those that wait for it now, and return None."""
+        """Open a connection. If that fails, raise the error in the present waiters, and return None."""
         waiting = self._waiters.deadlines()
         deadline = max(waiting.values())
 
@@ -803,7 +807,7 @@ class BoundedPool(Pool):
 def pool_state(engine: AsyncEngine) -> PoolState | None:
     """Return a snapshot of the engine's current pool; None if the pool is not bounded (SQLite).
 
-    Always ask through the engine: `engine.dispose()` gives it a new pool.
+    Always query the engine, not a pool: `engine.dispose()` gives the engine a new pool.
     """
     pool: Pool = engine.pool
     return pool.state if isinstance(pool, BoundedPool) else None

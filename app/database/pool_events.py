@@ -100,7 +100,7 @@ class PoolObserver(Protocol):
         """Record a caller that its lane has admitted, and the time that it waited for the lane."""
 
     def lane_shed(self, lane: LaneName, reason: ShedReason) -> None:
-        """Record a caller that was refused because its lane had no room, or the pool no connection."""
+        """Record a caller that was refused because its lane was full, or the pool had no connection."""
 
     def lane_moved(self, direction: Direction) -> None:
         """Record a statement that was moved to the expensive lane because of its cost, or back."""

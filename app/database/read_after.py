@@ -71,7 +71,7 @@ async def note_commit(connection: Any) -> None:
     try:
         committed = position(*await fetch_row(connection, _COMMITTED))
     except Exception as error:  # noqa: BLE001 - the transaction is committed all the same
-        logger.warning("the position of a commit is unknown: %s", error)
+        logger.warning("cannot query the position of a commit, so the client's next reads use the primary: %s", error)
     finally:
         note_written(committed)
 

@@ -18,7 +18,7 @@ from alembic.script import Script, ScriptDirectory
 from alembic.script.revision import RevisionError
 from sqlalchemy import URL
 
-from app.database.admin_connection import AdminConnection, wait_until_available
+from app.database.admin_connection import AdminConnection
 from app.errors import DatabaseUnavailable, MigrationFailed, SchemaMismatch
 from app.paths import PYPROJECT
 from app.polling import poll
@@ -267,20 +267,29 @@ def _remedy_diverged(
 async def check_schema(url: URL, *, deadline: float, application_name: str) -> None:
     """Wait until this release may run on the database's schema. Raise SchemaMismatch if it may not.
 
-    Waits for pending migrations until `deadline` (on the clock of time.monotonic()); a newer incompatible schema is an
-    error at once. If the database does not answer, log a warning and return: `/readyz` reports that, and the API may
-    start first.
+    Waits for the database and for pending migrations until `deadline` (on the clock of time.monotonic()); a newer
+    incompatible schema is an error at once. If the database has not answered by then, log a warning and return:
+    `/readyz` reports that, and the API may start first. A schema that was too old in the last answer remains an error.
     """
+    comparison: Comparison | None = None
 
-    async def attempt() -> Comparison:
-        return compare(await database_schema(connection))
+    async def attempt() -> DatabaseUnavailable | None:
+        nonlocal comparison
+        try:
+            comparison = compare(await database_schema(connection))
+        except DatabaseUnavailable as error:
+            return error
+        return None
 
-    try:
-        await wait_until_available(url, deadline=deadline, application_name=application_name)
-        async with AdminConnection(url, application_name=application_name) as connection:
-            comparison = await poll(attempt, until=lambda result: result.state is not State.OLDER, deadline=deadline)
-    except DatabaseUnavailable as error:
-        logger.warning("schema not checked: %s", error)
+    def is_final(error: DatabaseUnavailable | None) -> bool:
+        return error is None and comparison is not None and comparison.state is not State.OLDER
+
+    async with AdminConnection(url, application_name=application_name) as connection:
+        error = await poll(attempt, until=is_final, deadline=deadline)
+    if comparison is None:
+        logger.warning(
+            "the schema was not checked, and the program starts anyway: %s; run `headroom schema` later", error
+        )
         return
     if not comparison.may_run:
         raise SchemaMismatch(str(comparison))

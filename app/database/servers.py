@@ -24,7 +24,7 @@ class Servers:
     """The servers of a URL, with the arguments of the dialect's `connect()` for each. `own` override the URL's."""
 
     def __init__(self, dialect: Dialect, url: URL, own: dict[str, Any]) -> None:
-        # asyncpg and libpq know themselves how to prefer a standby: they look at all hosts before they choose.
+        # asyncpg and libpq prefer a standby by themselves: they try all hosts before they choose one.
         options = parameters(url)
         urls = [url] if options.get("target_session_attrs") == "prefer-standby" else hosts(url)
         self._arguments = [driver_arguments(dialect, each, own) for each in urls]

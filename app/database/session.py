@@ -262,7 +262,7 @@ class Database:
                     return await work(session)
             except (TransactionConflict, SchemaChanged) as error:
                 logger.info("attempt %d of %d: %s", attempt, attempts, error)
-            # At random, so that the transactions do not meet again.
+            # A random delay, so that the transactions do not conflict again.
             await asyncio.sleep(random.uniform(0, RETRY_SECONDS * 2**attempt))  # noqa: S311 - not a secret
         async with self.write() as session:
             return await work(session)

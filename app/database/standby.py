@@ -357,7 +357,7 @@ class _RoutedReads(ReadSession):
             except (StatementTimeout, InvalidInput):
                 raise
             except PoolExhausted:
-                # A pool in full use is no reason to load the primary, too. A standby that is gone is one.
+                # A full pool is no reason to load the primary too. An unavailable standby is a reason.
                 if standby.route() != "unavailable":
                     raise
             except DatabaseUnavailable as error:

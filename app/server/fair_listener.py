@@ -165,7 +165,7 @@ class FairListener:
     def __init__(
         self, sock: socket.socket, open_: Callable[[Any], Coroutine[Any, Any, object]], count: WorkerCount
     ) -> None:
-        """`open_` returns `connect_accepted_socket()` of the event loop for a connection."""
+        """Listen on the socket. `open_` returns the event loop's `connect_accepted_socket()` for a connection."""
         self._socket = sock
         self._family, self._type = int(sock.family), int(sock.type)
         self._open = open_

@@ -131,7 +131,10 @@ class Rollout:
             if self._clock() > deadline:
                 late = next((replica for replica in new if replica.id not in reported), None)
                 if late is None:
-                    raise DeployFailed("no new replica has started")
+                    raise DeployFailed(
+                        f"no new replica has started within {self._limits.ready:.0f} s (DEPLOY_READY_SECONDS):"
+                        " docker compose ps --all api"
+                    )
                 raise self._failure(late, f"was not ready after {self._limits.ready:.0f} s")
             self._sleep(POLL_SECONDS)
 

@@ -327,7 +327,7 @@ class Rotation:
         self._stack.execute(self._stack.container("pgbouncer"), *_PGBOUNCER_CONSOLE, "-c", command)
 
     def _update_users(self, **others: str) -> None:
-        """On a server elsewhere, give PgBouncer the passwords of the secrets, and other ones for some users."""
+        """Give PgBouncer the passwords of the secrets, and others for some users, if the server is elsewhere."""
         if self._is_elsewhere and self._has_pgbouncer:
             self._write_users(**others)
             self._reload_pgbouncer()

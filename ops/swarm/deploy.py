@@ -139,7 +139,8 @@ class Deployment:
             try:
                 self._undo(before)
             except SwarmError as second:
-                message = f"{error}; and going back failed: {second}: look at docker stack ps {self.docker.stack}"
+                reason = str(error) or "interrupted"
+                message = f"{reason}; and going back failed: {second}: run docker stack ps {self.docker.stack}"
                 raise SwarmError(message, second.details) from error
             raise
         self._remove_others(stack)

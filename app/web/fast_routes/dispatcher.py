@@ -1,4 +1,4 @@
-"""Finds the operation of a request by an index, in FastAPI's order, and hands everything else to FastAPI's router."""
+"""Finds the operation of a request by an index, in FastAPI's order, and passes everything else to FastAPI's router."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -253,7 +253,7 @@ def _entry(route: BaseRoute, context: Any, included_router: Any, form_limits: An
 
 
 def _overrides(instance: Any, methods: Mapping[str, Any]) -> bool:
-    """Return True if the class, or the object itself, has a method of its own in the place of one of these."""
+    """Return True if the class, or the object itself, overrides one of these methods."""
     return any(
         getattr(type(instance), name) is not method or name in vars(instance) for name, method in methods.items()
     )

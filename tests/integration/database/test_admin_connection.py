@@ -54,6 +54,14 @@ async def test_query_works_with_the_url_of_either_driver(database_url: URL, driv
         assert await connection.query(ONE) == [{"one": 1}]
 
 
+async def test_own_name_and_time_limit_override_those_of_the_url(database_url: URL) -> None:
+    url = database_url.update_query_dict({"application_name": "theirs", "connect_timeout": "60"})
+    async with AdminConnection(url, application_name=APPLICATION_NAME) as connection:
+        assert await connection.query("SELECT current_setting('application_name') AS name") == [
+            {"name": APPLICATION_NAME}
+        ]
+
+
 async def test_query_works_on_the_console_of_pgbouncer(postgres: Server, pgbouncer: PgBouncer) -> None:
     """The console speaks the simple query protocol only."""
     url = as_role(pgbouncer.url(postgres.superuser), "headroom_monitor").set(database="pgbouncer")

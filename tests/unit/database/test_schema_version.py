@@ -1,21 +1,28 @@
 """The comparison of a database's schema with the revisions of a release, without a database."""
 
+from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from sqlalchemy import make_url
 
+from app.database import schema_version
 from app.database.schema_version import (
     ADDITIVE,
     CONTRACTING,
     AppliedRevision,
     DatabaseSchema,
     State,
+    check_schema,
     compare,
     oldest_after_upgrade,
     revisions,
+    scripts,
 )
+from app.errors import DatabaseUnavailable, SchemaMismatch
 
 
 @pytest.fixture
@@ -30,6 +37,53 @@ def release(tmp_path: Path) -> ScriptDirectory:
     config = Config()
     config.set_main_option("script_location", str(tmp_path))
     return ScriptDirectory.from_config(config)
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let the database give these answers, one at each poll; an exception is raised."""
+
+    def set_answers(*answers: DatabaseSchema | DatabaseUnavailable) -> None:
+        left = list(answers)
+
+        async def answer(_: object) -> DatabaseSchema:
+            result = left.pop(0) if len(left) > 1 else left[0]
+            if isinstance(result, DatabaseUnavailable):
+                raise result
+            return result
+
+        monkeypatch.setattr(schema_version, "database_schema", answer)
+
+    return set_answers
+
+
+OLD = DatabaseSchema()
+CURRENT = DatabaseSchema(frozenset(scripts().get_heads()))
+UNAVAILABLE = DatabaseUnavailable("no answer within 2 s")
+
+
+async def check(seconds: float) -> None:
+    await check_schema(make_url("postgresql://u@h/d"), deadline=monotonic() + seconds, application_name="headroom:test")
+
+
+async def test_failed_poll_between_two_answers_does_not_end_the_check(answers: Callable[..., None]) -> None:
+    """It once did: the API started on a schema without the columns of its release."""
+    answers(OLD, UNAVAILABLE, OLD, UNAVAILABLE)
+    with pytest.raises(SchemaMismatch):
+        await check(0.5)
+
+    answers(UNAVAILABLE, OLD, UNAVAILABLE, CURRENT)
+    await check(60)
+
+
+async def test_database_that_never_answers_ends_the_check_with_a_warning(
+    answers: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    answers(UNAVAILABLE)
+
+    await check(0)
+
+    assert "was not checked, and the program starts anyway: no answer within 2 s" in caplog.text
 
 
 def schema(

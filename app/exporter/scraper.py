@@ -35,12 +35,16 @@ class Collector(Protocol):
 
 
 class CollectorResult(NamedTuple):
-    """The result of one collector: its metrics, its duration in seconds, and the reason if it failed."""
+    """The result of one collector: its metrics, its duration in seconds, and the reason if it failed.
+
+    `defect` is an exception that the collector should not raise.
+    """
 
     collector: str
     metrics: list[Metric]
     seconds: float
     failure: str | None = None
+    defect: Exception | None = None
 
 
 class Scrape:
@@ -102,7 +106,7 @@ class Scraper:
         """Log the first failure of a collector in a row, and its recovery."""
         failed_before = self._failures.get(result.collector)
         if result.failure and not failed_before:
-            logger.warning("collector %s failed: %s", result.collector, result.failure)
+            logger.warning("collector %s failed: %s", result.collector, result.failure, exc_info=result.defect)
         elif failed_before and not result.failure:
             logger.info("collector %s recovered", result.collector)
         self._failures[result.collector] = result.failure
@@ -110,14 +114,16 @@ class Scraper:
 
 async def _run(collector: Collector) -> CollectorResult:
     started = perf_counter()
-    failure = None
+    failure, defect = None, None
     try:
         metrics = await collector.collect()
     except PartialFailure as error:
         metrics, failure = error.metrics, str(error)
     except (DatabaseUnavailable, OSError) as error:
         metrics, failure = collector.fallback(), first_line(error)
-    return CollectorResult(collector.name, metrics, perf_counter() - started, failure)
+    except Exception as error:  # noqa: BLE001 - a defect of one collector must not cost the metrics of the others
+        metrics, failure, defect = collector.fallback(), f"{type(error).__name__}: {first_line(error)}", error
+    return CollectorResult(collector.name, metrics, perf_counter() - started, failure, defect)
 
 
 def single(spec: MetricSpec, value: float, **labels: str) -> Metric:

@@ -1,6 +1,7 @@
 """The document behind the live page, computed from the snapshots of the last minutes."""
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from app.exporter.status.snapshot import Snapshot, increase, quantiles
 from app.lanes import lane_names
 from app.observability import catalogue
 from app.observability.catalogue import MetricSpec
+
+logger = logging.getLogger(__name__)
 
 INTERVAL_SECONDS = 2.0
 KEEP_SECONDS = 900.0  # the longest window of a condition
@@ -52,6 +55,9 @@ _KEPT = frozenset(
         catalogue.POOL_REJECTIONS,
         catalogue.POOL_CONNECT_ERRORS,
         catalogue.POOL_LEAKS,
+        catalogue.READ_STANDBY_UP,
+        catalogue.READ_LAG,
+        catalogue.READ_LAG_LIMIT,
         catalogue.HTTP_REQUESTS,
         catalogue.HTTP_IN_FLIGHT,
         catalogue.WORKER_STARTS,
@@ -106,10 +112,18 @@ class LiveStatus:
         self.document: dict[str, Any] = {"time": None, "interval": INTERVAL_SECONDS, "version": version("headroom")}
 
     async def run(self) -> None:
-        """Update the document until cancelled."""
+        """Update the document until cancelled. Go on after an error, which is logged once in a row."""
+        failed = False
         while True:
             started = time.monotonic()
-            await self.update()
+            try:
+                await self.update()
+            except Exception:
+                if not failed:
+                    logger.exception("cannot update the live page; next attempt in %g s", INTERVAL_SECONDS)
+                failed = True
+            else:
+                failed = False
             await asyncio.sleep(max(0.0, INTERVAL_SECONDS - (time.monotonic() - started)))
 
     async def update(self) -> None:

@@ -1,12 +1,52 @@
+import asyncio
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from app import lanes
 from app.budget.model import Inequality, Term
 from app.exporter.scraper import family
-from app.exporter.status.live_status import lane_rows, segments
+from app.exporter.status import conditions, live_status
+from app.exporter.status.live_status import LiveStatus, lane_rows, segments
 from app.exporter.status.snapshot import Snapshot
 from app.lanes import LaneSpec
 from app.observability import catalogue
+
+
+def test_snapshots_keep_the_metrics_of_every_condition() -> None:
+    """A condition without its metric stays unknown, and the page hides it."""
+    names = set(re.findall(r"catalogue\.([A-Z_]+)\b", Path(conditions.__file__).read_text()))
+    specs = [spec for name in names if isinstance(spec := getattr(catalogue, name), catalogue.MetricSpec)]
+
+    assert len(specs) > 30
+    assert {spec.name.removesuffix("_total") for spec in specs} <= live_status._KEPT
+
+
+async def test_page_is_updated_again_after_an_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.ERROR)
+    monkeypatch.setattr(live_status, "INTERVAL_SECONDS", 0.01)
+    updated = asyncio.Event()
+    outcomes: list[Exception | None] = [ValueError("first"), ValueError("second"), None, ValueError("third"), None]
+
+    class Status(LiveStatus):
+        async def update(self) -> None:
+            if not outcomes:
+                updated.set()
+            elif error := outcomes.pop(0):
+                raise error
+
+    arguments: Any = (None, None)
+    running = asyncio.create_task(Status(*arguments).run())
+    async with asyncio.timeout(60):
+        await updated.wait()
+    running.cancel()
+
+    assert [str(record.exc_info and record.exc_info[1]) for record in caplog.records] == ["first", "third"]
 
 
 def snapshot(used: int, idle: int, overflow: int) -> Snapshot:

@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
@@ -83,6 +84,9 @@ class FairServer(Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Do what is due every TICK_SECONDS. Return True if the worker must leave."""
+        # Uvicorn compares wall-clock times. After the clock was set back, it would give no sign of life until the clock
+        # had caught up, and Gunicorn would kill every worker.
+        self.last_notified = min(self.last_notified, time.time())
         leave = await super().on_tick(counter)
         self._replica.tick(self._slot)
         self._count.refresh()

@@ -293,3 +293,26 @@ async def test_worker_gets_signs_of_life_while_it_leaves(server: FairServer, por
     server.config.callback_notify = notify
 
     await asyncio.wait_for(notified.wait(), 30)
+
+
+async def test_worker_gives_signs_of_life_after_the_clock_was_set_back(
+    server: FairServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signs: list[float] = []
+    now = 1_000_000.0
+
+    async def notify() -> None:
+        signs.append(now)
+
+    monkeypatch.setattr("time.time", lambda: now)
+    monkeypatch.setattr(server.config, "callback_notify", notify)
+    monkeypatch.setattr(server.config, "timeout_notify", 1)
+    server.last_notified = 0.0
+    await server.on_tick(0)
+
+    now -= 3600
+    await server.on_tick(0)
+    now += 1.5
+    await server.on_tick(0)
+
+    assert signs == [1_000_000.0, 1_000_000.0 - 3600 + 1.5]

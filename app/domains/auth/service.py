@@ -1,19 +1,32 @@
 """Sign-in, its limits, and the users behind access tokens."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from ipaddress import IPv4Address, IPv6Network, ip_address
 from math import ceil
+from time import monotonic
 from typing import NamedTuple
 
-from app.database import Database
+from anyio import CapacityLimiter
+
+from app.database import Database, WriteSession
+from app.database.deadline import after_waiting
 from app.domains.auth.errors import InvalidCredentials
 from app.domains.auth.repository import AttemptRepository
 from app.domains.auth.tokens import Tokens
 from app.domains.users.passwords import SIGN_IN_QUEUE, hash_password, verify_password
 from app.domains.users.repository import Credentials, UserReader, UserRepository
-from app.errors import TooManyAttempts
+from app.errors import ServerBusy, TooManyAttempts
 from app.identity import Claim, Principal
+
+# Sign-ins of one client wait for one row. The lane critical has no limit, so without this one they could hold every
+# connection of a worker. Two are enough: the thread that verifies hashes is much slower.
+MAX_TRANSACTIONS = 2
+# As long as a checkout waits by default.
+TRANSACTION_WAIT_SECONDS = 3.0
 
 
 class SignInLimits(NamedTuple):
@@ -34,6 +47,7 @@ class SignIn:
         self._database = database
         self._tokens = tokens
         self._limits = limits
+        self._transactions = CapacityLimiter(MAX_TRANSACTIONS)
 
     @property
     def token_seconds(self) -> int:
@@ -56,11 +70,28 @@ class SignIn:
                 raise InvalidCredentials
             new_hash = await hash_password(password, SIGN_IN_QUEUE) if needs_rehash else None
 
-        async with self._database.write() as session:
+        async with self._transaction() as session:
             await AttemptRepository(session).record_success(account=_account_subject(user), address=address_subject)
             if new_hash is not None:
                 await UserRepository(session).replace_hash(user.id, old=user.password_hash, new=new_hash)
         return self._tokens.issue(user.id)
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[WriteSession]:
+        """Run a transaction, at most MAX_TRANSACTIONS at a time in this worker. Raise ServerBusy."""
+        began = monotonic()
+        try:
+            async with asyncio.timeout(TRANSACTION_WAIT_SECONDS):
+                await self._transactions.acquire()
+        except TimeoutError:
+            reason = f"{MAX_TRANSACTIONS} sign-ins are being counted, for {TRANSACTION_WAIT_SECONDS:g} s"
+            raise ServerBusy(reason) from None
+        try:
+            with after_waiting(monotonic() - began):
+                async with self._database.write() as session:
+                    yield session
+        finally:
+            self._transactions.release()
 
     async def _count_attempt(self, address_subject: str, email: str) -> Credentials:
         """Count the attempt and return the credentials to verify. Raise TooManyAttempts.
@@ -70,7 +101,7 @@ class SignIn:
         """
         now = datetime.now(UTC)
         window = timedelta(seconds=self._limits.window_seconds)
-        async with self._database.write() as session:
+        async with self._transaction() as session:
             attempts = AttemptRepository(session)
             counted, limit = await attempts.add(address_subject, now=now, window=window), self._limits.per_address
             if counted.attempts <= limit:

@@ -34,6 +34,12 @@ def set_limits(app: FastAPI, *, per_account: int = 1000, per_address: int = 1000
     app.state.sign_in._limits = SignInLimits(per_account, per_address, window_seconds)
 
 
+def used_connections(app: FastAPI) -> int:
+    state = pool_state(app.state.database.engine)
+    assert state is not None
+    return state.used
+
+
 def problem(answer: Response) -> tuple[int, str]:
     assert answer.headers["content-type"] == "application/problem+json"
     return answer.status_code, answer.json()["type"]
@@ -66,6 +72,43 @@ async def test_failed_sign_in_does_not_tell_the_reason(client: AsyncClient, data
         assert problem(answer) == (401, "/problems/invalid-credentials")
         assert answer.headers["www-authenticate"] == "Bearer"
     assert len({answer.json()["detail"] for answer in answers}) == 1
+
+
+async def test_sign_ins_that_wait_for_a_lock_leave_a_connection_to_the_others(
+    app: FastAPI, client: AsyncClient, database_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sign-ins of one client wait for one row, in the lane that comes first."""
+    monkeypatch.setattr(service, "TRANSACTION_WAIT_SECONDS", 60.0)
+    location = (await client.post("/users", json=ANN)).headers["location"]
+    with connect(database_url) as connection, connection.transaction():
+        connection.execute("LOCK TABLE sign_in_attempts IN ACCESS EXCLUSIVE MODE")
+        waiting = [asyncio.create_task(sign_in(client, ANN["email"], "wrong horse")) for _ in range(10)]
+
+        async def are_blocked() -> bool:
+            return passwords.SIGN_IN_QUEUE.used == 10 and used_connections(app) == 2
+
+        await eventually_async(are_blocked, within=60, jobs=waiting)
+        for _ in range(5):
+            assert (await client.get(location)).status_code == 200
+            assert used_connections(app) == 2
+
+    assert {answer.status_code for answer in await asyncio.gather(*waiting)} == {401}
+
+
+async def test_sign_in_that_waits_too_long_for_its_transaction_gets_503(
+    app: FastAPI, client: AsyncClient, database_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "TRANSACTION_WAIT_SECONDS", 0.1)
+    await client.post("/users", json=ANN)
+    with connect(database_url) as connection, connection.transaction():
+        connection.execute("LOCK TABLE sign_in_attempts IN ACCESS EXCLUSIVE MODE")
+        waiting = [asyncio.create_task(sign_in(client, ANN["email"])) for _ in range(3)]
+        [refused], _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+
+        assert problem(refused.result()) == (503, "/problems/server-busy")
+
+    monkeypatch.setattr(service, "TRANSACTION_WAIT_SECONDS", 60.0)
+    assert sorted(answer.status_code for answer in await asyncio.gather(*waiting)) == [200, 200, 503]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ HEARTBEAT_SECONDS = 0.25
 STALE_AFTER_SECONDS = 10.0
 # Every scraper has read the final counters of a dead replica by then.
 REMOVE_AFTER_SECONDS = 600.0
+# The files of a replica's directory: values, heartbeats, exemplars, and exemplars that are being written.
+_SUFFIXES = frozenset({".db", ".alive", ".exemplars", ".tmp"})
 
 _directory: Path | None = None
 _slot = "0"  # Gunicorn's master, or a process outside Gunicorn
@@ -33,13 +35,16 @@ def open_directory(directory: Path) -> None:
     """Empty the replica's directory, and make this process and its forks write their metrics there.
 
     Call this before prometheus_client is imported: at import, the library decides where values live. Old files are
-    removed because the library would continue them. Raise RuntimeError if it was already imported.
+    removed because the library would continue them. Raise RuntimeError if it was already imported, FileExistsError if
+    the directory has files that are no metrics.
     """
     global _directory
     if directory == _directory:
         return  # Gunicorn runs its configuration file again at a reload
     if "prometheus_client" in sys.modules:
         raise RuntimeError("prometheus_client was imported before its directory was set")
+    if directory.exists() and any(directory.iterdir()) and not _has_only_metrics(directory):
+        raise FileExistsError(f"{directory} has other files than metrics: choose an empty directory")
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     _remove_dead_replicas(directory.parent)
@@ -55,8 +60,18 @@ def open_directory(directory: Path) -> None:
 
 def _remove_dead_replicas(parent: Path) -> None:
     for directory in parent.iterdir():
-        if time.time() - last_heartbeat(directory) > REMOVE_AFTER_SECONDS:
+        # METRICS_DIR may be a directory that other programs use as well.
+        if time.time() - last_heartbeat(directory) > REMOVE_AFTER_SECONDS and _has_only_metrics(directory):
             shutil.rmtree(directory, ignore_errors=True)
+
+
+def _has_only_metrics(directory: Path) -> bool:
+    """Return True if the directory has files, and each one is a file of a replica."""
+    try:
+        paths = list(directory.iterdir())
+    except OSError:  # not a directory, or removed by another replica
+        return False
+    return bool(paths) and all(path.suffix in _SUFFIXES and not path.is_dir() for path in paths)
 
 
 def last_heartbeat(directory: Path) -> float:

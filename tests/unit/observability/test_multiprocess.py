@@ -133,6 +133,26 @@ def test_open_directory_removes_directories_of_dead_replicas(tmp_path: Path) -> 
     assert {directory.name for directory in tmp_path.iterdir()} == {"alive", "paused", "new"}
 
 
+OPEN = "import sys; from pathlib import Path; from app.observability import multiprocess\n"
+OPEN += "try: multiprocess.open_directory(Path(sys.argv[1]))\nexcept FileExistsError as error: print(error)"
+
+
+def test_open_directory_keeps_what_is_no_directory_of_a_replica(tmp_path: Path) -> None:
+    """METRICS_DIR=.data, where `make run` keeps the data of PostgreSQL."""
+    for name in ("postgres/base", "backups"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "1").touch()
+    (tmp_path / "log").touch()
+    for path in (tmp_path, *tmp_path.rglob("*")):
+        os.utime(path, (time.time() - 10 * multiprocess.REMOVE_AFTER_SECONDS,) * 2)
+
+    assert run(OPEN, tmp_path / "new") == ""
+    assert run(OPEN, tmp_path / "backups").endswith("has other files than metrics: choose an empty directory\n")
+
+    names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert names == {"postgres", "postgres/base", "postgres/base/1", "backups", "backups/1", "log", "new"}
+
+
 def test_heartbeat_continues_after_a_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     published = 0
 

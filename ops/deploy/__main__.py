@@ -34,6 +34,7 @@ def main() -> int:
         print(f"{options.operation}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        print(f"{options.operation}: interrupted", file=sys.stderr)
         return 130
     return 0
 

@@ -305,8 +305,9 @@ def roll_out(
         began = True
         rollout.to(release, partial(check_replica, stack, timeline, release))
         serves()
-    except (DeployFailed, Interrupted) as error:
-        reason = str(error) or "interrupted"
+    except (Exception, Interrupted) as error:
+        # Also after a full disk or a defect of this program: replicas of both releases must not stay.
+        reason = "interrupted" if isinstance(error, Interrupted) else str(error) or repr(error)
         details = error.details if isinstance(error, DeployFailed) else ""
         timeline.add("failed", reason)
         if before is None:

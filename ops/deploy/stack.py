@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from ops.deploy import interrupts, proxy, releases
 from ops.deploy.errors import CommandFailed, DeployFailed
@@ -53,7 +54,7 @@ class Stack:
 
     def docker(self, *arguments: str, stdin: str | None = None) -> str:
         """Run `docker`. Return its standard output; raise CommandFailed."""
-        # In a session of its own: Ctrl-C stops this program, not the command in the middle of its work.
+        # In a session of its own: Ctrl-C reaches this program only, which stops what the command has begun.
         process = subprocess.run(
             ["docker", *arguments],
             cwd=self.root,
@@ -176,15 +177,28 @@ class Stack:
             self.docker("rm", "--force", replica.id)
 
     def run(self, release: Release, service: str, *command: str) -> str:
-        """Run a command of a release in a container of its own. Return its standard output; raise CommandFailed."""
-        return self._compose_release(release, "run", "--rm", "--no-deps", "-T", service, *command)
+        """Run a command of a release in a container of its own. Return its standard output; raise CommandFailed.
+
+        Stop the container if a signal ends the wait.
+        """
+        name = f"{self.project}-{service}-run-{uuid4().hex[:12]}"
+        try:
+            return self._compose_release(release, "run", "--rm", "--no-deps", "-T", "--name", name, service, *command)
+        except KeyboardInterrupt:
+            # Without its client, the container would go on: a migration, next to another deploy.
+            with interrupts.deferred():
+                for end in (("stop", name), ("rm", "--force", name)):
+                    with suppress(CommandFailed):
+                        self.docker(*end)
+            raise
 
     def replace(self, release: Release, service: str) -> None:
         """Replace the one container of a service of a release. Raise CommandFailed."""
-        for container in self.containers(service, stopped=True):
-            self.docker("stop", container)
-            self.docker("rm", container)
-        self._start(release, service, replicas=len(self.replicas()))
+        with interrupts.deferred():
+            for container in self.containers(service, stopped=True):
+                self.docker("stop", container)
+                self.docker("rm", container)
+            self._start(release, service, replicas=len(self.replicas()))
 
     def project_of_before(self) -> str | None:
         """Return the project of an installation from before compose.prod.yml named its project; None without one.

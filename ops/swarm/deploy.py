@@ -110,11 +110,20 @@ class Deployment:
         if MIGRATE in self.docker.services():
             self.docker.remove([MIGRATE])
         self._apply(stack, [MIGRATE])
+        try:
+            self._wait_for_migration()
+        except KeyboardInterrupt:
+            self.docker.remove([MIGRATE])
+            raise
+        found = _BUDGET.search(self.docker.logs(MIGRATE, lines=1000))
+        self.timeline.add("migrate", f"the schema is up to date; {found[0]}" if found else "the schema is up to date")
+
+    def _wait_for_migration(self) -> None:
         deadline = self.clock() + self.within
         while True:
             states = [task.state for task in self.docker.tasks(MIGRATE)]
             if "Complete" in states:
-                break
+                return
             if any(state in ENDED_JOBS for state in states):
                 errors = {task.error for task in self.docker.tasks(MIGRATE) if task.error}
                 raise SwarmError(f"the migration failed: {', '.join(errors)}", self.docker.logs(MIGRATE))
@@ -123,8 +132,6 @@ class Deployment:
                 self.docker.remove([MIGRATE])
                 raise SwarmError(f"the migration did not end within {self.within:g} s; it was stopped", logs)
             self.sleep(1)
-        found = _BUDGET.search(self.docker.logs(MIGRATE, lines=1000))
-        self.timeline.add("migrate", f"the schema is up to date; {found[0]}" if found else "the schema is up to date")
 
     def _roll(self, stack: Stack, version: str, before: Release | None, remark: str) -> Release:
         """Update all services, verify, and record. Undo it if that fails."""

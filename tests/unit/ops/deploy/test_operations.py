@@ -144,12 +144,17 @@ def test_rollback_requests_the_path_of_its_release(stack: FakeStack, timeline: T
     assert stack.requested[-1] == "/readyz"
 
 
-def test_interrupted_deploy_is_undone(stack: FakeStack, timeline: Timeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*arguments: object) -> None:
-        raise Interrupted
+@pytest.mark.parametrize(
+    ("error", "message"), [(Interrupted(), "interrupted"), (OSError(28, "No space left on device"), "No space left")]
+)
+def test_deploy_that_ends_after_the_first_replica_is_undone(
+    stack: FakeStack, timeline: Timeline, monkeypatch: pytest.MonkeyPatch, error: BaseException, message: str
+) -> None:
+    def end(*arguments: object) -> None:
+        raise error
 
-    monkeypatch.setattr(operations, "check_replica", interrupt)
-    with pytest.raises(DeployFailed, match="interrupted"):
+    monkeypatch.setattr(operations, "check_replica", end)
+    with pytest.raises(DeployFailed, match=message):
         deploy(stack, timeline, "headroom:two")
     assert stack.releases_of_replicas() == [1, 1]
 

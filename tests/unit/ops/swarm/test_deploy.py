@@ -155,6 +155,22 @@ def test_migration_that_does_not_end_is_removed(swarm: FakeSwarm, start: Start) 
     assert swarm.image("api") == "headroom:1"
 
 
+def test_migration_is_removed_if_a_signal_ends_the_wait(swarm: FakeSwarm, start: Start) -> None:
+    deploy(start, stack("1"))
+    swarm.migration = "Running"
+    deployment = start()
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    deployment.sleep = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        deployment.deploy(stack("2"), data=False)
+
+    assert "migrate" not in swarm.services
+    assert swarm.image("api") == "headroom:1"
+
+
 def test_failed_update_is_undone_in_every_service(
     swarm: FakeSwarm, start: Start, docker: Docker, capsys: pytest.CaptureFixture[str]
 ) -> None:

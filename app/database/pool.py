@@ -706,6 +706,7 @@ class BoundedPool(Pool):
         """Open a connection. If that fails, raise the error in the present waiters, and return None."""
         waiting = self._waiters.deadlines()
         deadline = max(waiting.values())
+        invalidated = self._invalidate_time
 
         def create() -> ConnectionPoolEntry:
             with checkout_deadline(deadline):
@@ -725,6 +726,8 @@ class BoundedPool(Pool):
             return None
         self._failed_opens = 0
         self._open_after = 0.0
+        # SQLAlchemy compares wall-clock times. After the clock was set back, a new connection would be invalid at once.
+        record.starttime = max(record.starttime, invalidated)  # type: ignore[attr-defined]
         record.info[_OPENED_AT] = time.monotonic()
         record.info[_RECYCLE_AT] = self._recycle_at()
         return record

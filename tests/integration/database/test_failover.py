@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 
 import pytest
 from sqlalchemy import URL, bindparam, func, insert, select
@@ -239,6 +239,17 @@ async def test_connection_that_the_server_terminates_has_the_others_replaced(
     async with checked_out(database):
         assert await backend(database) not in before
     assert await backend(database) not in before
+
+
+async def test_distrust_before_the_clock_was_set_back_replaces_each_connection_once(database: Database) -> None:
+    """SQLAlchemy compares the time of the distrust with that of the opening, on the wall clock."""
+    before = await backend(database)
+    pool_of(database)._invalidate_time = time() + 3600
+
+    after = {await backend(database) for _ in range(5)}
+
+    assert len(after) == 1
+    assert before not in after
 
 
 async def test_second_distrust_within_a_second_replaces_one_connection(

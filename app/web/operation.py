@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any
 
-from starlette.routing import BaseRoute, Mount
+from starlette.routing import BaseRoute, Mount, Route
 
 UNMATCHED = "unmatched"
 # Key of the Exchange in the ASGI scope.
@@ -55,8 +55,17 @@ def route_template(scope: Mapping[str, Any]) -> str:
         return prefix + str(operation.path_format)
     if mounted:
         return f"{prefix}/{{path}}"
-    # Starlette's plain routes, such as /docs, set only the endpoint. They have no path parameters.
-    return str(scope["path"]) if "endpoint" in scope else UNMATCHED
+    return _plain_template(scope) if "endpoint" in scope else UNMATCHED
+
+
+def _plain_template(scope: Mapping[str, Any]) -> str:
+    """Return the template of a plain route of Starlette's, such as /docs: in FastAPI's router it sets no route."""
+    if not scope.get("path_params"):
+        return str(scope["path"])
+    for route in getattr(scope.get("app"), "routes", ()):
+        if isinstance(route, Route) and route.endpoint is scope["endpoint"]:
+            return route.path_format
+    return UNMATCHED  # not the path: each one would be a series of its own
 
 
 def selected_operation(scope: Mapping[str, Any]) -> Any:

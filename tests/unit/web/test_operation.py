@@ -43,6 +43,8 @@ def _application(*, fast: bool) -> FastAPI:
     app = FastAPI()
     app.get("/direct/{thing}")(_endpoint)
     app.include_router(outer, prefix="/v1")
+    app.add_route("/files/{name:path}", plain)
+    app.add_route("/plain", plain)
     app.mount("/tenants/{tenant}", mounted)
     app.mount("/static", Starlette(routes=[Route("/{file}", plain), Mount("/deep", app=Starlette())]))
     app.add_middleware(_Recorder)
@@ -60,6 +62,8 @@ def _application(*, fast: bool) -> FastAPI:
         ("/tenants/a/v2/inner/7", "/tenants/{tenant}/v2/inner/{thing}"),
         ("/static/7", "/static/{file}"),
         ("/static/deep/7", "/static/deep/{path}"),
+        ("/files/a/b", "/files/{name}"),
+        ("/plain", "/plain"),
         ("/nowhere", "unmatched"),
     ],
 )

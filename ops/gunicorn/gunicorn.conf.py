@@ -12,13 +12,10 @@ from app.observability import multiprocess
 from app.observability.logging import logging_config
 from app.replica import replica
 from app.server.master import announce_stop_at_sigterm
-from app.server.startup import check_before_start
-from app.settings import load_settings
+from app.server.startup import check_before_start, read_settings
 
 try:
-    settings = load_settings()
-    settings.require_database_url()
-    settings.require_secret_key()
+    settings = read_settings()
 except ConfigurationError as error:
     sys.exit(f"headroom: {error}")
 

@@ -97,6 +97,20 @@ def replace_one(served: Served) -> None:
     eventually(replaced, within=60)
 
 
+def test_reload_with_an_invalid_setting_keeps_the_replica(
+    serve: Callable[..., AbstractContextManager[Served]], tmp_path: Path
+) -> None:
+    """Gunicorn's master once exited, and every client got an error."""
+    secret = tmp_path / "secret_key"
+    secret.write_text("k" * 64)
+    with serve(WEB_CONCURRENCY=str(WORKERS), SECRET_KEY="", SECRET_KEY_FILE=str(secret)) as served:
+        secret.write_text("short")
+
+        replace_all(served)
+
+        assert httpx.get(f"{served.address}/readyz").status_code == 200
+
+
 @pytest.mark.parametrize("replace", [replace_all, replace_one])
 def test_ten_replacements_of_workers_lose_no_request(served: Served, replace: Callable[[Served], None]) -> None:
     def change() -> None:

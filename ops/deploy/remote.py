@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from ops.deploy.errors import DeployFailed
@@ -64,11 +64,12 @@ def run(host: str, directory: str, arguments: Sequence[str]) -> int:
     )
     with subprocess.Popen([*_ssh(host), receive], stdin=subprocess.PIPE) as process:
         assert process.stdin is not None
-        with process.stdin, tarfile.open(fileobj=process.stdin, mode="w|") as tar:
+        # If ssh ends early, its exit status says so, below its own message.
+        with suppress(BrokenPipeError), process.stdin, tarfile.open(fileobj=process.stdin, mode="w|") as tar:
             for file in tracked_files(Path.cwd()):
                 tar.add(file, recursive=False)
         if process.wait() != 0:
-            raise DeployFailed(f"ssh {host}: the files could not be sent")
+            raise DeployFailed(f"ssh {host}: the files could not be sent (exit status {process.returncode})")
     variables = {
         "PYTHONPATH": program,
         "PYTHONDONTWRITEBYTECODE": "1",
@@ -112,19 +113,19 @@ def unpacked(archive: str) -> Iterator[None]:
     is replaced. Raise DeployFailed if one does.
     """
     STATE.mkdir(exist_ok=True)
-    with (STATE / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, (fcntl.LOCK_EX if archive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DeployFailed(f"another operation runs in {Path.cwd()}: wait until it has ended") from None
-        try:
+    try:
+        with (STATE / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, (fcntl.LOCK_EX if archive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise DeployFailed(f"another operation runs in {Path.cwd()}: wait until it has ended") from None
             if archive:
                 replace_tree(Path.cwd(), Path(archive))
             yield
-        finally:
-            if archive:
-                Path(archive).unlink(missing_ok=True)
-                shutil.rmtree(Path(archive).with_suffix(""), ignore_errors=True)
+    finally:
+        if archive:
+            Path(archive).unlink(missing_ok=True)
+            shutil.rmtree(Path(archive).with_suffix(""), ignore_errors=True)
 
 
 def replace_tree(root: Path, archive: Path) -> None:

@@ -86,8 +86,19 @@ def test_deleted_file_is_deleted_on_the_host(host: Path, tree: Path) -> None:
     assert [path.name for path in (host / "other folder/app").iterdir()] == ["new.py"]
 
 
+def test_host_that_ssh_cannot_reach_is_named(host: Path, tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "bin/ssh").write_text("#!/bin/bash\nexit 255\n")
+    (tree / "large").write_bytes(os.urandom(1_000_000))  # more than a pipe holds
+
+    finished = deploy(tree, "deploy")
+
+    assert finished.stderr == "deploy: ssh ops@db1:2222: the files could not be sent (exit status 255)\n"
+
+
 def test_tree_is_not_replaced_during_another_operation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a.tar").touch()
     with (
         remote.unpacked(""),
         remote.unpacked(""),
@@ -95,6 +106,7 @@ def test_tree_is_not_replaced_during_another_operation(tmp_path: Path, monkeypat
         remote.unpacked("a.tar"),
     ):
         pass
+    assert [path.name for path in tmp_path.iterdir()] == [".deploy"], "what was sent is removed"
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ class Registry:
 class Swarm:
     """Three machines in one swarm. The first one has the data."""
 
-    def __init__(self, directory: Path, machines: int = 3, **environment: str) -> None:
+    def __init__(self, directory: Path, environment: dict[str, str], machines: int = 3) -> None:
         self.name = f"headroom-swarm-{os.getpid()}"
         self.directory = directory
         self.secrets = directory / "secrets"
@@ -483,10 +483,12 @@ def main() -> None:
     options = parser.parse_args()
     settings = {"API_REPLICAS": str(REPLICAS), "WEB_CONCURRENCY": str(options.workers), "UPDATE_MONITOR": "15s"}
     prefix = f"{REGISTRY}/" if options.registry else ""
+    if options.registry:
+        settings["IMAGE_REGISTRY"] = prefix
     releases = [f"swarm-{os.getpid()}-{name}" for name in ("1", "2", "broken")]
     with (
         tempfile.TemporaryDirectory() as directory,
-        Swarm(Path(directory), **settings, **({"IMAGE_REGISTRY": prefix} if prefix else {})).running() as swarm,
+        Swarm(Path(directory), settings).running() as swarm,
     ):
         first, *others = swarm.machines
         swarm.run("load", first.host, tag=releases[0], on_first=False)

@@ -127,7 +127,7 @@ def run_in_revision(backfill: Backfill) -> None:
     A script (--sql) gets one statement instead.
     """
     if op.get_context().as_sql:
-        op.execute(backfill.statement)
+        op.execute(text(_literal(backfill.statement)))
         return
     settings = load_settings()
     with op.get_context().autocommit_block():

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import signal
 import threading
 from collections.abc import Collection, Mapping, Sequence
@@ -92,6 +93,12 @@ def _upgrades_to_head(heads: Sequence[str]) -> bool:
     return set(heads) == ({requested} if isinstance(requested, str) else set(requested or ()))
 
 
+def is_relative() -> bool:
+    """Return True if the target counts steps, as -2 does: from the database's revision, which each step changes."""
+    options = context.config.cmd_opts
+    return re.fullmatch(r"[+-]\d+", str(getattr(options, "revision", ""))) is not None
+
+
 async def run(settings: Settings, url: URL) -> None:
     """Check what a migration needs, take the lock, and run Alembic's command. Raise HeadroomError."""
     changes_schema = command() not in READ_ONLY_COMMANDS
@@ -127,7 +134,8 @@ async def run(settings: Settings, url: URL) -> None:
                 retry=settings.migration_retry_timeout,
                 revision=settings.migration_revision_timeout,
             )
-            await Runner(engine, lock, limits).run(partial(migrate, applied=applied))
+            may_repeat = lambda: not (applied and is_relative())  # noqa: E731 - of this run only
+            await Runner(engine, lock, limits).run(partial(migrate, applied=applied), may_repeat=may_repeat)
             async with engine.connect() as connection:
                 await after_migration(connection)
     finally:

@@ -139,8 +139,10 @@ class Runner:
         self._limits = limits
         self._blockers: list[Blocker] = []
 
-    async def run(self, migrate: Callable[[Connection], None]) -> None:
-        """Call `migrate` until it gets its locks. Raise MigrationFailed.
+    async def run(
+        self, migrate: Callable[[Connection], None], *, may_repeat: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Call `migrate` until it gets its locks, and while it may be repeated. Raise MigrationFailed.
 
         A revision that does not get a lock is rolled back: the statements that queued behind it continue. The next
         attempt waits until the transactions that blocked it have ended: each attempt delays the other clients of the
@@ -162,6 +164,11 @@ class Runner:
                     waiting, attempt = revision, 1
                     deadline = monotonic() - self._limits.lock + self._limits.retry  # since the wait began
                 left = deadline - monotonic()
+                if not may_repeat():
+                    raise MigrationFailed(
+                        f"{description(error)}\nnot tried again: the target is relative, and would count from the "
+                        "revision that was just reached; name a revision to run the rest"
+                    ) from error
                 if left <= 0:
                     raise MigrationFailed(self._gave_up(error, attempt)) from error
                 pause = min(pause_seconds(attempt), left)

@@ -38,21 +38,23 @@ prod_backup() {
 }
 
 prod_restore() {
-  local began container
+  local began container restarts
   # A deploy would start PostgreSQL on files that are being restored.
   if [[ -z ${RESTORE_LOCKED:-} ]]; then
     export RESTORE_LOCKED=yes stack
     exec "${PYTHON:-python3}" -m ops.deploy.lock restore ops/backup.sh restore
   fi
-  [[ -z $(prod ps --status running --quiet postgres) ]] ||
-    fail 'PostgreSQL is running, and a restore would overwrite it: docker compose -f compose.prod.yml stop postgres'
+  # A server that crashes again and again is `restarting`: Docker could start it on the files of the restore.
+  [[ -z $(prod ps --status running --status restarting --status paused --quiet postgres) ]] ||
+    fail 'PostgreSQL is running or is being started, and a restore would overwrite it: docker compose -f compose.prod.yml stop postgres'
   began=$(now)
   prod run --rm --no-deps -T --entrypoint headroom-backup postgres restore "$at" "$force" "$timeline"
   log "restored after $(($(now) - began)) s; starting PostgreSQL"
   prod up --detach --no-deps postgres
   container=$(prod ps --all --quiet postgres)
+  restarts=$(docker inspect --format '{{.RestartCount}}' "$container") # of a container that was there before
   until [[ $(prod exec -T postgres psql -U postgres -d "$database" -Atc 'SELECT pg_is_in_recovery()' 2>/dev/null) == f ]]; do
-    if [[ $(docker inspect --format '{{.RestartCount}} {{.State.Status}}' "$container") != '0 running' ]]; then
+    if [[ $(docker inspect --format '{{.RestartCount}} {{.State.Status}}' "$container") != "$restarts running" ]]; then
       prod logs --no-log-prefix --tail 40 postgres | grep -E 'FATAL|ERROR|HINT' >&2 || true
       prod stop postgres
       fail 'PostgreSQL cannot recover to that moment (its messages are above); choose another one with at='
@@ -64,7 +66,11 @@ prod_restore() {
 }
 
 prod_restore-drill() {
-  docker compose --file compose.prod.yml --file ops/postgres/compose.drill.yml run --rm -T drill
+  local files=${COMPOSE_FILE:-}
+  if [[ -z $files && -f .env ]]; then
+    files=$(sed -nE 's/^\s*(export\s+)?COMPOSE_FILE=//p' .env | tail -n 1 | tr -d "\"'")
+  fi
+  COMPOSE_FILE=${files:-compose.prod.yml}:ops/postgres/compose.drill.yml docker compose run --rm -T drill
 }
 
 # --- dev and local: dumps

@@ -89,11 +89,13 @@ def _require_free(variable: str, host: str, port: int) -> None:
 def _local_secret_key(data_dir: Path) -> str:
     """Return this machine's secret key. Create it once, so that what it has signed stays valid after a restart."""
     file = data_dir / "secret-key"
-    if not file.exists():
+    key = file.read_text(encoding="utf-8") if file.exists() else ""
+    if not key:  # also after a full disk, or a power failure
+        key = secrets.token_hex(32)
         data_dir.mkdir(parents=True, exist_ok=True)
         file.touch(mode=0o600)
-        file.write_text(secrets.token_hex(32), encoding="utf-8")
-    return file.read_text(encoding="utf-8")
+        file.write_text(key, encoding="utf-8")
+    return key
 
 
 @contextmanager

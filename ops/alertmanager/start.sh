@@ -17,9 +17,10 @@ operators() {
     echo "      - url_file: $secrets/alert_webhook_url"
   fi
   if [ -n "${ALERT_EMAIL_TO:-}" ]; then
+    first=${ALERT_EMAIL_TO%%,*} # Alertmanager sends no message from several addresses
     echo "    email_configs:"
     echo "      - to: $(quoted "$ALERT_EMAIL_TO")"
-    echo "        from: $(quoted "${ALERT_EMAIL_FROM:-$ALERT_EMAIL_TO}")"
+    echo "        from: $(quoted "${ALERT_EMAIL_FROM:-$first}")"
     echo "        smarthost: $(quoted "$ALERT_SMTP_SERVER")"
     # Port 465 has TLS from the first byte. Alertmanager's `require_tls` demands STARTTLS.
     case $ALERT_SMTP_SERVER in *:465) echo "        require_tls: false" ;; *) echo "        require_tls: true" ;; esac
@@ -47,6 +48,7 @@ fi
 if [ -n "${ALERT_EMAIL_TO:-}" ] && [ -n "${ALERT_SMTP_USER:-}" ] && ! has alert_smtp_password; then
   fail "ALERT_SMTP_USER is set, but the secret alert_smtp_password is empty; write the password to it"
 fi
+case ${ALERT_EMAIL_FROM:-} in *,*) fail "ALERT_EMAIL_FROM has several addresses; set it to one" ;; esac
 if [ -z "$(operators)" ]; then
   echo "No receiver is set: alerts reach no person. Set ALERT_EMAIL_TO and ALERT_SMTP_SERVER, or write a URL to" \
     "the secret alert_webhook_url (docs/production.md#alerts)." >&2

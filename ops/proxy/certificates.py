@@ -42,32 +42,37 @@ def obtain(*options: str) -> bool:
     return subprocess.run(command, check=False).returncode == 0
 
 
-def install() -> None:
-    """Give the proxy the certificate unless it has it."""
+def install() -> bool:
+    """Give the proxy the certificate unless it has it. Return False if the proxy refuses it; its answer is printed."""
     live = STATE / "live" / "proxy"
     pem = (live / "fullchain.pem").read_text() + (live / "privkey.pem").read_text()
     if INSTALLED.exists() and INSTALLED.read_text() == pem:
-        return
+        return True
     is_new = not INSTALLED.exists()
     new = STATE / "new.pem"
     new.touch(mode=0o600)
     new.write_text(pem)
-    commands = [f"set ssl cert {INSTALLED} <<\n{pem}", f"commit ssl cert {INSTALLED}"]
+    preparing = [f"new ssl cert {INSTALLED}"] if is_new else []
+    preparing.append(f"set ssl cert {INSTALLED} <<\n{pem}")
+    deciding = [f"commit ssl cert {INSTALLED}"]
     if is_new:
-        commands = [f"new ssl cert {INSTALLED}", *commands, f"add ssl crt-list {FOLDER}/ {INSTALLED}"]
-    for command in commands:
-        print(console(command).strip(), flush=True)
+        deciding.append(f"add ssl crt-list {FOLDER}/ {INSTALLED}")
+    answers = [console(command).strip() for command in (*preparing, *deciding)]
+    print(*answers, sep="\n", flush=True)
+    if not all("Success" in answer for answer in answers[len(preparing) :]):
+        # A transaction that stays open would refuse every later certificate.
+        print(console(f"abort ssl cert {INSTALLED}").strip(), flush=True)
+        return False
     new.rename(INSTALLED)
+    return True
 
 
 def main() -> None:
     """Keep the certificate current until the container stops."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     while True:
-        obtained = obtain()
-        if obtained:
-            install()
-        time.sleep(CHECK_SECONDS if obtained else RETRY_SECONDS)
+        is_current = obtain() and install()
+        time.sleep(CHECK_SECONDS if is_current else RETRY_SECONDS)
 
 
 if __name__ == "__main__":

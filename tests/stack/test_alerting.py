@@ -35,7 +35,6 @@ class Alerting(Compose):
             SECRETS_DIR=str(self.secrets),
             ALERTMANAGER_PORT=str(port),
             ALERT_EMAIL_TO="o'brien@example.com, night@example.com",
-            ALERT_EMAIL_FROM="headroom@example.com",
             ALERT_SMTP_SERVER="sink:2525",
             ALERT_SMTP_USER="headroom",
         )
@@ -91,7 +90,7 @@ def test_test_alert_reaches_the_webhook_and_the_mailbox(alerting: Alerting) -> N
     [sent] = alerting.received("mail", "TestAlert")
     mail = message_from_string(sent["mail"])
     assert mail["Subject"] == "[firing] TestAlert: This is a test."
-    assert (mail["From"], mail["To"]) == ("headroom@example.com", "o'brien@example.com, night@example.com")
+    assert (mail["From"], mail["To"]) == ("o'brien@example.com", "o'brien@example.com, night@example.com")
     assert (sent["tls"], sent["signed_in"]) == (True, "headroom:secret-of-the-mail-server")
 
 

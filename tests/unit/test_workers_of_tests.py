@@ -86,10 +86,11 @@ def test_this_process_hands_no_lock_on() -> None:
 def test_no_pause_between_the_setup_and_the_call_of_a_test(tmp_path: Path) -> None:
     """A pause stopped the event loop while a connection was opened, and the server ended its transaction."""
     (tmp_path / "test_order.py").write_text(TESTS)
-    command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-n", "2", "-c", PROJECT_ROOT / "pyproject.toml"]
+    configuration = f"--config-file={PROJECT_ROOT / 'pyproject.toml'}"
+    command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-n", "2", configuration]
 
     run = subprocess.run(
-        [*command, f"--rootdir={tmp_path}", tmp_path / "test_order.py"],
+        [*command, f"--rootdir={tmp_path}", str(tmp_path / "test_order.py")],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(PROJECT_ROOT)},
         capture_output=True,

@@ -126,6 +126,21 @@ def test_job_that_never_gets_its_lock_fails_in_a_few_lines(
     assert f"SELECT pg_terminate_backend({pid})" in lines[-1]
 
 
+def test_relative_target_is_not_tried_again_after_a_step(owner: URL, release: Release) -> None:
+    """The second attempt would count from another revision: `downgrade -2` once reverted three."""
+    release.add("first", "op.execute('CREATE TABLE first_step ()')")
+    release.add("second", ADD_COLUMN)
+    release.add("third", "op.execute('CREATE TABLE third_step ()')")
+    with open_transaction(owner):
+        finished = release.run(owner, "upgrade", "+2", MIGRATION_DDL_LOCK_TIMEOUT="0.5", LOG_LEVEL="error")
+
+    assert finished.returncode != 0
+    assert "not tried again: the target is relative" in finished.stdout
+    assert recorded(owner)[-1] == ("first", "additive")
+    assert release.run(owner, "upgrade", "+2").returncode == 0
+    assert recorded(owner)[-1] == ("third", "additive")
+
+
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 def test_failing_revision_is_reported_in_a_few_lines(owner: URL, release: Release, driver: str) -> None:
     release.add("twice", f"{ADD_COLUMN}\n{ADD_COLUMN}")

@@ -1,11 +1,32 @@
-"""What a back-fill learns from the exporter."""
+"""The script of a back-fill, and what it learns from the exporter."""
 
+import io
 import socket
 from threading import Thread
 
 import pytest
+from alembic.operations import Operations
+from alembic.runtime.migration import MigrationContext
 
-from migrations.backfill import pending_requests
+from migrations.backfill import Backfill, pending_requests, run_in_revision
+
+
+def test_script_has_the_colons_of_the_statement() -> None:
+    """A word after a colon is no parameter, whose value would be NULL."""
+    script = io.StringIO()
+    context = MigrationContext.configure(
+        dialect_name="postgresql", opts={"as_sql": True, "output_buffer": script, "literal_binds": True}
+    )
+    backfill = Backfill(
+        name="notes", table="posts", set="meta = '{\"state\":new}'::jsonb", where="note = 'at :once' AND meta IS NULL"
+    )
+
+    with Operations.context(context):
+        run_in_revision(backfill)
+
+    assert script.getvalue().strip() == (
+        "UPDATE posts SET meta = '{\"state\":new}'::jsonb WHERE note = 'at :once' AND meta IS NULL;"
+    )
 
 
 @pytest.mark.parametrize(

@@ -40,3 +40,19 @@ def test_inhibiting_alert_is_critical() -> None:
     for rule in CONFIGURATION["inhibit_rules"]:
         for source in named(rule["source_matchers"]) - {"ServerDownRecently"}:  # it follows a critical one
             assert ALERTS[source]["labels"]["severity"] == "critical"
+
+
+def test_watchdog_is_sent_at_every_flush() -> None:
+    """A message that is as old as `repeat_interval` is not repeated, and a flush comes every `group_interval`."""
+    [route] = [each for each in CONFIGURATION["route"]["routes"] if each.get("receiver") == "watchdog"]
+
+    assert seconds(route["repeat_interval"]) < seconds(route["group_interval"])
+
+
+def test_one_failed_scrape_of_the_proxy_is_shorter_than_its_alert_waits() -> None:
+    prometheus = read(PROJECT_ROOT / "ops/prometheus/prometheus.prod.yml")
+    intervals = [
+        each.get("scrape_interval", prometheus["global"]["scrape_interval"]) for each in prometheus["scrape_configs"]
+    ]
+
+    assert 2 * max(map(seconds, intervals)) < seconds(ALERTS["ProxyDown"]["for"])

@@ -85,6 +85,27 @@ def test_backup_of_production_uses_the_files_of_the_stack(tmp_path: Path, files:
     assert ("--file compose.prod.yml exec" in calls(tmp_path)) == named
 
 
+@pytest.mark.parametrize(
+    ("files", "used"), [("", "compose.prod.yml"), ("compose.prod.yml:/srv/disk.yml", "compose.prod.yml:/srv/disk.yml")]
+)
+def test_drill_uses_the_files_of_the_stack(tmp_path: Path, files: str, used: str) -> None:
+    """An override may have another volume for the repository."""
+    write_program(tmp_path / "bin", "docker", f'echo "files $COMPOSE_FILE" >>"{tmp_path}/calls"')
+
+    assert run(tmp_path, DUMPS, "restore-drill", stack="prod", COMPOSE_FILE=files).returncode == 0
+    assert f"files {used}:ops/postgres/compose.drill.yml\n" in calls(tmp_path)
+
+
+def test_restore_over_a_server_that_crashes_again_and_again_is_refused(tmp_path: Path) -> None:
+    write_program(tmp_path / "bin", "docker", 'case "$*" in *"--status restarting"*) echo id ;; esac')
+
+    refused = run(tmp_path, DUMPS, "restore", stack="prod", force="yes", at="", timeline="", RESTORE_LOCKED="yes")
+
+    assert refused.returncode == 1
+    assert "PostgreSQL is running or is being started" in refused.stderr
+    assert "headroom-backup" not in calls(tmp_path)
+
+
 def test_restore_of_production_during_a_deploy_is_refused(tmp_path: Path) -> None:
     answers = """*config*) echo '{"name": "shop", "services": {"proxy": {"image": "haproxy"}}}' ;;
         *deploy-lock*) echo is already in use >&2; exit 125 ;;"""

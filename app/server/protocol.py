@@ -5,7 +5,7 @@ connection, and the client loses the response. Here the server first closes its 
 the client still sends (a "lingering close"). The limits of a client are checked by one sweep per worker, not by timers
 of each request: a request that arrives in one piece pays nothing. Measurements: docs/decisions/0017-client-limits.md.
 
-Private names of uvicorn are used in this module only: `_start_asgi_task`. tests/unit/server/test_protocol.py names it.
+Private names of uvicorn are used in this module only, and named in tests/unit/server/test_protocol.py.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from enum import Enum
 from typing import Any, ClassVar, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
+import httptools
 from uvicorn import Config
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -45,7 +46,10 @@ HALF_CLOSED_SECONDS = 10.0
 KEPT_BODY_BYTES = 65_536
 # Bytes of chunk sizes, extensions and trailers for each byte of a chunked body. A body in chunks of one byte has 5.
 MAX_FRAMING_RATIO = 8
+# Requests that wait on a connection while it is read further. Each takes much more memory than its bytes.
+MAX_PIPELINED = 8
 SWEEP_SECONDS = 1.0
+_LENGTH = b"content-length"  # the parser has checked its value
 
 
 class ClientLimits(NamedTuple):
@@ -109,6 +113,10 @@ class ClientProtocol(HttpToolsProtocol):
         # Bytes of packets that ended within the headers of a request.
         self._header_bytes = 0
         self._measures_headers = False
+        # The parser has met a request that asks for an upgrade which the server does not offer.
+        self._ignores_upgrade = False
+        # A request was complete in the last packet.
+        self._completed = False
         self._refusal: tuple[int, str, str] | None = None
         # The request that runs while others wait in the pipeline.
         self._running: RequestResponseCycle | None = None
@@ -165,18 +173,51 @@ class ClientProtocol(HttpToolsProtocol):
             return
         # Rare, so only then is the size of each request's headers computed.
         self._measures_headers = self._header_bytes + len(data) > self.limits.header_bytes
-        super().data_received(data)
+        self._completed = False
+        self._parse(data)
         if self._body_cycle is not None and not self._body_cycle.more_body:
             self._body_ended(self._body_cycle)
         cycle = self.cycle
         if cycle is None or cycle.scope is not self.scope:  # the headers are incomplete
-            self._header_bytes += len(data)
+            # After the end of another request, the packet is mostly bytes of that one.
+            self._header_bytes = 0 if self._completed else self._header_bytes + len(data)
             if self._header_bytes > self.limits.header_bytes and not self._discards:
                 self._refuse(*_headers_too_large(self.limits))
             return
         self._header_bytes = 0
         if cycle.more_body and not cycle.response_complete:
             self._body_continues(cycle, len(data))
+
+    def _parse(self, data: bytes) -> None:
+        """Parse the received bytes, as in uvicorn, but ignore an upgrade that the server does not offer.
+
+        The parser takes a request with `Upgrade` for one without a body. The body would be lost, or run as a request.
+        """
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._should_upgrade():
+                self.handle_websocket_upgrade()
+            elif self._ignores_upgrade:
+                self._ignores_upgrade = False
+                head = self._head_without_upgrade()
+                self.parser = httptools.HttpRequestParser(self)
+                self._parse(head + data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("")
+
+    def _head_without_upgrade(self) -> bytes:
+        kept = [(name, value) for name, value in self.headers if name not in (b"connection", b"upgrade")]
+        tokens = [
+            token.strip()
+            for name, value in self.headers
+            if name == b"connection"
+            for token in value.split(b",")
+            if token.strip().lower() not in (b"upgrade", b"http2-settings")
+        ]
+        lines = [b"%b: %b\r\n" % header for header in (*kept, *((b"connection", token) for token in tokens))]
+        version = self.parser.get_http_version().encode()
+        return b"%b %b HTTP/%b\r\n%b\r\n" % (self.parser.get_method(), self.url, version, b"".join(lines))
 
     def eof_received(self) -> bool | None:  # type: ignore[override]  # asyncio's protocols may keep it open
         """Keep the connection for the response if the client has closed its own direction after its last request.
@@ -208,6 +249,14 @@ class ClientProtocol(HttpToolsProtocol):
         if self._measures_headers and self._headers_size() > self.limits.header_bytes:
             self._refusal = _headers_too_large(self.limits)
             raise _Refused
+        if self.parser.should_upgrade():
+            names = {name for name, _ in self.headers}
+            if not self._should_upgrade() and b"upgrade" in names:  # without the header: CONNECT
+                self._ignores_upgrade = True
+                return
+            if b"transfer-encoding" in names or any(int(value) for name, value in self.headers if name == _LENGTH):
+                self._refusal = (400, "A request for a WebSocket or a tunnel has no body.", "malformed")
+                raise _Refused
         earlier = self.cycle
         super().on_headers_complete()
         cycle = self.cycle
@@ -248,14 +297,18 @@ class ClientProtocol(HttpToolsProtocol):
         self._joining.flush()
         if self._lingers or self.transport.is_closing():
             return
-        self.flow.resume_reading()
         if self.pipeline:
             cycle, app = self.pipeline.pop()
             self._running = cycle
             self._start_asgi_task(cycle, app)
+        if len(self.pipeline) < MAX_PIPELINED:
+            self.flow.resume_reading()
 
     def on_message_complete(self) -> None:
         """Note the end of a request, also if it was answered before: uvicorn notes it only before the response."""
+        if self._ignores_upgrade:
+            return
+        self._completed = True
         super().on_message_complete()
         if self.cycle is not None and self.cycle.response_complete:  # a WebSocket has no cycle
             self.cycle.more_body = False

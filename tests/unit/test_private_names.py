@@ -93,7 +93,7 @@ USES = {
     "app/database/liveness.py": Uses("asyncpg", {"_transport"}),
     "app/observability/instruments.py": Uses("prometheus-client", {"_buckets", "_sum", "_upper_bounds", "_value"}),
     "app/observability/mmap_value.py": Uses("prometheus-client", {"_file", "_key", "_m", "_positions", "_value"}),
-    "app/server/protocol.py": Uses("uvicorn", {"_start_asgi_task"}),
+    "app/server/protocol.py": Uses("uvicorn", {"_should_upgrade", "_start_asgi_task"}),
     "app/server/worker.py": Uses("uvicorn-worker", {"_install_sigquit_handler", "_serve"}),
     "app/web/fast_routes/_fastapi.py": Uses(
         "fastapi",

@@ -721,12 +721,88 @@ def test_connection_has_the_addresses_that_uvicorn_finds(
 def test_private_names_of_uvicorn_are_known_and_its_version_is_bounded() -> None:
     names = set(re.findall(r"\bself\.(_\w+)", inspect.getsource(protocol.ClientProtocol)))
     uvicorns = {name for name in names if hasattr(HttpToolsProtocol, name)}
-    assert uvicorns == {"_start_asgi_task"}
+    assert uvicorns == {"_should_upgrade", "_start_asgi_task"}
     assert list(inspect.signature(HttpToolsProtocol._start_asgi_task).parameters) == ["self", "cycle", "app"]
 
     dependencies = tomllib.loads(PYPROJECT.read_text())["project"]["dependencies"]
     (uvicorn,) = [each for each in dependencies if re.match(r"uvicorn\b(?!-)", each)]
     assert re.search(r"<\d", uvicorn), uvicorn
+
+
+H2C = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk")
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_body_of_a_request_with_an_unsupported_upgrade_is_read(server: Serving, parts: int) -> None:
+    """The parser takes it for a request without a body. The body was lost, or run as another request."""
+    body = head("/status/418", method="GET")
+    request = head("/read", f"Content-Length: {len(body)}", *H2C)
+    with Client(server.port) as client:
+        for _ in range(2):
+            client.sendall(request + body if parts == 1 else request)
+            if parts == 2:
+                time.sleep(0.1)  # the body is another packet, as far as possible
+                client.sendall(body)
+            status, headers, content = client.response()
+            assert (status, content) == (200, str(len(body)).encode())
+            assert headers.get("connection") != "close"
+        client.sendall(head("/headers", *H2C, "Content-Length: 2", "X-Kept: 1") + b"{}" + GET)
+        names = json.loads(client.response()[2])
+        assert "x-kept" in names
+        assert not {"upgrade", "connection"} & set(names)
+        assert client.response()[2] == b"ok"
+
+
+def test_request_with_an_unsupported_upgrade_and_close_is_the_last(server: Serving) -> None:
+    with Client(server.port) as client:
+        client.sendall(head("/", "Connection: close, Upgrade", "Upgrade: foo", method="GET") + GET)
+
+        assert client.response()[1]["connection"] == "close"
+        assert client.is_closed()
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 5", "Transfer-Encoding: chunked"])
+def test_handshake_of_a_websocket_with_a_body_is_refused(server: Serving, framing: str) -> None:
+    websocket = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: x")
+    with refused("malformed"), Client(server.port) as client:
+        client.sendall(head("/", *websocket, framing, method="GET"))
+
+        assert_problem(client.response(), 400)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_pipelined_requests_are_read_one_packet_at_a_time(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each queued request takes much more memory than its bytes, and the client decides how many it sends."""
+    longest = 0
+    begin = ClientProtocol.on_headers_complete
+
+    def measured(self: ClientProtocol) -> None:
+        nonlocal longest
+        begin(self)
+        longest = max(longest, len(self.pipeline))
+
+    monkeypatch.setattr(ClientProtocol, "on_headers_complete", measured)
+    block = head("/", f"X-Padding: {'x' * 8000}", method="GET") * 8
+    blocks = 30
+    with serving(application, loop=loop) as server, Client(server.port) as client:
+        for _ in range(blocks):
+            client.sendall(block)
+            assert client.response()[2] == b"ok"
+        for _ in range(7 * blocks):
+            assert client.response()[2] == b"ok"
+
+    assert 0 < longest <= protocol.MAX_PIPELINED + 40  # a packet of uvloop's has at most 256 KiB
+
+
+def test_beginning_of_a_request_after_a_large_body_is_no_large_header(server: Serving) -> None:
+    body = b"x" * (LIMITS.header_bytes + 10_000)
+    request = head("/read", f"Content-Length: {len(body)}") + body
+    with Client(server.port) as client:
+        client.sendall(request + GET[:10])
+        assert client.response()[2] == str(len(body)).encode()
+
+        client.sendall(GET[10:])
+        assert client.response()[2] == b"ok"
 
 
 @pytest.mark.parametrize("loop", LOOPS)

@@ -101,6 +101,23 @@ def uninterrupted() -> Iterator[None]:
         raise DeadlineExceeded("the deadline passed during work that cannot be interrupted")
 
 
+@contextmanager
+def held() -> Iterator[None]:
+    """Let the block come to its end, and let its result be the response, also after the deadline of the request.
+
+    For a route in a thread: nobody could say what it has done.
+    """
+    deadline = request_deadline.get()
+    if deadline is None:
+        yield
+        return
+    deadline.holds += 1
+    try:
+        yield
+    finally:
+        deadline.holds -= 1
+
+
 def is_overdue() -> bool:
     """Return True if the request in progress was cancelled at its deadline."""
     deadline = request_deadline.get()

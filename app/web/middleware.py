@@ -10,6 +10,7 @@ from random import getrandbits
 from time import perf_counter
 from typing import Any
 
+from python_multipart.multipart import parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -78,6 +79,8 @@ def _new_request_id() -> str:
     return getrandbits(128).to_bytes(16).hex()
 
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_CHARSETS = frozenset({b"utf-8", b"utf8", b"us-ascii", b"ascii", b"iso-8859-1", b"latin-1"})
 # In the OpenAPI document of an operation: the limit of its request body, in bytes.
 BODY_LIMIT = "x-max-body-bytes"
 
@@ -156,7 +159,11 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            await self.app(scope, receive, send_with_headers)
+            # Starlette's routes also match a path with a newline at its end, which a rule of a proxy may not.
+            if not path.isprintable() and _CONTROL.search(path):
+                await http_problem(scope, HTTPException(404))(scope, receive, send_with_headers)
+            else:
+                await self.app(scope, receive, send_with_headers)
         except asyncio.CancelledError:
             exchange.status = exchange.status or 499  # the server stopped before the response began
             raise
@@ -376,6 +383,9 @@ BODY_OVERDUE = "headroom.body_overdue"
 class BodyLimitMiddleware:
     """Refuses a request body of more than `max_bytes` with 413, when the route begins to read it; a late one with 408.
 
+    Refuses a form with an unusual charset with 400: Starlette decodes with any codec of Python's, some of which take
+    minutes for a small form, and Python keeps each unknown name for ever.
+
     A route has a limit of its own with `openapi_extra=body_limit(bytes)` in its decorator. FastAPI's `max_body_size` is
     respected too, but its refusal is plain text, not a problem.
     """
@@ -390,17 +400,23 @@ class BodyLimitMiddleware:
             await self.app(scope, receive, send)
             return
 
+        announced = None
+        has_usual_charset = True
         for name, value in scope["headers"]:
             if name == b"content-length" or name == b"transfer-encoding":
-                announced = int(value) if name == b"content-length" and value.isdigit() else 0
-                break
-        else:  # no body (RFC 9112, section 6.3)
+                if announced is None:
+                    announced = int(value) if name == b"content-length" and value.isdigit() else 0
+            elif name == b"content-type" and b"charset" in (lower := value.lower()) and b"multipart" in lower:
+                has_usual_charset = parse_options_header(value)[1].get(b"charset", b"utf-8").lower() in _CHARSETS
+        if announced is None:  # no body (RFC 9112, section 6.3)
             await self.app(scope, receive, send)
             return
         received = 0
 
         async def receive_counted() -> Message:
             nonlocal received
+            if not has_usual_charset:
+                raise HTTPException(400, "The charset of a form must be utf-8, us-ascii or iso-8859-1.")
             limit = self._limit(scope)
             if announced > limit:
                 raise _too_large(limit)  # FastAPI passes it to the problem handler

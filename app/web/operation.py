@@ -60,10 +60,9 @@ def route_template(scope: Mapping[str, Any]) -> str:
 
 def _plain_template(scope: Mapping[str, Any]) -> str:
     """Return the template of a plain route of Starlette's, such as /docs: in FastAPI's router it sets no route."""
-    if not scope.get("path_params"):
-        return str(scope["path"])
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
     for route in getattr(scope.get("app"), "routes", ()):
-        if isinstance(route, Route) and route.endpoint is scope["endpoint"]:
+        if isinstance(route, Route) and route.endpoint is scope["endpoint"] and route.path_regex.match(path):
             return route.path_format
     return UNMATCHED  # not the path: each one would be a series of its own
 

@@ -38,6 +38,8 @@ from app.errors import (
 )
 from app.request_context import request_id
 
+MAX_ERRORS = 50  # of a request, in its problem: a client can make many with one body
+
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
@@ -289,16 +291,18 @@ def temporary_problem(scope: Scope, error: TemporaryError) -> Response:
 
 async def _validation_error(connection: HTTPConnection, error: Exception) -> Response | None:
     assert isinstance(error, RequestValidationError | WebSocketRequestValidationError)
+    errors = error.errors()
     fields = [
         {"loc": list(detail.get("loc", ())), "msg": detail.get("msg", ""), "type": detail.get("type", "")}
-        for detail in error.errors()
+        for detail in errors[:MAX_ERRORS]
     ]
+    more = f"; and {len(errors) - MAX_ERRORS} more" if len(errors) > MAX_ERRORS else ""
     response = problem(
         connection.scope,
         status=422,
         slug=InvalidInput.slug,
         title=InvalidInput.title,
-        detail="; ".join(f"{'.'.join(map(str, field['loc']))}: {field['msg']}" for field in fields),
+        detail="; ".join(f"{'.'.join(map(str, field['loc']))}: {field['msg']}" for field in fields) + more,
         errors=fields,
     )
     return await _respond(connection, response)

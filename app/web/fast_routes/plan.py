@@ -21,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.database.deadline import held, uninterrupted
 from app.web.fast_routes import _fastapi as private
 from app.web.fast_routes.parameters import Errors, Values, reader
 
@@ -333,7 +334,8 @@ class OperationPlan:
             private.record_validation_failure(error)
             raise error
         if not self._is_coroutine:
-            result = await run_in_threadpool(private.run_sync_endpoint, function=self._call, arguments=values)
+            with held():  # a cancellation would free the limit of threads, not the thread
+                result = await run_in_threadpool(private.run_sync_endpoint, function=self._call, arguments=values)
         elif telemetry is None:
             result = await self._call(**values)
         else:
@@ -552,7 +554,8 @@ class OperationPlan:
 async def _call(node: _Node, values: Values) -> Any:
     if node.kind is _Kind.COROUTINE:
         return await node.call(**values)
-    return await run_in_threadpool(node.call, **values)
+    with uninterrupted():
+        return await run_in_threadpool(node.call, **values)
 
 
 def _response_parameter() -> Response:

@@ -1,18 +1,19 @@
 """Sessions on SQLite, and the compilation of statements for the fast path."""
 
 from datetime import UTC
+from pathlib import Path
 from types import SimpleNamespace
 
 import psycopg
 import pytest
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, insert, make_url, select
 from sqlalchemy.exc import DBAPIError
 
 from app.database import Database, StatementSession
 from app.database.engine import make_engine
 from app.database.fast_path import compile_statement
 from app.errors import OutcomeUnknown, PoolExhausted
-from tests.support.contacts import Contact
+from tests.support.contacts import METADATA, Contact
 from tests.unit.conftest import SQLITE
 
 BY_ID = select(Contact.id, Contact.created_at).where(Contact.id == bindparam("contact_id"))
@@ -90,3 +91,19 @@ async def test_entities_of_a_write_session_are_read(database: Database) -> None:
 
     assert contact.email == "ann@example.com"
     assert await database.read.entity(select(Contact).where(Contact.name == "Bob")) is None
+
+
+async def test_statement_session_stores_its_statement_on_sqlite(tmp_path: Path) -> None:
+    """SQLAlchemy emits its event for BEGIN also where each statement must be a transaction of its own."""
+    engine = make_engine(url=make_url(f"sqlite+aiosqlite:///{tmp_path}/database"), application_name="test")
+    async with engine.begin() as connection:
+        await connection.run_sync(METADATA.create_all)
+    database = Database(engine)
+    values = {"email": "ann@example.com", "name": "Ann"}
+
+    row = await database.statement.returned(insert(Contact).values(values).returning(Contact.id))
+
+    assert row is not None
+    found = await database.read.first(BY_ID, contact_id=row["id"])
+    await engine.dispose()
+    assert found is not None

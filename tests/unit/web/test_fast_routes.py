@@ -1,5 +1,7 @@
 """Fast routes respond as FastAPI does: each request is sent to both, and the responses are compared."""
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
@@ -14,9 +16,10 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import NotFound
+from app.observability.http_metrics import HttpMetrics
 from app.pagination.page import ListParams
 from app.web import fast_routes
-from app.web.middleware import BodyLimitMiddleware, ErrorMiddleware
+from app.web.middleware import BodyLimitMiddleware, ErrorMiddleware, RequestMiddleware
 from app.web.pagination import ListQuery
 from app.web.path_params import Id
 from app.web.problems import install_problem_handlers
@@ -501,3 +504,28 @@ async def test_mounted_application_has_fast_routes_unless_off(mode: fast_routes.
     assert (await send(outer, "GET", "/outer"))[2] == b'"/outer"'
     assert (await send(outer, "GET", "/mounted/inner"))[2] == b'"/inner"'
     assert (fast_routes.taken(outer), fast_routes.taken(inner)) == (1, 1 if mode == "auto" else 0)
+
+
+async def test_route_in_a_thread_answers_with_its_result_after_the_deadline() -> None:
+    """Its thread goes on after a cancellation: nobody could say what it has done, and how many threads run."""
+    may_end = threading.Event()
+    ended: list[int] = []
+    app = FastAPI()
+    app.add_middleware(ErrorMiddleware)
+    app.add_middleware(RequestMiddleware, metrics=HttpMetrics())
+
+    @app.post("/thread")
+    def in_thread() -> str:
+        may_end.wait(60)
+        ended.append(1)
+        return "done"
+
+    assert fast_routes.install(app)
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
+        asking = asyncio.create_task(client.post("/thread", headers={"request-timeout": "0.05"}))
+        await asyncio.sleep(0.3)  # longer than the deadline
+        assert not asking.done()
+        may_end.set()
+        response = await asking
+
+    assert (response.status_code, response.json(), ended) == (200, "done", [1])

@@ -1,9 +1,10 @@
-"""HEAD wherever GET is, and the API behind the path prefix of a proxy."""
+"""HEAD wherever GET is, the API behind the path prefix of a proxy, and requests that are refused early."""
 
 import logging
+from typing import Annotated
 
 import pytest
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Form, Response
 from fastapi.responses import StreamingResponse
 from httpx import ASGITransport, AsyncClient
 
@@ -107,3 +108,36 @@ async def test_location_outside_of_the_application_is_kept(prefixed: FastAPI) ->
     async with AsyncClient(transport=ASGITransport(prefixed), base_url="http://test") as client:
         for to in ("https://b.example/1", "//b.example/1", "/api/elsewhere/1"):
             assert (await client.post("/elsewhere", params={"to": to})).headers["location"] == to
+
+
+@pytest.mark.parametrize("path", ["/livez%0A", "/docs%0a", "/test-contacts/1%0A", "/%00", "/livez%7F"])
+async def test_path_with_a_control_character_is_unknown(client: AsyncClient, path: str) -> None:
+    """Starlette matches a newline at the end, so a proxy's rule for a path could be passed by."""
+    response = await client.get(path)
+
+    assert (response.status_code, response.headers["content-type"]) == (404, "application/problem+json")
+    assert response.headers["x-request-id"] == response.json()["request_id"]
+
+
+@pytest.mark.parametrize(
+    ("charset", "status"),
+    [("utf-8", 200), ("ISO-8859-1", 200), ("punycode", 400), ("utf-7", 400), ("unicode_escape", 400), ("x" * 99, 400)],
+)
+@pytest.mark.parametrize("quote", ["", '"'])
+async def test_form_with_an_unusual_charset_is_refused(
+    app: FastAPI, client: AsyncClient, charset: str, status: int, quote: str
+) -> None:
+    """Python has codecs that take minutes for a small form, and keeps every unknown name for ever."""
+
+    @app.post("/form")
+    async def form(name: Annotated[str, Form()]) -> str:
+        return name
+
+    body = b'--b\r\nContent-Disposition: form-data; name="name"\r\n\r\nann\r\n--b--\r\n'
+    content_type = f"Multipart/Form-Data; boundary=b; Charset={quote}{charset}{quote}"
+
+    response = await client.post("/form", content=body, headers={"content-type": content_type})
+
+    assert response.status_code == status, response.text
+    if status == 400:
+        assert response.json()["detail"] == "The charset of a form must be utf-8, us-ascii or iso-8859-1."

@@ -73,3 +73,15 @@ async def test_route_template_has_the_prefixes_of_routers_and_mounts(path: str, 
         await client.get(path)
 
     assert templates == [template]
+
+
+async def test_unknown_path_of_an_application_for_a_host_is_unmatched() -> None:
+    """A client may send any Host header, and each label would be a series of its own."""
+    templates.clear()
+    app = FastAPI()
+    app.host("admin.example.com", FastAPI())
+    app.add_middleware(_Recorder)
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://admin.example.com") as client:
+        assert (await client.get("/any/path")).status_code == 404
+
+    assert templates == ["unmatched"]

@@ -8,6 +8,7 @@ from fastapi import FastAPI, HTTPException, Query, Request, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from httpx import ASGITransport, AsyncClient
+from pydantic import BaseModel, ConfigDict
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.exceptions import WebSocketException
@@ -17,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from app.errors import DomainError, PoolExhausted
 from app.main import create_app
 from app.settings import Settings
+from app.web import problems
 from app.web.problems import InvalidField, Problem
 from tests.support import contacts
 from tests.support.asgi import open_websocket
@@ -487,3 +489,19 @@ async def test_domain_error_of_a_raw_application_closes_its_websocket(app: FastA
         message = await client.receive()
 
     assert (message["type"], message["code"]) == ("websocket.close", 1008)
+
+
+async def test_problem_has_a_limited_number_of_errors(app: FastAPI, client: AsyncClient) -> None:
+    """A client makes a hundred thousand of them with one body."""
+
+    class Item(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+
+    @app.post("/items")
+    async def create(item: Item) -> None: ...
+
+    response = await client.post("/items", json={f"key{number}": 1 for number in range(problems.MAX_ERRORS + 7)})
+
+    assert response.status_code == 422
+    assert len(response.json()["errors"]) == problems.MAX_ERRORS
+    assert response.json()["detail"].endswith("; and 7 more")

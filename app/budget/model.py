@@ -215,13 +215,22 @@ class Pooler:
     @property
     def term(self) -> Term:
         """Return the connections that PgBouncer can open to the server as a term."""
-        connections = self.pools * (self.default_pool_size + self.reserve_pool_size)
+        return self._term(self.pools)
+
+    @property
+    def role_term(self) -> Term:
+        """Return the connections that PgBouncer can open to the server with the API's role as a term."""
+        return self._term(1)
+
+    def _term(self, pools: int) -> Term:
+        connections = pools * (self.default_pool_size + self.reserve_pool_size)
         processes = f"PGBOUNCER_INSTANCES {self.instances} * " if self.instances > 1 else ""
         return Term(
             "pgbouncer",
             self.instances * (min(connections, self.max_db_connections) if self.max_db_connections else connections),
-            f"pgbouncer = {processes}{self.pools} pools * (default_pool_size {self.default_pool_size}"
-            f" + reserve_pool_size {self.reserve_pool_size}), max_db_connections {self.max_db_connections or 'none'}",
+            f"pgbouncer = {processes}{pools} pool{'s' if pools > 1 else ''} * (default_pool_size"
+            f" {self.default_pool_size} + reserve_pool_size {self.reserve_pool_size}),"
+            f" max_db_connections {self.max_db_connections or 'none'}",
         )
 
 
@@ -338,9 +347,10 @@ class Budget:
         if self.server.database_limit is not None:
             limit = Term("CONNECTION LIMIT of the database", self.server.database_limit)
             limited.append(Inequality("connections to the database", server.demanded, (limit,)))
-        if self.server.role_limit is not None and self.pooler is None:
+        if self.server.role_limit is not None:
             limit = Term("CONNECTION LIMIT of the role", self.server.role_limit)
-            limited.append(Inequality("connections of the role", (self.api.term,), (limit,)))
+            own = self.pooler.role_term if self.pooler else self.api.term
+            limited.append(Inequality("connections of the role", (own,), (limit,)))
         return [server, *([self.on_pooler] if self.on_pooler else []), *limited, *self.on_read_server]
 
     @property

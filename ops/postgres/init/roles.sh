@@ -29,6 +29,10 @@ psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --no-password --username "$POSTGR
 \getenv app HEADROOM_APP_PASSWORD
 \getenv monitor HEADROOM_MONITOR_PASSWORD
 \getenv pgbouncer HEADROOM_PGBOUNCER_PASSWORD
+-- The log would have the passwords of a statement that is slow or fails.
+SET log_statement = 'none';
+SET log_min_duration_statement = -1;
+SET log_min_error_statement = 'panic';
 ALTER ROLE headroom_owner PASSWORD :'owner';
 ALTER ROLE headroom_app PASSWORD :'app';
 ALTER ROLE headroom_app_2 PASSWORD :'app'; -- a rotation may have put this role into the API's URL

@@ -66,6 +66,11 @@ EXCEEDED: Mapping[str, tuple[Budget, str, tuple[int, int]]] = {
     "reserve": (replace(DIRECT, server=Server(reserved_connections=90)), "reserved_connections -90", (64, 7)),
     "more reserved than exist": (replace(DIRECT, server=Server(reserved_connections=200)), "-200", (64, 0)),
     "limit of the role": (replace(DIRECT, server=Server(role_limit=59)), "CONNECTION LIMIT of the role 59", (60, 59)),
+    "limit of the role behind PgBouncer": (
+        replace(POOLED, server=Server(role_limit=24), pooler=Pooler(default_pool_size=20, reserve_pool_size=5)),
+        "1 pool * (default_pool_size 20 + reserve_pool_size 5)",
+        (25, 24),
+    ),
     "limit of the database": (
         replace(DIRECT, server=Server(database_limit=63)),
         "CONNECTION LIMIT of the database 63",

@@ -115,8 +115,9 @@ class ClientProtocol(HttpToolsProtocol):
         self._measures_headers = False
         # The parser has met a request that asks for an upgrade which the server does not offer.
         self._ignores_upgrade = False
-        # A request was complete in the last packet.
+        # A request was complete in the last packet. The headers that arrive began in such a packet.
         self._completed = False
+        self._began_after_a_request = False
         self._refusal: tuple[int, str, str] | None = None
         # The request that runs while others wait in the pipeline.
         self._running: RequestResponseCycle | None = None
@@ -172,19 +173,24 @@ class ClientProtocol(HttpToolsProtocol):
             self._discard(data)
             return
         # Rare, so only then is the size of each request's headers computed.
-        self._measures_headers = self._header_bytes + len(data) > self.limits.header_bytes
+        is_large = self._header_bytes + len(data) > self.limits.header_bytes
+        self._measures_headers = is_large or self._began_after_a_request
         self._completed = False
         self._parse(data)
         if self._body_cycle is not None and not self._body_cycle.more_body:
             self._body_ended(self._body_cycle)
         cycle = self.cycle
         if cycle is None or cycle.scope is not self.scope:  # the headers are incomplete
-            # After the end of another request, the packet is mostly bytes of that one.
-            self._header_bytes = 0 if self._completed else self._header_bytes + len(data)
+            if self._completed:  # most of the packet's bytes may be of that request
+                self._header_bytes = 0
+                self._began_after_a_request = True
+            else:
+                self._header_bytes += len(data)
             if self._header_bytes > self.limits.header_bytes and not self._discards:
                 self._refuse(*_headers_too_large(self.limits))
             return
         self._header_bytes = 0
+        self._began_after_a_request = False
         if cycle.more_body and not cycle.response_complete:
             self._body_continues(cycle, len(data))
 

@@ -804,6 +804,12 @@ def test_beginning_of_a_request_after_a_large_body_is_no_large_header(server: Se
         client.sendall(GET[10:])
         assert client.response()[2] == b"ok"
 
+        large = head("/", f"X-Large: {'x' * LIMITS.header_bytes}", method="GET")
+        client.sendall(request + large[:-100])
+        assert client.response()[2] == str(len(body)).encode()
+        client.sendall(large[-100:])
+        assert_problem(client.response(), 431)
+
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_pipelined_request_inherits_nothing_of_the_one_before(loop: str) -> None:

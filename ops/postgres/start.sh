@@ -13,6 +13,9 @@ refuse() {
 }
 if [[ -e $PGDATA/upgrade.incomplete ]]; then
   refuse "the upgrade of this volume did not finish; run make upgrade-postgres again"
+elif [[ -e $PGDATA/upgraded ]]; then
+  refuse "this volume was copied to one of PostgreSQL $(<"$PGDATA/upgraded"); set POSTGRES_IMAGE and POSTGRES_VOLUME to" \
+    "those, or delete the file 'upgraded' of this volume to go back"
 elif ((data < server)); then
   refuse "$found; run make upgrade-postgres, or set POSTGRES_IMAGE to an image of $data"
 elif ((data > server)); then

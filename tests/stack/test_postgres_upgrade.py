@@ -37,6 +37,21 @@ class UpgradedStack(ComposeStack):
         """Run the service postgres until it exits."""
         return self._run(["docker", "compose", "run", "--rm", "--no-TTY", "--no-deps", "postgres"], version)
 
+    def go_back(self) -> None:
+        """Use the old volume again, as docs/postgres-upgrade.md#go-back says."""
+        remove = [
+            "--rm",
+            "--no-TTY",
+            "--no-deps",
+            "--entrypoint",
+            "rm",
+            "postgres",
+            "/var/lib/postgresql/data/upgraded",
+        ]
+        removed = self._run(["docker", "compose", "run", *remove], OLD)
+        assert removed.returncode == 0, removed.stderr
+        self.start(OLD)
+
     def upgrade(self, method: str) -> subprocess.CompletedProcess[str]:
         """Do what `make upgrade-postgres` does."""
         return self._run([PROJECT_ROOT / "ops/postgres/upgrade/run.sh", self.files[0], method], {})
@@ -96,7 +111,7 @@ def rows(database: UpgradedStack) -> dict[str, tuple[int, str]]:
 def new_volume(database: UpgradedStack) -> str:
     """Run PostgreSQL 17, and return the name of the volume for 18, which does not exist."""
     if database.environment["POSTGRES_IMAGE"] != OLD["POSTGRES_IMAGE"]:
-        database.start(OLD)
+        database.go_back()
     remove_volume(database, NEW)
     return volume_of(database, NEW)
 
@@ -142,7 +157,12 @@ def test_upgrade_after_a_failed_one_keeps_the_rows(database: UpgradedStack, rows
 
 
 def test_old_volume_has_its_rows_after_an_upgrade(database: UpgradedStack, rows: dict[str, tuple[int, str]]) -> None:
-    database.start(OLD)
+    """It takes no writes before the operator says so: a deploy could start it before `.env` has the new volume."""
+    started = database.run_foreground(OLD)
+    assert started.returncode == 1
+    assert "this volume was copied to one of PostgreSQL 18" in started.stderr
+
+    database.go_back()
 
     assert database.setting("server_version").startswith("17.")
     assert database.rows() == rows

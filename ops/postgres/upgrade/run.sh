@@ -32,5 +32,6 @@ PostgreSQL is stopped. Set in .env
     POSTGRES_IMAGE=$image
     POSTGRES_VOLUME=$volume
 and start it: docker compose ${option}up --build --detach $services
-The old volume is as it was. To go back, remove the two lines and start again; newer data is then missing.
+Until then PostgreSQL does not start: the old volume is marked, so that it takes no writes that the new one lacks.
+To go back: docs/postgres-upgrade.md#go-back
 MESSAGE

@@ -236,8 +236,10 @@ main() {
     if [[ $entry != */PG_VERSION ]]; then mv "$entry" /new/; fi
   done
   mv "$data/PG_VERSION" /new/
+  # The old server must not take writes that the new volume lacks: start.sh refuses a volume with this file.
+  echo "$new" >/old/upgraded
   rm -rf "$work"
-  sync --file-system /new
+  sync --file-system /new /old
   step "done"
 }
 

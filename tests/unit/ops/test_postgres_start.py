@@ -49,6 +49,17 @@ def image(tmp_path: Path) -> Image:
     return image
 
 
+def test_start_of_a_volume_that_was_upgraded_is_refused(image: Image) -> None:
+    """A deploy or a reboot could start it before the operator has set the new volume: its writes would be lost."""
+    (image.data / "PG_VERSION").write_text("18\n")
+    (image.data / "upgraded").write_text("19\n")
+
+    refused = image.start()
+
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "this volume was copied to one of PostgreSQL 19; set POSTGRES_IMAGE and POSTGRES_VOLUME" in refused.stderr
+
+
 @pytest.mark.parametrize("version", [None, "18"])
 def test_start_of_an_empty_or_equal_volume_runs_the_entry_point(image: Image, version: str | None) -> None:
     if version:

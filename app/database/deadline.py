@@ -26,7 +26,8 @@ class RequestDeadline:
 
     It no longer ends the request when something `is_stored`: the client must learn that. Nor does it end background
     tasks, which run after the response has begun. `cancel` cancels the request. `holds` counts the blocks of
-    `uninterrupted()`.
+    `uninterrupted()`, `commits` the COMMITs in progress: a route may have several tasks. A write whose outcome
+    `is_unknown` may have raised its error in a task that nothing awaits any more.
     """
 
     at: float
@@ -34,8 +35,15 @@ class RequestDeadline:
     cancel: Callable[[], object]
     is_over: bool = False
     has_refused_commit: bool = False
-    is_stored: bool = False
+    has_stored: bool = False
+    is_unknown: bool = False
+    commits: int = 0
     holds: int = 0
+
+    @property
+    def is_stored(self) -> bool:
+        """Return True if something is stored, or is being stored."""
+        return self.has_stored or self.commits > 0
 
     def expire(self) -> None:
         """Cancel the request, unless its response has begun or it has stored something."""
@@ -56,30 +64,43 @@ def committing() -> Iterator[None]:
     If COMMIT fails and its outcome is known, nothing is stored, and the deadline ends the request as before.
     """
     deadline = request_deadline.get()
-    if deadline is None or deadline.is_stored:
+    if deadline is None:
         yield
         return
     # The timer fires late if the event loop is busy.
-    if deadline.is_over or (time.monotonic() >= deadline.at and not deadline.response_has_begun()):
+    is_late = time.monotonic() >= deadline.at and not deadline.response_has_begun()
+    if not deadline.is_stored and (deadline.is_over or is_late):
         deadline.has_refused_commit = True
         raise DeadlineExceeded("the deadline passed before COMMIT")
-    deadline.is_stored = True
+    deadline.commits += 1
+    is_stored = True
     try:
         yield
     except OutcomeUnknown:
         raise
     except Exception:
-        deadline.is_stored = False
-        if time.monotonic() >= deadline.at:  # the timer has fired, to no effect
-            deadline.expire()
+        is_stored = False
         raise
+    finally:
+        deadline.commits -= 1
+        deadline.has_stored = deadline.has_stored or is_stored
+        if not is_stored and time.monotonic() >= deadline.at:  # the timer has fired, to no effect
+            deadline.expire()
 
 
 def note_stored() -> None:
     """Note that the server has answered a statement which commits itself."""
     deadline = request_deadline.get()
     if deadline is not None:
-        deadline.is_stored = True
+        deadline.has_stored = True
+
+
+def cancelled_write() -> OutcomeUnknown:
+    """Return the error of a write that was cancelled at the deadline of its request, and note it for the response."""
+    deadline = request_deadline.get()
+    if deadline is not None:
+        deadline.is_unknown = True
+    return OutcomeUnknown("a write was cancelled at the deadline of its request")
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from app.database.by_key import KeyedSelect
 from app.database.checkout import Checkout, check_out
 from app.database.coalescing import KeyQueue, SameReads, several_rows
 from app.database.costs import SHARED
-from app.database.deadline import is_overdue, note_stored
+from app.database.deadline import cancelled_write, is_overdue, note_stored
 from app.database.error_mapping import server_is_leaving, staleness, translate
 from app.database.lanes import current_lane
 from app.database.liveness import is_closed
@@ -324,7 +324,7 @@ class FastPath:
             return await self._run_on(checkout, statement, parameters, is_second_run=is_second_run)
         except asyncio.CancelledError as error:  # maybe while a lost connection is closed
             if is_overdue() and not self._reads_only:
-                raise OutcomeUnknown("a write was cancelled at the deadline of its request") from error
+                raise cancelled_write() from error
             raise
 
     async def _run_on(

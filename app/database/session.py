@@ -24,7 +24,7 @@ from sqlalchemy.sql.dml import ReturningDelete, ReturningInsert, ReturningUpdate
 from app.database.answers import expected_answer, rolled_back
 from app.database.by_key import KeyedSelect
 from app.database.coalescing import several_rows
-from app.database.deadline import is_overdue, note_stored
+from app.database.deadline import cancelled_write, is_overdue, note_stored
 from app.database.error_mapping import translate
 from app.database.fast_path import AfterWrite, Fetch, fast_path
 from app.database.liveness import is_closed
@@ -102,7 +102,7 @@ class _Statements:
                 return rows
         except asyncio.CancelledError as error:  # maybe while a lost connection is closed
             if is_sent and is_overdue() and not self._reads_only:
-                raise OutcomeUnknown("a write was cancelled at the deadline of its request") from error
+                raise cancelled_write() from error
             raise
 
     @asynccontextmanager

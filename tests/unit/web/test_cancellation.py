@@ -1,6 +1,8 @@
 """Which requests may be cancelled when their client has gone."""
 
 import asyncio
+import time
+from contextlib import suppress
 from typing import Annotated, Any
 
 import pytest
@@ -8,7 +10,7 @@ from fastapi import Depends, FastAPI, Request
 from httpx import AsyncClient
 from starlette.types import Message, Receive, Scope, Send
 
-from app.database.deadline import committing
+from app.database.deadline import RequestDeadline, cancelled_write, committing, request_deadline
 from app.errors import DeadlineExceeded
 from app.request_context import note_write, request_scope, writes
 from app.web.cancellation import deadline_in, end_abandoned, only_reads
@@ -137,3 +139,45 @@ async def test_write_is_noted_without_a_middleware_around() -> None:
 
     assert writes(scope)
     assert not request_scope.get()
+
+
+async def test_write_of_a_child_task_that_is_cancelled_at_the_deadline_has_an_unknown_outcome(
+    app: FastAPI, client: AsyncClient
+) -> None:
+    """Its error is lost: gather() raises the cancellation."""
+
+    @app.post("/write")
+    async def write() -> None:
+        async def read() -> None:
+            await asyncio.sleep(60)
+
+        async def statement() -> None:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                raise cancelled_write() from None
+
+        await asyncio.gather(read(), statement())
+
+    response = await client.post("/write", headers={"request-timeout": "0.05"})
+
+    assert (response.status_code, response.json()["type"]) == (503, "/problems/outcome-unknown")
+
+
+async def test_commit_that_fails_next_to_one_that_succeeds_does_not_end_the_request() -> None:
+    cancelled: list[bool] = []
+    deadline = RequestDeadline(
+        time.monotonic() + 60, response_has_begun=lambda: False, cancel=lambda: cancelled.append(True)
+    )
+    token = request_deadline.set(deadline)
+    try:
+        with suppress(ValueError), committing():
+            with committing():
+                assert deadline.commits == 2
+            deadline.at = 0.0
+            raise ValueError
+    finally:
+        request_deadline.reset(token)
+
+    assert deadline.is_stored
+    assert not cancelled

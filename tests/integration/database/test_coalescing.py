@@ -407,7 +407,7 @@ async def test_full_queue_refuses_reads_at_once(new_database: NewDatabase) -> No
         gate.shut()
         first, *others = ask(database, BY_ID, *range(1, 8))
         await gate.wait_for(2, first)
-        with pytest.raises(PoolExhausted, match="6 reads wait"):
+        with pytest.raises(PoolExhausted, match=r"full \(6 of 6\)"):
             await database.read.one(BY_ID, 9)
         others[0].cancel()
         await asyncio.sleep(0)

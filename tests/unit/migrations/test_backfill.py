@@ -18,14 +18,14 @@ def test_script_has_the_colons_of_the_statement() -> None:
         dialect_name="postgresql", opts={"as_sql": True, "output_buffer": script, "literal_binds": True}
     )
     backfill = Backfill(
-        name="notes", table="posts", set="meta = '{\"state\":new}'::jsonb", where="note = 'at :once' AND meta IS NULL"
+        name="notes", table="things", set="meta = '{\"state\":new}'::jsonb", where="note = 'at :once' AND meta IS NULL"
     )
 
     with Operations.context(context):
         run_in_revision(backfill)
 
     assert script.getvalue().strip() == (
-        "UPDATE posts SET meta = '{\"state\":new}'::jsonb WHERE note = 'at :once' AND meta IS NULL;"
+        "UPDATE things SET meta = '{\"state\":new}'::jsonb WHERE note = 'at :once' AND meta IS NULL;"
     )
 
 

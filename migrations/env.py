@@ -134,8 +134,9 @@ async def run(settings: Settings, url: URL) -> None:
                 retry=settings.migration_retry_timeout,
                 revision=settings.migration_revision_timeout,
             )
-            may_repeat = lambda: not (applied and is_relative())  # noqa: E731 - of this run only
-            await Runner(engine, lock, limits).run(partial(migrate, applied=applied), may_repeat=may_repeat)
+            await Runner(engine, lock, limits).run(
+                partial(migrate, applied=applied), may_repeat=lambda: not (applied and is_relative())
+            )
             async with engine.connect() as connection:
                 await after_migration(connection)
     finally:

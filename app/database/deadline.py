@@ -104,39 +104,32 @@ def cancelled_write() -> OutcomeUnknown:
 
 
 @contextmanager
+def held() -> Iterator[None]:
+    """Let the block come to its end, and let its result be the response, also after the deadline of the request.
+
+    For a route that runs in a thread: a cancellation would not end the thread, and its effects would be unknown.
+    """
+    deadline = request_deadline.get()
+    if deadline is None:
+        yield
+        return
+    deadline.holds += 1
+    try:
+        yield
+    finally:
+        deadline.holds -= 1
+
+
+@contextmanager
 def uninterrupted() -> Iterator[None]:
     """Let the block come to its end. Raise DeadlineExceeded after it if the deadline of the request has passed.
 
     For work in a thread, which a cancellation would not end: its caller would give up the limit that it holds.
     """
-    deadline = request_deadline.get()
-    if deadline is None:
+    with held():
         yield
-        return
-    deadline.holds += 1
-    try:
-        yield
-    finally:
-        deadline.holds -= 1
-    if deadline.is_over:
+    if is_overdue():
         raise DeadlineExceeded("the deadline passed during work that cannot be interrupted")
-
-
-@contextmanager
-def held() -> Iterator[None]:
-    """Let the block come to its end, and let its result be the response, also after the deadline of the request.
-
-    For a route in a thread: nobody could say what it has done.
-    """
-    deadline = request_deadline.get()
-    if deadline is None:
-        yield
-        return
-    deadline.holds += 1
-    try:
-        yield
-    finally:
-        deadline.holds -= 1
 
 
 def is_overdue() -> bool:

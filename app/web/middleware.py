@@ -17,8 +17,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.database.deadline import cancelled_write
 from app.database.write_session import WriteSession, open_write_session
-from app.errors import DeadlineExceeded, OutcomeUnknown, TemporaryError
+from app.errors import DeadlineExceeded
 from app.observability.http_metrics import HttpMetrics, count_cancelled_request
 from app.observability.logging import REQUEST_LOGGER
 from app.observability.request_log import RequestLog
@@ -307,11 +308,8 @@ class ErrorMiddleware:
             finally:
                 if (deadline.is_over or deadline.has_refused_commit) and not exchange.is_abandoned:
                     count_cancelled_request("deadline")
-        if deadline.is_unknown:
-            error: TemporaryError = OutcomeUnknown("a write was cancelled at the deadline of its request")
-        else:
-            error = DeadlineExceeded(f"not completed within {seconds:g} s")
-        response = temporary_problem(scope, error)
+        late = DeadlineExceeded(f"not completed within {seconds:g} s")
+        response = temporary_problem(scope, cancelled_write() if deadline.is_unknown else late)
         await response(scope, receive, send)
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:

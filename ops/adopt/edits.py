@@ -149,7 +149,7 @@ def take_out(root: Path, *parts: Part) -> list[str]:
 
 
 def _describe_targets(root: Path, names: Sequence[str]) -> None:
-    """Where documents name a target that went, say that it is the template's."""
+    """Write "the template's" before each removed target of the Makefile that the documents name."""
     command = re.compile(rf"`make ((?:{'|'.join(names)})(?: [^`]*)?)`")
 
     def describe(match: re.Match[str]) -> str:

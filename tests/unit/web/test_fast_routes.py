@@ -507,7 +507,7 @@ async def test_mounted_application_has_fast_routes_unless_off(mode: fast_routes.
 
 
 async def test_route_in_a_thread_answers_with_its_result_after_the_deadline() -> None:
-    """Its thread goes on after a cancellation: nobody could say what it has done, and how many threads run."""
+    """A cancellation does not end the thread: its effects, and the number of threads, would be unknown."""
     may_end = threading.Event()
     ended: list[int] = []
     app = FastAPI()

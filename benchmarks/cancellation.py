@@ -20,8 +20,8 @@ import psycopg
 from fastapi import FastAPI
 from sqlalchemy import URL
 
-from app.database.deadline import RequestDeadline
 from app.observability.logging import configure_logging
+from app.request_deadline import RequestDeadline
 from app.server import protocol
 from app.web.cancellation import end_abandoned
 from benchmarks.database import POSTGRES, BenchmarkDatabase, benchmark_database

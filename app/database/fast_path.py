@@ -27,7 +27,6 @@ from app.database.by_key import KeyedSelect
 from app.database.checkout import Checkout, check_out
 from app.database.coalescing import KeyQueue, SameReads, several_rows
 from app.database.costs import SHARED
-from app.database.deadline import cancelled_write, is_overdue, note_stored
 from app.database.error_mapping import server_is_leaving, staleness, translate
 from app.database.lanes import current_lane
 from app.database.liveness import is_closed
@@ -37,6 +36,7 @@ from app.database.stale_statements import StatementTexts
 from app.database.statement_checks import Statement, depends_on_more_than_rows, is_plain
 from app.errors import DatabaseUnavailable, OutcomeUnknown, PoolExhausted, first_line
 from app.lanes import CRITICAL, NORMAL
+from app.request_deadline import cancelled_write, is_overdue, note_stored
 
 # PostgreSQL cuts longer names.
 MAX_NAME_BYTES = 63

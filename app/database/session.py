@@ -24,7 +24,6 @@ from sqlalchemy.sql.dml import ReturningDelete, ReturningInsert, ReturningUpdate
 from app.database.answers import expected_answer, rolled_back
 from app.database.by_key import KeyedSelect
 from app.database.coalescing import several_rows
-from app.database.deadline import cancelled_write, is_overdue, note_stored
 from app.database.error_mapping import translate
 from app.database.fast_path import AfterWrite, Fetch, fast_path
 from app.database.liveness import is_closed
@@ -33,6 +32,7 @@ from app.database.statement_checks import Statement, require_entity, require_ret
 from app.database.write_session import WriteSession, open_write_session, watch_failed_statements
 from app.errors import OutcomeUnknown, PoolExhausted, SchemaChanged, TransactionConflict, first_line
 from app.request_context import note_write
+from app.request_deadline import cancelled_write, is_overdue, note_stored
 
 # With any columns.
 Returning = ReturningInsert[*tuple[Any, ...]] | ReturningUpdate[*tuple[Any, ...]] | ReturningDelete[*tuple[Any, ...]]

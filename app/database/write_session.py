@@ -10,9 +10,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
-from app.database.deadline import committing
 from app.database.error_mapping import translate
 from app.errors import DatabaseUnavailable
+from app.request_deadline import committing
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from fastapi.dependencies.models import Dependant
 
-from app.database.deadline import RequestDeadline, request_deadline
 from app.request_context import writes
+from app.request_deadline import RequestDeadline, request_deadline
 from app.web.deps import get_database, get_db, get_primary_read_db, get_read_db, get_statement_db
 from app.web.operation import Exchange, exchange_of, selected_operation
 

@@ -17,13 +17,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.database.deadline import cancelled_write
 from app.database.write_session import WriteSession, open_write_session
 from app.errors import DeadlineExceeded
 from app.observability.http_metrics import HttpMetrics, count_cancelled_request
 from app.observability.logging import REQUEST_LOGGER
 from app.observability.request_log import RequestLog
 from app.request_context import request_id, request_scope
+from app.request_deadline import cancelled_write
 from app.web.cancellation import deadline_in, requested_timeout
 from app.web.operation import Exchange, exchange_of, route_template, selected_operation
 from app.web.problems import WEBSOCKET_STATE, answer_websocket, http_problem, internal_error, temporary_problem

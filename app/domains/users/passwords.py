@@ -15,8 +15,8 @@ from anyio import CapacityLimiter, to_thread
 from pwdlib import PasswordHash
 from pwdlib.exceptions import UnknownHashError
 
-from app.database.deadline import uninterrupted
 from app.errors import ServerBusy
+from app.request_deadline import uninterrupted
 
 Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")

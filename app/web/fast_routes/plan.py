@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.database.deadline import held, uninterrupted
+from app.request_deadline import held, uninterrupted
 from app.web.fast_routes import _fastapi as private
 from app.web.fast_routes.parameters import Errors, Values, reader
 

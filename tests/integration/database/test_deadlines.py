@@ -17,11 +17,11 @@ from sqlalchemy.util import greenlet_spawn
 
 from app.database import Database, PoolOptions, answers, make_engine
 from app.database.checkout import Checkout
-from app.database.deadline import RequestDeadline, request_deadline
 from app.database.engine import STATEMENT_MARGIN_SECONDS, TCP_USER_TIMEOUT_SECONDS
 from app.database.liveness import SocketProbe, file_descriptor
 from app.database.pool import MAX_WATCH_SECONDS
 from app.errors import DatabaseUnavailable, OutcomeUnknown
+from app.request_deadline import RequestDeadline, request_deadline
 from tests.integration.database.helpers import PID, SLEEP, change_options, checked_out, pool_of, state, wait_until
 from tests.support.contacts import Contact
 from tests.support.postgres import as_role, connect

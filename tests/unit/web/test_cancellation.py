@@ -10,9 +10,9 @@ from fastapi import Depends, FastAPI, Request
 from httpx import AsyncClient
 from starlette.types import Message, Receive, Scope, Send
 
-from app.database.deadline import RequestDeadline, cancelled_write, committing, request_deadline
 from app.errors import DeadlineExceeded
 from app.request_context import note_write, request_scope, writes
+from app.request_deadline import RequestDeadline, cancelled_write, committing, request_deadline
 from app.web.cancellation import deadline_in, end_abandoned, only_reads
 from app.web.deps import DatabaseDep, PrimaryReadDb, ReadDb, StatementDb, WriteDb
 from app.web.middleware import ErrorMiddleware

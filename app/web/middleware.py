@@ -178,16 +178,30 @@ class RequestMiddleware:
             request_id.reset(id_token)
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on a lifespan or a WebSocket. A WebSocket gets a request id too, for its log lines and problems."""
+        """Pass on a lifespan or a WebSocket. The response to a WebSocket's handshake gets the headers too."""
         if scope["type"] != "websocket":
             await self.app(scope, receive, send)
             return
         exchange = Exchange(scope, _request_id(scope))
         id_token = request_id.set(exchange.request_id)
+
+        async def send_with_headers(message: Message) -> None:
+            added = _HANDSHAKE_HEADERS.get(message["type"])
+            if added is not None:
+                headers = [header for header in message.get("headers", ()) if header[0] != b"x-request-id"]
+                present = {name for name, _ in headers}
+                headers += [header for header in added if header[0] not in present]
+                message["headers"] = [*headers, (b"x-request-id", exchange.request_id.encode())]
+            await send(message)
+
         try:
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, send_with_headers)
         finally:
             request_id.reset(id_token)
+
+
+# Added to the response to the handshake of a WebSocket, which is an upgrade or a refusal.
+_HANDSHAKE_HEADERS = {"websocket.accept": (), "websocket.http.response.start": _SECURITY_HEADERS}
 
 
 class HeadMiddleware:

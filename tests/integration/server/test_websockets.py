@@ -25,6 +25,8 @@ def test_websocket_with_a_read_session_reads_what_is_committed(database_url: URL
         connect_websocket(url(served)) as websocket,
         connect(database_url) as connection,
     ):
+        assert websocket.response is not None
+        assert websocket.response.headers["X-Request-ID"]
         websocket.send("before")
         assert websocket.recv(timeout=60) == "before: 0"
         connection.execute("CREATE TABLE test_added ()")

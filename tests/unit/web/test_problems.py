@@ -1,5 +1,6 @@
 """Every exception that a route may raise is answered with a problem, also in mounted applications and WebSockets."""
 
+import json
 from datetime import date
 from typing import Annotated, Any
 
@@ -465,6 +466,27 @@ async def test_websocket_exception_closes_with_its_own_code(app: FastAPI) -> Non
         message = await client.receive()
 
     assert (message["code"], message["reason"]) == (4001, "own")
+
+
+async def test_handshake_of_a_websocket_is_answered_with_request_id_and_security_headers(app: FastAPI) -> None:
+    """The headers of the route win."""
+    add_raising_websocket(app, HTTPException(403, headers={"X-Frame-Options": "SAMEORIGIN"}))
+
+    @app.websocket("/open")
+    async def opened(websocket: WebSocket) -> None:
+        await websocket.accept(headers=[(b"x-own", b"1")])
+
+    async with open_websocket(app, "/socket") as client:
+        start, body = await client.receive(), await client.receive()
+    refused = dict(start["headers"])
+    async with open_websocket(app, "/open") as client:
+        accepted = dict((await client.receive())["headers"])
+
+    assert refused[b"x-request-id"].decode() == json.loads(body["body"])["request_id"]
+    assert refused[b"x-content-type-options"] == b"nosniff"
+    assert refused[b"x-frame-options"] == b"SAMEORIGIN"
+    assert len(refused) == len(start["headers"])
+    assert set(accepted) == {b"x-own", b"x-request-id"}
 
 
 async def test_unknown_websocket_path_is_refused(app: FastAPI) -> None:

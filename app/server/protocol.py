@@ -26,6 +26,7 @@ from uvicorn.protocols.utils import is_ssl
 from uvicorn.server import ServerState
 
 from app.observability import http_metrics
+from app.server.response import ResponseCycle
 from app.settings import Settings
 from app.web.cancellation import end_abandoned
 from app.web.middleware import BODY_OVERDUE, protocol_problem
@@ -267,6 +268,7 @@ class ClientProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         cycle = self.cycle
         if cycle is not earlier and cycle is not None:  # not an upgrade to a WebSocket
+            cycle.__class__ = ResponseCycle  # uvicorn names its own; the task of the request has not begun
             cycle.transport = cast("asyncio.Transport", self._joining)
             self._joining.holds_next = True
         if len(self.pipeline) == 1:

@@ -425,7 +425,7 @@ EDITS: dict[str, tuple[Edit, ...]] = {
         substitute(r'^    "pwdlib.*\n(?=    "pydantic-settings)'),
         substitute(r'^    "pyjwt.*\n(?=    "python-multipart)'),
         replace("# the OAuth2 password form", "# bodies of forms"),
-        replace('"fields | identity | settings"', '"fields | settings"'),
+        replace("fields | identity | settings", "fields | settings"),
         lines('"app.identity",'),
         replace(', "(passwords) | (tokens)"'),
     ),

@@ -5,7 +5,8 @@ connection, and the client loses the response. Here the server first closes its 
 the client still sends (a "lingering close"). The limits of a client are checked by one sweep per worker, not by timers
 of each request: a request that arrives in one piece pays nothing. Measurements: docs/decisions/0017-client-limits.md.
 
-Private names of uvicorn are used in this module only, and named in tests/unit/server/test_protocol.py.
+Private names of uvicorn are used in this module only, and named in tests/unit/server/test_protocol.py. `response.py`
+depends on one of its methods.
 """
 
 import asyncio

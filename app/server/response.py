@@ -8,15 +8,16 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, STATUS_LINE, RequestResponseCycle
 
-# An application sends few names, but some of them with a new value each time. Nothing is forgotten.
+# What is kept, for the life of the worker. An application sends few names, but some of them with a new value each time.
 MAX_NAMES = 256
 MAX_VALUES = 16
+MAX_LINE_BYTES = 256
 
 
 class _Name:
     """A header name, and the lines of the values that were sent with it. Raises ValueError for an invalid header."""
 
-    __slots__ = ("_start", "is_left_to_uvicorn", "lines")
+    __slots__ = ("_max_values", "_start", "is_left_to_uvicorn", "lines")
 
     def __init__(self, name: bytes) -> None:
         if HEADER_RE.search(name):
@@ -25,13 +26,14 @@ class _Name:
         self._start = name + b": "
         self.is_left_to_uvicorn = name in (b"connection", b"transfer-encoding")
         self.lines: dict[bytes, bytes] = {}
+        self._max_values = 0 if name == b"set-cookie" else MAX_VALUES  # a secret of one client
 
     def line(self, value: bytes) -> bytes:
         """Return the line of a value that has none yet."""
         if HEADER_VALUE_RE.search(value):
             raise ValueError(value)
         line = self._start + value + b"\r\n"
-        if len(self.lines) < MAX_VALUES:
+        if len(self.lines) < self._max_values and len(line) <= MAX_LINE_BYTES:
             self.lines[value] = line
         return line
 
@@ -43,13 +45,15 @@ _names: dict[bytes, _Name] = {}
 def _named(name: bytes) -> _Name:
     """Return what is known of a name in this spelling."""
     known = _LENGTH if name.lower() == b"content-length" else _Name(name)
-    if len(_names) < MAX_NAMES:
+    if len(_names) < MAX_NAMES and len(name) <= MAX_LINE_BYTES:
         _names[name] = known
     return known
 
 
 class ResponseCycle(RequestResponseCycle):
     """A request and its response. What is rare or wrong is left to uvicorn's method."""
+
+    __slots__ = ()  # an object of uvicorn's class becomes one of this class
 
     async def send(self, message: Any) -> None:
         """Send a message of the application."""
@@ -63,9 +67,9 @@ class ResponseCycle(RequestResponseCycle):
         headers = message.get("headers", [])
         if not isinstance(headers, list):  # an iterator could not be repeated
             return False
-        content = [STATUS_LINE[message["status"]]]
         length = None
         try:
+            content = [STATUS_LINE[message["status"]]]
             for name, value in self.default_headers + headers:
                 known = _names.get(name) or _named(name)
                 if known.is_left_to_uvicorn:
@@ -73,7 +77,7 @@ class ResponseCycle(RequestResponseCycle):
                 if known is _LENGTH and length is None:
                     length = int(value)
                 content.append(known.lines.get(value) or known.line(value))
-        except (TypeError, ValueError):  # uvicorn's method raises the error that applications know
+        except Exception:  # noqa: BLE001 - uvicorn's method raises the error that applications know
             return False
         if length is None:
             return False

@@ -188,8 +188,8 @@ class RequestMiddleware:
         async def send_with_headers(message: Message) -> None:
             added = _HANDSHAKE_HEADERS.get(message["type"])
             if added is not None:
-                headers = [header for header in message.get("headers", ()) if header[0] != b"x-request-id"]
-                present = {name for name, _ in headers}
+                headers = [each for each in message.get("headers", ()) if each[0].lower() != b"x-request-id"]
+                present = {name.lower() for name, _ in headers}
                 headers += [header for header in added if header[0] not in present]
                 message["headers"] = [*headers, (b"x-request-id", exchange.request_id.encode())]
             await send(message)

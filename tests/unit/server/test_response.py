@@ -1,7 +1,9 @@
 """A worker sends the bytes that uvicorn would send, and checks as much."""
 
 import asyncio
+import inspect
 from collections.abc import Iterable
+from hashlib import sha256
 from typing import Any, cast
 
 import pytest
@@ -9,7 +11,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from app.server import response
-from app.server.response import MAX_NAMES, MAX_VALUES, ResponseCycle
+from app.server.response import MAX_LINE_BYTES, MAX_NAMES, MAX_VALUES, ResponseCycle
 
 Headers = Iterable[tuple[bytes, bytes]]
 DEFAULT: Headers = [(b"date", b"Sat, 28 Nov 2026 12:00:00 GMT")]
@@ -62,7 +64,7 @@ async def sent(
     try:
         await cycle.send({"type": "http.response.start", "status": status, "headers": headers})
         await cycle.send({"type": "http.response.body", "body": body})
-    except (RuntimeError, ValueError) as raised:
+    except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as raised:
         error = repr(raised)
     return transport.written, transport.is_closed, error
 
@@ -92,6 +94,10 @@ LENGTH = (b"content-length", b"2")
         pytest.param([LENGTH, (b"x y", b"1")], {}, id="invalid name"),
         pytest.param([LENGTH, (b"x-own", b"1\r\nx: 2")], {}, id="invalid value"),
         pytest.param([LENGTH, (b"x-own", b"")], {}, id="empty value"),
+        pytest.param([LENGTH], {"status": 600}, id="invalid status"),
+        pytest.param([LENGTH, (None, b"1")], {}, id="no name"),
+        pytest.param([LENGTH, (b"x-own", "1")], {}, id="text"),
+        pytest.param([LENGTH, (b"x-own",)], {}, id="no value"),
         pytest.param([LENGTH, (bytearray(b"x-own"), bytearray(b"1"))], {}, id="bytearray"),
     ],
 )
@@ -114,6 +120,21 @@ async def test_known_lines_are_not_searched_again(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(response, "HEADER_VALUE_RE", None)
 
     assert await sent(ResponseCycle, headers) == expected
+
+
+async def test_cookies_and_long_lines_are_not_kept() -> None:
+    headers = [LENGTH, (b"set-cookie", b"session=secret"), (b"x-own", b"x" * MAX_LINE_BYTES), (b"x" * 1000, b"1")]
+
+    assert await sent(ResponseCycle, headers) == await sent(RequestResponseCycle, headers)
+    assert [bytes(name) for name, known in response._names.items() if known.lines] == [b"date", b"content-length"]
+    assert set(response._names) == {b"date", b"content-length", b"set-cookie", b"x-own"}
+
+
+def test_method_of_uvicorn_is_the_one_that_was_read() -> None:
+    """Its copy in ResponseCycle must get what a new version of it corrects."""
+    source = inspect.getsource(RequestResponseCycle.send).encode()
+
+    assert sha256(source).hexdigest()[:16] == "abdd8601b326a8da"
 
 
 async def test_names_and_values_in_memory_are_bounded() -> None:

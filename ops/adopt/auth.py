@@ -391,8 +391,9 @@ EDITS: dict[str, tuple[Edit, ...]] = {
     "docs/production.md": (
         lines("| `PROXY_SIGN_IN_LIMIT`", "| create an administrator |"),
         replace("4. Create an administrator (below).\n5. ", "4. "),
-        replace("\n6. If the machine has swap", "\n5. If the machine has swap"),
-        replace("\n7. Copy the key", "\n6. Copy the key"),
+        replace("\n6. Let [alerts]", "\n5. Let [alerts]"),
+        replace("\n7. If the machine has swap", "\n6. If the machine has swap"),
+        replace("\n8. Copy the key", "\n7. Copy the key"),
         replace("\n  Failed sign-ins are counted by this address. If", "\n  It is in the log. If"),
     ),
     "docs/read-replicas.md": (

@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,19 @@ from ops.deploy import releases
 from ops.deploy.errors import CommandFailed, DeployFailed, Interrupted
 from ops.deploy.releases import Model, Release
 from ops.deploy.rollout import POLL_SECONDS, Limits, Rollout
-from ops.deploy.stack import Replica, Stack
+from ops.deploy.stack import Replica, Stack, names_in_compose_files, names_in_env_file
 from ops.deploy.timeline import Timeline
 
+# As in app/settings.py.
+MISSPELLED = 0.9
 # In which the server and PgBouncer must report their limits.
 LIMITS_SECONDS = 15
-# Sent from a new replica: to itself, and to the proxy. Three attempts: an overloaded replica answers 503.
+_ITSELF, _PROXY = "http://127.0.0.1:8000", "https://proxy:8443"
+# Sent from a container of the API. Three attempts: an overloaded replica answers 503.
 _SMOKE = """
 import ssl, sys, time, urllib.request
 context = ssl._create_unverified_context()
-for base in ("http://127.0.0.1:8000", "https://proxy:8443"):
+for base in sys.argv[2:]:
     for attempt in (1, 2, 3):
         try:
             with urllib.request.urlopen(base + sys.argv[1], timeout=10, context=context) as answer:
@@ -41,6 +45,7 @@ for base in ("http://127.0.0.1:8000", "https://proxy:8443"):
 def deploy(stack: Stack, timeline: Timeline, image: str = "") -> None:
     """Deploy the tree, or an image that was built elsewhere, with the settings of now. Raise DeployFailed."""
     check_secrets(stack.model)
+    check_names(stack)
     check_project(stack)
     before = release_before(stack, timeline)
     if image:
@@ -59,6 +64,8 @@ def deploy(stack: Stack, timeline: Timeline, image: str = "") -> None:
         start_services(stack, timeline, release)
         check_budget(stack, timeline, release)
         migrate(stack, timeline, release)
+        if before is not None:  # otherwise there is nothing to protect
+            try_out(stack, timeline, release)
 
     roll_out(stack, timeline, release, before, prepare)
     for name in stack.outdated_services():
@@ -107,6 +114,19 @@ def check_secrets(model: Model) -> None:
         file = Path(secret.get("file", ""))
         if secret.get("file") and not (file.is_file() and file.stat().st_size):
             raise DeployFailed(f"the secret {file} is missing: make secrets")
+
+
+def check_names(stack: Stack) -> None:
+    """Raise DeployFailed for a name in `.env` that is nearly a variable's: Compose would ignore it."""
+    known = names_in_compose_files(stack.root)
+    without_underscores = {name.replace("_", ""): name for name in known}
+    for name in names_in_env_file(stack.root):
+        if name in known or name.startswith("COMPOSE_"):
+            continue
+        meant = without_underscores.get(name.upper().replace("_", ""))
+        meant = meant or next(iter(get_close_matches(name.upper(), known, n=1, cutoff=MISSPELLED)), None)
+        if meant:
+            raise DeployFailed(f".env: {name} is not a variable of the Compose files; did you mean {meant}?")
 
 
 def check_project(stack: Stack) -> None:
@@ -196,6 +216,23 @@ def wait_until_healthy(stack: Stack, service: str) -> None:
         time.sleep(POLL_SECONDS)
 
 
+def try_out(stack: Stack, timeline: Timeline, release: Release) -> None:
+    """Request DEPLOY_SMOKE_PATH from a container of the release that no client reaches. Raise DeployFailed."""
+    deadline = time.monotonic() + limits_of(stack).ready
+    path = release.smoke_path
+    with stack.trial(release) as container:
+        while (state := stack.health(container)) not in ("healthy", "running"):
+            if state in ("done", "dead") or state.startswith("exited") or time.monotonic() > deadline:
+                raise DeployFailed(f"{release} does not start: its container is {state}", stack.logs(container))
+            time.sleep(POLL_SECONDS)
+        try:
+            stack.execute(container, "python", "-c", _SMOKE, path, _ITSELF)
+        except CommandFailed as error:
+            message = f"{release} does not answer {path} (DEPLOY_SMOKE_PATH) with 200: {error}"
+            raise DeployFailed(message, stack.logs(container)) from None
+    timeline.add("try", f"{path}: a container that no client reaches answers")
+
+
 def check_budget(stack: Stack, timeline: Timeline, release: Release) -> None:
     """Check the connection budget of the release, with its surge. Raise DeployFailed if it is exceeded.
 
@@ -214,6 +251,8 @@ def check_budget(stack: Stack, timeline: Timeline, release: Release) -> None:
         if not remarks or time.monotonic() > deadline:
             break
         time.sleep(POLL_SECONDS)
+    if failed and not budget:
+        raise DeployFailed(f"{release} cannot compute its connection budget: {failed}", failed.details) from None
     if failed:
         reason = "; ".join([str(failed), *remarks])
         raise DeployFailed(f"the connection budget of {release} does not allow it: {reason}", failed.details) from None
@@ -263,7 +302,7 @@ def check_replica(stack: Stack, timeline: Timeline, release: Release, replica: R
     """Send a request to a new replica and one through the proxy. Raise DeployFailed if one of them fails."""
     path = release.smoke_path
     try:
-        stack.execute(replica.id, "python", "-c", _SMOKE, path)
+        stack.execute(replica.id, "python", "-c", _SMOKE, path, _ITSELF, _PROXY)
     except CommandFailed as error:
         message = f"replica {replica.name} does not answer {path} (DEPLOY_SMOKE_PATH) with 200: {error}"
         raise DeployFailed(message, stack.logs(replica.id)) from None

@@ -6,8 +6,8 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,11 +186,29 @@ class Stack:
             return self._compose_release(release, "run", "--rm", "--no-deps", "-T", "--name", name, service, *command)
         except KeyboardInterrupt:
             # Without its client, the container would go on: a migration, next to another deploy.
-            with interrupts.deferred():
-                for end in (("stop", name), ("rm", "--force", name)):
-                    with suppress(CommandFailed):
-                        self.docker(*end)
+            self._end(name)
             raise
+
+    @contextmanager
+    def trial(self, release: Release) -> Iterator[str]:
+        """Run a container of the API that no client reaches, and yield its name. Raise CommandFailed.
+
+        The proxy does not find it: `docker compose run` gives it no alias of the service.
+        """
+        name = f"{self.project}-api-trial-{uuid4().hex[:12]}"
+        options = ("--detach", "--no-deps", "-T", "--env", "DRAIN_SECONDS=0", "--name", name)
+        try:
+            self._compose_release(release, "run", *options, "api")
+            yield name
+        finally:
+            self._end(name)
+
+    def _end(self, container: str) -> None:
+        """Stop and remove a container, if it is there."""
+        with interrupts.deferred():
+            for command in (("stop", container), ("rm", "--force", container)):
+                with suppress(CommandFailed):
+                    self.docker(*command)
 
     def replace(self, release: Release, service: str) -> None:
         """Replace the one container of a service of a release. Raise CommandFailed."""
@@ -319,10 +337,19 @@ class Stack:
 
 def is_set(root: Path, variable: str) -> bool:
     """Return True if a variable of Compose is set, in the environment or in `.env`."""
-    if os.environ.get(variable):
-        return True
+    return bool(os.environ.get(variable)) or variable in names_in_env_file(root)
+
+
+def names_in_env_file(root: Path) -> list[str]:
+    """Return the names that `.env` sets."""
     file = root / ".env"
-    return file.is_file() and re.search(rf"^\s*(export\s+)?{variable}=", file.read_text(), re.MULTILINE) is not None
+    return re.findall(r"^\s*(?:export\s+)?(\w+)=", file.read_text(), re.MULTILINE) if file.is_file() else []
+
+
+def names_in_compose_files(root: Path) -> set[str]:
+    """Return the names of the variables that Compose files replace: they are all that reaches a container."""
+    files = [*root.glob("compose*.yml"), *root.glob("docker-compose*.yml")]
+    return {name for file in files for name in re.findall(r"\$\{?(\w+)", file.read_text())}
 
 
 def default_project(folder: str) -> str:

@@ -74,7 +74,7 @@ def settings(stack: DeployStack) -> set[str]:
 
 
 def test_deploy_of_a_broken_release_is_undone(deployed: DeployStack, image: Callable[..., str]) -> None:
-    """One cannot migrate; one serves with its first replica and ends with it before the second one is ready."""
+    """One cannot migrate; one lacks a path, which no client meets; one serves with its first replica and ends then."""
     serving = deployed.containers()
     cannot_migrate = image("fails", ADD_COLUMN, "op.execute('SELECT 1 / 0')")
     # Without a shell: `docker stop` would end the shell, and with it the container, while the replica still drains.
@@ -83,6 +83,9 @@ def test_deploy_of_a_broken_release_is_undone(deployed: DeployStack, image: Call
     def choreography() -> None:
         finished = deployed.run("deploy", "--image", cannot_migrate, check=False)
         assert (finished.returncode, "migration failed" in finished.stderr) == (1, True), finished.stderr
+        assert deployed.containers() == serving
+        finished = deployed.run("deploy", "--image", IMAGE, check=False, environment={"DEPLOY_SMOKE_PATH": "/nothing"})
+        assert (finished.returncode, "does not answer /nothing" in finished.stderr) == (1, True), finished.stderr
         assert deployed.containers() == serving
         finished = deployed.run("deploy", "--image", ends, check=False, environment={"DEPLOY_SETTLE_SECONDS": "60"})
         assert (finished.returncode, "serves as before" in finished.stderr) == (1, True), finished.stderr

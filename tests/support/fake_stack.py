@@ -1,7 +1,8 @@
 """A stack without Docker: replicas that a rollout starts and stops, and the releases that a deploy makes."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ class FakeStack(Stack):
         self.requested: list[str] = []
         self.most = 0
         self.listed = ""
+        self.health_of_trial = "healthy"
         self.containers_of_the_api: list[Replica] = []
         self._releases: dict[str, Release] = {}
         self._current: Release | None = None
@@ -118,10 +120,21 @@ class FakeStack(Stack):
     def run(self, release: Release, service: str, *command: str) -> str:
         return self._answer(" ".join((service, *command)))
 
+    @contextmanager
+    def trial(self, release: Release) -> Iterator[str]:
+        self.calls.append(f"try {release.version}")
+        try:
+            yield "trial"
+        finally:
+            self.calls.append("end of the trial")
+
+    def health(self, container: str) -> str:
+        return self.health_of_trial
+
     def execute(self, container: str, *command: str, stdin: str | None = None) -> str:
         if command[0] == "python":
-            self.requested.append(command[-1])
-            return self._answer("request")
+            self.requested.append(command[3])
+            return self._answer("request of the trial" if container == "trial" else "request")
         return self._answer(f"old {' '.join(command)}")
 
     def _answer(self, command: str) -> str:

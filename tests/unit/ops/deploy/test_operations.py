@@ -45,6 +45,9 @@ def test_deploy_checks_migrates_and_replaces_in_this_order(stack: FakeStack, tim
         "api headroom schema --json",
         "old headroom schema --json",
         "migrate",
+        "try two",
+        "request of the trial",
+        "end of the trial",
         "start two",
         "request",
         "stop p-api-1",
@@ -63,9 +66,10 @@ def test_schema_without_pending_revisions_is_not_migrated(stack: FakeStack, time
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("api headroom budget --json", r"the connection budget of release 2 \(two\) does not allow it: .*reason"),
+        ("api headroom budget --json", r"release 2 \(two\) cannot compute its connection budget: .*reason"),
         ("migrate", "the migration failed: docker compose: reason"),
         ("old headroom schema --json", "docker compose: reason"),
+        ("request of the trial", r"release 2 \(two\) does not answer /readyz \(DEPLOY_SMOKE_PATH\) with 200: .*reason"),
     ],
 )
 def test_failure_before_the_first_replica_replaces_nothing(
@@ -78,6 +82,39 @@ def test_failure_before_the_first_replica_replaces_nothing(
     assert str(raised.value).endswith("release 1 (one) serves as before")
     assert not any(call.startswith(("start", "stop")) for call in stack.calls)
     assert [release.number for release in stack.releases()] == [1]
+
+
+@pytest.mark.parametrize("health", ["exited with status 1", "done", "starting"])
+def test_release_that_does_not_start_reaches_no_client(stack: FakeStack, timeline: Timeline, health: str) -> None:
+    stack.health_of_trial = health
+    stack.model["x-deploy"]["ready_seconds"] = "0"
+
+    with pytest.raises(DeployFailed, match=f"does not start: its container is {health}") as raised:
+        deploy(stack, timeline, "headroom:two")
+    assert raised.value.details == "the log of trial"
+    assert stack.calls[-2:] == ["try two", "end of the trial"]
+
+
+def test_first_deploy_needs_no_trial(timeline: Timeline) -> None:
+    stack = FakeStack()
+    deploy(stack, timeline, "headroom:one")
+
+    assert not any(call.startswith("try") for call in stack.calls)
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"), [("DB_POOLSIZE=4", "DB_POOL_SIZE"), ("export log_levell=debug", "LOG_LEVEL")]
+)
+def test_misspelled_name_in_env_file_is_refused(
+    stack: FakeStack, timeline: Timeline, tmp_path: Path, line: str, meant: str
+) -> None:
+    stack.root = tmp_path
+    (tmp_path / "compose.prod.yml").write_text("a: ${DB_POOL_SIZE:-5}\nb: $LOG_LEVEL\n")
+    (tmp_path / ".env").write_text(f"# DB_POOLSIZE=1\nCOMPOSE_FILE=compose.prod.yml\nOWN=1\n{line}\n")
+
+    with pytest.raises(DeployFailed, match=f"did you mean {meant}"):
+        deploy(stack, timeline, "headroom:two")
+    assert stack.calls == []
 
 
 def test_budget_with_assumed_limits_is_queried_again(

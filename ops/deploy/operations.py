@@ -17,7 +17,7 @@ from ops.deploy import releases
 from ops.deploy.errors import CommandFailed, DeployFailed, Interrupted
 from ops.deploy.releases import Model, Release
 from ops.deploy.rollout import POLL_SECONDS, Limits, Rollout
-from ops.deploy.stack import Replica, Stack, names_in_compose_files, names_in_env_file
+from ops.deploy.stack import Replica, Stack, env_file, names_in_compose_files
 from ops.deploy.timeline import Timeline
 
 # As in app/settings.py.
@@ -118,14 +118,15 @@ def check_secrets(model: Model) -> None:
 
 def check_names(stack: Stack) -> None:
     """Raise DeployFailed for a name in `.env` that is nearly a variable's: Compose would ignore it."""
+    given = env_file(stack.root)
     known = names_in_compose_files(stack.root)
     without_underscores = {name.replace("_", ""): name for name in known}
-    for name in names_in_env_file(stack.root):
+    for name in given:
         if name in known or name.startswith("COMPOSE_"):
             continue
         meant = without_underscores.get(name.upper().replace("_", ""))
         meant = meant or next(iter(get_close_matches(name.upper(), known, n=1, cutoff=MISSPELLED)), None)
-        if meant:
+        if meant and meant not in given:
             raise DeployFailed(f".env: {name} is not a variable of the Compose files; did you mean {meant}?")
 
 
@@ -218,6 +219,9 @@ def wait_until_healthy(stack: Stack, service: str) -> None:
 
 def try_out(stack: Stack, timeline: Timeline, release: Release) -> None:
     """Request DEPLOY_SMOKE_PATH from a container of the release that no client reaches. Raise DeployFailed."""
+    if len(stack.replicas()) >= release.replicas + release.surge:
+        timeline.add("try", "left out: API_REPLICAS is lower than before, or a deploy was killed, so there is no room")
+        return
     deadline = time.monotonic() + limits_of(stack).ready
     path = release.smoke_path
     with stack.trial(release) as container:

@@ -195,10 +195,17 @@ class Stack:
 
         The proxy does not find it: `docker compose run` gives it no alias of the service.
         """
-        name = f"{self.project}-api-trial-{uuid4().hex[:12]}"
+        prefix = f"{self.project}-api-trial-"
+        # Of a deploy that was killed. Compose neither shows such a container nor removes it.
+        labels = {"project": self.project, "service": "api", "oneoff": "True"}
+        filters = [f"--filter=label={_COMPOSE_LABEL}.{name}={value}" for name, value in labels.items()]
+        for left in self.docker("ps", "--all", "--quiet", f"--filter=name={prefix}", *filters).split():
+            self._end(left)
+        name = f"{prefix}{uuid4().hex[:12]}"
         options = ("--detach", "--no-deps", "-T", "--env", "DRAIN_SECONDS=0", "--name", name)
         try:
-            self._compose_release(release, "run", *options, "api")
+            with interrupts.deferred():
+                self._compose_release(release, "run", *options, "api")
             yield name
         finally:
             self._end(name)
@@ -337,19 +344,23 @@ class Stack:
 
 def is_set(root: Path, variable: str) -> bool:
     """Return True if a variable of Compose is set, in the environment or in `.env`."""
-    return bool(os.environ.get(variable)) or variable in names_in_env_file(root)
+    return bool(os.environ.get(variable)) or variable in env_file(root)
 
 
-def names_in_env_file(root: Path) -> list[str]:
-    """Return the names that `.env` sets."""
+def env_file(root: Path) -> dict[str, str]:
+    """Return the names and the values in `.env`, without variables replaced."""
     file = root / ".env"
-    return re.findall(r"^\s*(?:export\s+)?(\w+)=", file.read_text(), re.MULTILINE) if file.is_file() else []
+    text = file.read_text("utf-8-sig", "replace") if file.is_file() else ""
+    lines = re.findall(r"^\s*(?:export\s+)?(\w+)\s*[=:](.*)$", text, re.MULTILINE)
+    return {name: value.strip().strip("\"'") for name, value in lines}
 
 
 def names_in_compose_files(root: Path) -> set[str]:
     """Return the names of the variables that Compose files replace: they are all that reaches a container."""
-    files = [*root.glob("compose*.yml"), *root.glob("docker-compose*.yml")]
-    return {name for file in files for name in re.findall(r"\$\{?(\w+)", file.read_text())}
+    chosen = os.environ.get("COMPOSE_FILE") or env_file(root).get("COMPOSE_FILE", "")
+    paths = {root / name for name in chosen.split(":")}
+    paths |= {path for pattern in ("*compose*.yml", "*compose*.yaml") for path in root.glob(pattern)}
+    return {name for path in paths if path.is_file() for name in re.findall(r"\$\{?(\w+)", path.read_text())}
 
 
 def default_project(folder: str) -> str:

@@ -80,6 +80,9 @@ def test_deploy_of_a_broken_release_is_undone(deployed: DeployStack, image: Call
     # Without a shell: `docker stop` would end the shell, and with it the container, while the replica still drains.
     ends = image("ends", command=["timeout", "4", "headroom", "api"])
 
+    left = f"{deployed.name}-api-trial-left"  # by a deploy that was killed
+    deployed.compose("run", "--detach", "--no-deps", "--name", left, "api", "sleep", "600")
+
     def choreography() -> None:
         finished = deployed.run("deploy", "--image", cannot_migrate, check=False)
         assert (finished.returncode, "migration failed" in finished.stderr) == (1, True), finished.stderr
@@ -92,6 +95,7 @@ def test_deploy_of_a_broken_release_is_undone(deployed: DeployStack, image: Call
         eventually(lambda: deployed.replicas_in_proxy() == 2, within=60)
 
     during(deployed, choreography)
+    assert docker("ps", "--all", "--quiet", f"--filter=name={deployed.name}-api-trial-") == ""
 
 
 def test_rotation_of_secrets_loses_no_request(deployed: DeployStack) -> None:

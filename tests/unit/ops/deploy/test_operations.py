@@ -95,6 +95,23 @@ def test_release_that_does_not_start_reaches_no_client(stack: FakeStack, timelin
     assert stack.calls[-2:] == ["try two", "end of the trial"]
 
 
+def test_trial_without_room_in_the_budget_is_left_out(stack: FakeStack, timeline: Timeline) -> None:
+    """A deploy that was killed has left a third replica, so a fourth container would exceed the budget."""
+    stack.start(stack.releases()[0])
+    deploy(stack, timeline, "headroom:two")
+
+    assert not any(call.startswith("try") for call in stack.calls)
+    assert stack.most == 3
+
+
+def test_name_next_to_the_right_one_is_left_alone(stack: FakeStack, timeline: Timeline, tmp_path: Path) -> None:
+    stack.root = tmp_path
+    (tmp_path / "compose.prod.yml").write_text("a: ${DB_POOL_SIZE:-5}\n")
+    (tmp_path / ".env").write_text("\ufeffDB_POOL_SIZE=4\nDB_POOLSIZE=5\n", encoding="utf-8")
+
+    deploy(stack, timeline, "headroom:two")
+
+
 def test_first_deploy_needs_no_trial(timeline: Timeline) -> None:
     stack = FakeStack()
     deploy(stack, timeline, "headroom:one")
@@ -103,14 +120,16 @@ def test_first_deploy_needs_no_trial(timeline: Timeline) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "meant"), [("DB_POOLSIZE=4", "DB_POOL_SIZE"), ("export log_levell=debug", "LOG_LEVEL")]
+    ("line", "meant"), [("DB_POOLSIZE=4", "DB_POOL_SIZE"), ("export log_levell = debug", "LOG_LEVEL")]
 )
 def test_misspelled_name_in_env_file_is_refused(
     stack: FakeStack, timeline: Timeline, tmp_path: Path, line: str, meant: str
 ) -> None:
     stack.root = tmp_path
     (tmp_path / "compose.prod.yml").write_text("a: ${DB_POOL_SIZE:-5}\nb: $LOG_LEVEL\n")
-    (tmp_path / ".env").write_text(f"# DB_POOLSIZE=1\nCOMPOSE_FILE=compose.prod.yml\nOWN=1\n{line}\n")
+    (tmp_path / "site.yml").write_text("c: ${LOG_LEVEL2}\n")
+    own = "# DB_POOLSIZE=1\nCOMPOSE_FILE='compose.prod.yml:site.yml'\nOWN=1\nLOG_LEVEL2=a\n"
+    (tmp_path / ".env").write_text(f"{own}{line}\n")
 
     with pytest.raises(DeployFailed, match=f"did you mean {meant}"):
         deploy(stack, timeline, "headroom:two")

@@ -1,6 +1,7 @@
 """The deadline of the request in progress, for code of every layer.
 
-COMMIT does not begin after the deadline, and the deadline does not interrupt it: the client learns what is stored.
+A COMMIT does not begin after the deadline. The deadline does not interrupt a COMMIT in progress, so that the client is
+told whether its write is stored.
 """
 
 import time

@@ -62,7 +62,7 @@ prod_restore() {
     sleep 0.5
   done
   log "PostgreSQL serves again after $(($(now) - began)) s"
-  log 'start what else has stopped: docker compose -f compose.prod.yml up --detach --no-recreate'
+  log 'start the other stopped services: docker compose -f compose.prod.yml up --detach --no-recreate'
   log 'if a password was rotated after the backup, rotate it again: make rotate secret=app_password'
 }
 

@@ -1,14 +1,15 @@
-"""The response to a request: uvicorn's, which checks and formats a header that was sent before only once.
+"""Uvicorn's response cycle with a cache of header lines.
 
-Most headers of an API are the same in every response. Uvicorn searches each name and each value with a regular
-expression, and formats them again.
+Most headers of an API are the same in every response, but uvicorn checks each name and each value with a regular
+expression and formats them for every response. Here a cached line is checked and formatted only once.
 """
 
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, STATUS_LINE, RequestResponseCycle
 
-# What is kept, for the life of the worker. An application sends few names, but some of them with a new value each time.
+# Limits of the cache, which lives as long as the worker. Some headers, such as x-request-id, have a new value in each
+# response.
 MAX_NAMES = 256
 MAX_VALUES = 16
 MAX_LINE_BYTES = 256

@@ -38,7 +38,7 @@ from app.errors import (
 )
 from app.request_context import request_id
 
-MAX_ERRORS = 50  # of a request, in its problem: a client can make many with one body
+MAX_ERRORS = 50  # the longest list of validation errors in a problem; one body can cause thousands of errors
 
 logger = logging.getLogger(__name__)
 

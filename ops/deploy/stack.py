@@ -97,11 +97,14 @@ class Stack:
 
     def containers(self, service: str, *, stopped: bool = False) -> list[str]:
         """Return the ids of the service's running containers (or of all), without those of `docker compose run`."""
-        labels = {"project": self.project, "service": service, "oneoff": "False"}
-        filters = [f"--filter=label={_COMPOSE_LABEL}.{name}={value}" for name, value in labels.items()]
+        filters = self._filters(service, is_oneoff=False)
         # Without `--all`, Docker lists those that start again and again, too.
         states = ["--all"] if stopped else ["--filter=status=running"]
         return self.docker("ps", "--quiet", "--no-trunc", *states, *filters).split()
+
+    def _filters(self, service: str, *, is_oneoff: bool) -> list[str]:
+        labels = {"project": self.project, "service": service, "oneoff": str(is_oneoff)}
+        return [f"--filter=label={_COMPOSE_LABEL}.{name}={value}" for name, value in labels.items()]
 
     def container(self, service: str) -> str:
         """Return the id of the service's running container. Raise DeployFailed if there is none."""
@@ -196,11 +199,10 @@ class Stack:
         The proxy does not find it: `docker compose run` gives it no alias of the service.
         """
         prefix = f"{self.project}-api-trial-"
-        # Of a deploy that was killed. Compose neither shows such a container nor removes it.
-        labels = {"project": self.project, "service": "api", "oneoff": "True"}
-        filters = [f"--filter=label={_COMPOSE_LABEL}.{name}={value}" for name, value in labels.items()]
-        for left in self.docker("ps", "--all", "--quiet", f"--filter=name={prefix}", *filters).split():
-            self._end(left)
+        # A deploy that was killed leaves its container, which Compose neither shows nor removes.
+        filters = self._filters("api", is_oneoff=True)
+        for container in self.docker("ps", "--all", "--quiet", f"--filter=name={prefix}", *filters).split():
+            self._end(container)
         name = f"{prefix}{uuid4().hex[:12]}"
         options = ("--detach", "--no-deps", "-T", "--env", "DRAIN_SECONDS=0", "--name", name)
         try:
@@ -211,7 +213,7 @@ class Stack:
             self._end(name)
 
     def _end(self, container: str) -> None:
-        """Stop and remove a container, if it is there."""
+        """Stop and remove a container, if it exists."""
         with interrupts.deferred():
             for command in (("stop", container), ("rm", "--force", container)):
                 with suppress(CommandFailed):

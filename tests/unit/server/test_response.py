@@ -131,7 +131,7 @@ async def test_cookies_and_long_lines_are_not_kept() -> None:
 
 
 def test_method_of_uvicorn_is_the_one_that_was_read() -> None:
-    """Its copy in ResponseCycle must get what a new version of it corrects."""
+    """ResponseCycle repeats a part of this method: compare the two after an update of uvicorn."""
     source = inspect.getsource(RequestResponseCycle.send).encode()
 
     assert sha256(source).hexdigest()[:16] == "abdd8601b326a8da"

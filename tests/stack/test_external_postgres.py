@@ -138,8 +138,8 @@ def test_stack_works_on_a_server_elsewhere(
         }
         asyncio.run(send_all_operations(stack, database, superuser))
         assert "limits of the server: from the server" in stack.compose("exec", "-T", "api", "headroom", "budget")
-        eventually(lambda: total(stack, "db_server_up") == 1, within=60)
-        assert total(stack, "pgbouncer_up") == int(pooled)
+        up = ("db_server_up", "pgbouncer_up")
+        eventually(lambda: [total(stack, name) for name in up] == [1, int(pooled)], within=60)
 
         backends = """SELECT usename, application_name, ssl FROM pg_stat_activity JOIN pg_stat_ssl USING (pid)
                       WHERE usename LIKE 'headroom_%' AND application_name LIKE 'headroom:%'"""

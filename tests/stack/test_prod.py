@@ -150,8 +150,10 @@ def test_secrets_are_in_no_environment_inspection_history_or_log(prod: ProdStack
         seen[f"history of {image}"] = docker("history", "--no-trunc", image)
     for container in inspected:
         if container["State"]["Running"]:
-            # Of every process: its environment and its command line.
-            shown = docker("exec", container["Id"], "sh", "-c", "cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline")
+            # Of every process: its environment and its command line. While a health check starts or ends, its process
+            # has files that cannot be read.
+            read = ("exec", container["Id"], "sh", "-c", "cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline")
+            shown = eventually(partial(docker, *read), within=60)
             assert "PATH=" in shown, container["Name"]
             seen[container["Name"]] = shown
 

@@ -85,10 +85,12 @@ def test_promtool_accepts_the_metrics(compose: ComposeStack) -> None:
 
 
 def test_promtool_accepts_the_metrics_of_pgbouncer(prod: ProdStack) -> None:
-    metrics = httpx.get(f"{prod.exporter}/metrics").text
-    finished = promtool("check", "metrics", stdin=metrics)
+    def metrics() -> str | None:
+        text = httpx.get(f"{prod.exporter}/metrics").text
+        return text if "pgbouncer_up 1.0" in text else None
 
-    assert "pgbouncer_up 1.0" in metrics
+    finished = promtool("check", "metrics", stdin=eventually(metrics, within=60))
+
     assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
 
 
@@ -154,7 +156,7 @@ def test_rules_are_loaded_and_no_lasting_alert_fires(compose: ComposeStack) -> N
         )
 
     eventually(loaded, within=60)
-    assert httpx.get(f"{compose.exporter}/live.json").json()["conditions"]
+    eventually(lambda: httpx.get(f"{compose.exporter}/live.json").json()["conditions"], within=60)
     firing = [
         alert["labels"]["alertname"]
         for alert in httpx.get(f"{compose.prometheus}/api/v1/alerts").json()["data"]["alerts"]

@@ -12,7 +12,7 @@ import httpx
 from sqlalchemy import URL
 
 from app.paths import PROJECT_ROOT
-from tests.support.stacks import free_port
+from tests.support.stacks import EXPORTER_DEADLINE, free_port
 from tests.support.waiting import check_running, eventually
 
 SECRET_KEY = "for tests only, for tests only, for tests only"
@@ -80,6 +80,7 @@ def exporter_of(api: str, url: URL, directory: Path) -> Iterator[str]:
         "EXPORTER_DATABASE_URL": url.render_as_string(hide_password=False),
         "METRICS_DIR": str(directory / f"metrics-{httpx.URL(api).port}"),
         "EXPORTER_PORT": str(port),
+        "EXPORTER_DEADLINE": EXPORTER_DEADLINE,
     }
     exporter = f"http://127.0.0.1:{port}"
 

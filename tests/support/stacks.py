@@ -60,6 +60,10 @@ def _seed_options(rows: dict[str, int]) -> list[str]:
     return [f"--{table}={number}" for table, number in rows.items()]
 
 
+EXPORTER_DEADLINE = "2.5"
+"""Seconds, for the exporters of tests: a busy machine may pause for longer than the default. Prometheus allows 3 s."""
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
@@ -124,6 +128,7 @@ class LocalStack:
             "API_PORT": str(api_port),
             "EXPORTER_PORT": str(exporter_port),
             "DATA_DIR": str(directory),
+            "EXPORTER_DEADLINE": EXPORTER_DEADLINE,
             "METRICS_DIR": str(directory / "metrics"),
             **environment,
         }
@@ -319,6 +324,7 @@ class ProdStack(Compose):
                 "PROXY_REQUEST_LIMIT": "1000000",
                 "PROXY_SIGN_IN_LIMIT": "1000000",
                 "EXPORTER_PORT": str(exporter),
+                "EXPORTER_DEADLINE": EXPORTER_DEADLINE,
                 "PROMETHEUS_PORT": str(prometheus),
                 "ALERTMANAGER_PORT": str(alertmanager),
                 **environment,
@@ -353,7 +359,8 @@ class ComposeStack(Compose):
         ports = {f"{service}_PORT": str(free_port()) for service in ("EXPORTER", "POSTGRES", "PROMETHEUS")}
         apis = free_ports(replicas)
         ports["API_PORT"] = str(apis[0]) if replicas == 1 else f"{apis[0]}-{apis[-1]}"
-        super().__init__(name, "docker-compose.yml", build=build, API_REPLICAS=str(replicas), **ports, **environment)
+        own = {"API_REPLICAS": str(replicas), "EXPORTER_DEADLINE": EXPORTER_DEADLINE, **ports, **environment}
+        super().__init__(name, "docker-compose.yml", build=build, **own)
         self.ports = ports
         self.apis = [f"http://127.0.0.1:{port}" for port in apis]
         self.api = self.apis[0]

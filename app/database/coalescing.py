@@ -1,8 +1,9 @@
 """Reads that wait at the same time are answered by one statement: reads by key, and identical reads.
 
 A lone read is sent at once, as its own statement. Reads that come while `coalesce_in_flight` statements of their kind
-are under way wait for one of these to end, and the next statement answers all of them. So statements get fewer as
-the load grows, and few connections are enough. A read is answered only by a statement that is sent after the read was
+are under way wait for one of these to end, and the next statement answers all of them. After a statement that answered
+several reads, the reads of one iteration of the event loop go together. So statements get fewer as the load grows, and
+few connections are enough. A read is answered only by a statement that is sent after the read was
 requested, so it sees everything that was committed before (docs/decisions/0035-coalesced-reads.md).
 """
 
@@ -69,6 +70,8 @@ class Queue(ABC):
         self._under_way = 0
         self._starting = 0
         self._is_scheduled = False
+        # The last statement of a task answered several reads: the next read will hardly be a lone one.
+        self._has_company = False
         self._expiry: asyncio.TimerHandle | None = None
         # The statements that run, with the reads that each of them answers.
         self._tasks: dict[asyncio.Task[None], list[_Read]] = {}
@@ -87,7 +90,7 @@ class Queue(ABC):
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._start_in(loop)
-        if not self._under_way and not self._waiting:
+        if not (self._under_way or self._waiting or self._has_company):
             return self._run_alone(key, alone)
         # The statement is run by a task of its own, which the pool would not recognise.
         pool = self._pool
@@ -181,6 +184,7 @@ class Queue(ABC):
                     if loop is self._loop:
                         self._starting -= 1
                 reads += self._take()
+                self._has_company = len(reads) > 1
                 if not reads:
                     await checkout.release()
                     return

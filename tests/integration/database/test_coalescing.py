@@ -156,6 +156,18 @@ async def test_lone_read_is_sent_at_once_by_itself(new_database: NewDatabase) ->
         assert (gate.sent, gate.observer.batches) == ([[5], [999]], [])
 
 
+async def test_after_a_shared_statement_all_reads_of_one_iteration_share(new_database: NewDatabase) -> None:
+    async with new_database() as (database, gate):
+        await asyncio.gather(*ask(database, BY_ID, 1, 2, 3))
+        assert gate.sent == [[1], [[2, 3]]]
+        await asyncio.gather(*ask(database, BY_ID, 4, 5, 6))
+        assert gate.sent[2:] == [[[4, 5, 6]]]
+        for key in (7, 8):  # the first one is found to be alone
+            await database.read.one(BY_ID, key)
+        assert gate.sent[3:] == [[[7]], [8]]
+        assert gate.observer.batches == [2, 3, 1]
+
+
 @pytest.mark.parametrize(
     ("statement", "keys"),
     [
@@ -244,12 +256,9 @@ async def test_cancelled_read_leaves_the_others(new_database: NewDatabase) -> No
         assert gate.sent[2] == [[3, 4]]
 
         gate.shut()
-        first, cancelled, *others = ask(database, BY_ID, 1, 2, 3, 4)
-        await gate.wait_for(4, first)
-        gate.open()
-        await first
-        gate.shut()
-        await gate.wait_for(5, cancelled)
+        cancelled, *others = ask(database, BY_ID, 2, 3, 4)
+        await gate.wait_for(4, cancelled)
+        assert gate.sent[3] == [[2, 3, 4]]
         cancelled.cancel()  # its statement is under way
         gate.open()
         assert [row["id"] for row in await asyncio.gather(*others)] == [3, 4]

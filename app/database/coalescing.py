@@ -2,9 +2,9 @@
 
 A lone read is sent at once, as its own statement. Reads that come while `coalesce_in_flight` statements of their kind
 are under way wait for one of these to end, and the next statement answers all of them. After a statement that answered
-several reads, the reads of one iteration of the event loop go together. So statements get fewer as the load grows, and
-few connections are enough. A read is answered only by a statement that is sent after the read was
-requested, so it sees everything that was committed before (docs/decisions/0035-coalesced-reads.md).
+several reads, all reads of an iteration of the event loop go together, the first one included. So statements get fewer
+as the load grows, and few connections are enough. A read is answered only by a statement that is sent after the read
+was requested, so it sees everything that was committed before (docs/decisions/0035-coalesced-reads.md).
 """
 
 import asyncio
@@ -24,6 +24,9 @@ from app.database.lanes import current_lane
 from app.database.pool import BoundedPool
 from app.errors import PoolExhausted, StatementTimeout, TransientDatabaseError
 from app.lanes import NORMAL, LaneName
+
+# The answer to a read that waited for others in vain: its caller sends it.
+_ALONE = object()
 
 
 class _Read(NamedTuple):
@@ -70,7 +73,7 @@ class Queue(ABC):
         self._under_way = 0
         self._starting = 0
         self._is_scheduled = False
-        # The last statement of a task answered several reads: the next read will hardly be a lone one.
+        # The last shared statement answered several reads: the next one waits for the others of its iteration.
         self._has_company = False
         self._expiry: asyncio.TimerHandle | None = None
         # The statements that run, with the reads that each of them answers.
@@ -90,8 +93,13 @@ class Queue(ABC):
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._start_in(loop)
-        if not (self._under_way or self._waiting or self._has_company):
+        if not (self._under_way or self._waiting):
             return self._run_alone(key, alone)
+        return self._wait_for(self._enqueue(key, alone))
+
+    def _enqueue(self, key: Any, alone: Callable[[], Awaitable[Any]]) -> _Read:
+        loop = self._loop
+        assert loop is not None
         # The statement is run by a task of its own, which the pool would not recognise.
         pool = self._pool
         pool.refuse_second_checkout()
@@ -108,15 +116,16 @@ class Queue(ABC):
         if not self._is_scheduled and self._under_way < pool.coalesce_in_flight:
             # In the next iteration: the reads of this one go together.
             self._is_scheduled = True
-            loop.call_soon(self._flush, context=Context())
-        return self._wait_for(future)
+            loop.call_soon(self._flush_iteration, context=Context())
+        return read
 
-    async def _wait_for(self, answer: asyncio.Future[Any]) -> Any:
+    async def _wait_for(self, read: _Read) -> Any:
         try:
-            return await answer
+            answer = await read.future
         except asyncio.CancelledError:
             self._cancel_abandoned()
             raise
+        return answer if answer is not _ALONE else await self.ask(read.key, read.alone)
 
     def _cancel_abandoned(self) -> None:
         """Cancel each statement that no caller waits for any more."""
@@ -128,6 +137,8 @@ class Queue(ABC):
     async def _run_alone(self, key: Any, alone: Callable[[], Awaitable[Any]]) -> Any:
         if self._under_way or self._waiting:  # another read began first: several reads in one gather()
             return await self.ask(key, alone)
+        if self._has_company:
+            return await self._wait_for(self._enqueue(key, alone))
         loop = self._loop
         self._under_way += 1
         try:
@@ -150,9 +161,18 @@ class Queue(ABC):
         while self._waiting and self._waiting[0].future.done():
             self._waiting.popleft()
 
+    def _flush_iteration(self) -> None:
+        """Begin the statements for the reads of one iteration. A read that was the only one is left to its caller."""
+        self._is_scheduled = False
+        self._drop_cancelled()
+        if not self._under_way and len(self._waiting) == 1:
+            self._has_company = False
+            self._waiting.popleft().future.set_result(_ALONE)
+        else:
+            self._flush()
+
     def _flush(self) -> None:
         """Begin as many statements as the reads that wait need, at most `coalesce_in_flight`."""
-        self._is_scheduled = False
         assert self._loop is not None
         self._drop_cancelled()
         while self._under_way < self._pool.coalesce_in_flight and len(self._waiting) > self._starting * (

@@ -16,6 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from app.database import Database, KeyedSelect, PoolOptions, make_engine
 from app.database.deadline import after_waiting
+from app.database.lanes import in_lane
 from app.database.pool_events import NullObserver
 from app.errors import DatabaseUnavailable, InvalidInput, PoolExhausted, StatementTimeout
 from tests.integration.database.helpers import change_options, checked_out, create_tables, state, wait_until
@@ -162,10 +163,41 @@ async def test_after_a_shared_statement_all_reads_of_one_iteration_share(new_dat
         assert gate.sent == [[1], [[2, 3]]]
         await asyncio.gather(*ask(database, BY_ID, 4, 5, 6))
         assert gate.sent[2:] == [[[4, 5, 6]]]
-        for key in (7, 8):  # the first one is found to be alone
-            await database.read.one(BY_ID, key)
-        assert gate.sent[3:] == [[[7]], [8]]
-        assert gate.observer.batches == [2, 3, 1]
+        assert gate.observer.batches == [2, 3]
+
+
+async def test_after_a_shared_statement_a_lone_read_is_sent_by_itself(new_database: NewDatabase) -> None:
+    async with new_database() as (database, gate):
+        await asyncio.gather(*ask(database, BY_ID, 1, 2, 3))
+        late = database.read.one(BY_ID, 4)
+        await database.read.one(BY_ID, 5)
+        await late
+        assert gate.sent[2:] == [[5], [4]]
+        assert gate.observer.batches == [2]
+
+
+async def test_lone_read_after_a_shared_statement_waits_for_the_pool_itself(new_database: NewDatabase) -> None:
+    """So its error has the state of the pool, its time-out is counted once, and it stays in its lane."""
+    async with new_database(size=1, max_waiters=1, timeout=3) as (database, gate):
+        await asyncio.gather(*ask(database, BY_ID, 1, 2, 3))
+        async with checked_out(database):
+            (waiting,) = ask(database, BY_CODE, "c4")
+            await wait_until(lambda: state(database).waiting == 1, waiting)
+            with in_lane("critical"):
+                (critical,) = ask(database, BY_ID, 5)
+            errors = await asyncio.gather(waiting, critical, return_exceptions=True)
+        assert ["size=1" in str(error) for error in errors] == [True, True]
+        assert gate.observer.refused == ["timed out", "timed out"]
+
+
+async def test_cancelled_lone_read_after_a_shared_statement_leaves_the_pool(new_database: NewDatabase) -> None:
+    async with new_database(size=1, timeout=600) as (database, _):
+        await asyncio.gather(*ask(database, BY_ID, 1, 2, 3))
+        async with checked_out(database):
+            (cancelled,) = ask(database, BY_ID, 4)
+            await wait_until(lambda: state(database).waiting == 1, cancelled)
+            cancelled.cancel()
+            await wait_until(lambda: state(database).waiting == 0)
 
 
 @pytest.mark.parametrize(

@@ -174,12 +174,12 @@ test-unit: $(HELM) ## run the unit tests (SQLite in memory)
 test-integration: $(READY) ## run the tests against a PostgreSQL server
 	@$(BIN)/pytest $(PARALLEL) tests/integration
 
-# The others test what does not depend on the version: the state of pools and queues, pages, and whole programs.
+# The others test what does not depend on the version: the state of pools and queues, and whole programs.
 INDEPENDENT := test_pool test_pool_events test_pool_opening test_pool_compatibility test_lanes test_coalescing \
-	test_schema_versions test_backfill_command test_old_release test_benchmark_revisions
+	test_schema_versions test_backfill_command test_old_release
 
 test-postgres: $(READY) ## run the integration tests that depend on the version of PostgreSQL
-	@$(BIN)/pytest $(PARALLEL) $(addprefix tests/integration/,database exporter migrations test_migrations.py) \
+	@$(BIN)/pytest $(PARALLEL) $(addprefix tests/integration/,database exporter migrations pagination test_migrations.py) \
 		$(patsubst %,--ignore-glob='*/%.py',$(INDEPENDENT))
 
 test-stack: $(READY) ## run the tests of the whole stack, in containers and as local processes

@@ -20,8 +20,8 @@ from app.paths import PROJECT_ROOT
 from benchmarks.processes import cpu_seconds
 from benchmarks.tables import print_header, print_row
 from tests.support.load import load
+from tests.support.ports import free_port
 from tests.support.serving import Served, running
-from tests.support.stacks import free_port
 
 CLIENTS = 32
 

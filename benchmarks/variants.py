@@ -13,8 +13,8 @@ import httpx
 from sqlalchemy import URL
 
 from app.paths import PROJECT_ROOT
+from tests.support.ports import free_port
 from tests.support.serving import SECRET_KEY, Served, gunicorn, running
-from tests.support.stacks import free_port
 
 RIVALS = PROJECT_ROOT / "benchmarks/rivals"
 HEADROOM, BASELINE = "headroom", "baseline"

@@ -18,7 +18,7 @@ from app.paths import PROJECT_ROOT
 from benchmarks.fault.containers import Container, build_image
 from benchmarks.fault.traffic import Account
 from benchmarks.processes import process_ids
-from tests.support.stacks import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import check_running, eventually
 
 SECRET_KEY = "for tests only, for tests only, for tests only"

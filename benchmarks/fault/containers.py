@@ -14,7 +14,7 @@ from sqlalchemy import URL
 
 from benchmarks.fault.postgres import DATABASE, PASSWORD
 from tests.support.docker import engine_answers
-from tests.support.stacks import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
 CONSOLE_USER = "headroom_console"

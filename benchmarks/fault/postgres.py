@@ -17,7 +17,7 @@ from sqlalchemy import URL
 
 from benchmarks.fault.network import SUBNET, Network
 from benchmarks.processes import process_ids
-from tests.support.stacks import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
 PASSWORD = "for tests only"

@@ -30,7 +30,7 @@ from benchmarks.fault.postgres import (
     wait_for_standby,
 )
 from benchmarks.fault.relay import Relay
-from tests.support.stacks import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
 ASYNCPG, PSYCOPG_PGBOUNCER = "asyncpg", "psycopg-pgbouncer"

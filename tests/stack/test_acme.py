@@ -12,8 +12,9 @@ import pytest
 
 from app.paths import PROJECT_ROOT
 from tests.support.docker import require_engine
+from tests.support.ports import free_port
 from tests.support.proxied import docker, scrape_proxy
-from tests.support.stacks import Compose, free_port
+from tests.support.stacks import Compose
 from tests.support.waiting import eventually
 
 # The container is the authority `ca`, and also the machine of site.test, whose port 80 leads to the proxy.

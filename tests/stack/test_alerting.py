@@ -14,8 +14,9 @@ import pytest
 
 from app.paths import PROJECT_ROOT
 from tests.support.docker import require_engine
+from tests.support.ports import free_port
 from tests.support.proxied import PYTHON, compose_service, docker
-from tests.support.stacks import Compose, ProdStack, free_port
+from tests.support.stacks import Compose, ProdStack
 from tests.support.waiting import eventually
 
 TEST_ALERT = ["exec", "-T", "alertmanager", "sh", "/etc/alertmanager/test-alert.sh"]

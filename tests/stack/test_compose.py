@@ -8,7 +8,8 @@ import pytest
 from websockets.sync.client import connect
 
 from app.paths import PROJECT_ROOT
-from tests.support.stacks import ComposeStack, free_port
+from tests.support.ports import free_port
+from tests.support.stacks import ComposeStack
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.parametrize("stack", ["compose"], indirect=True)

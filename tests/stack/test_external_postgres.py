@@ -17,10 +17,11 @@ from tests.support.callers import Caller
 from tests.support.deployed import DeployedStack
 from tests.support.operations import OPERATIONS, path_of
 from tests.support.people import person
+from tests.support.ports import free_port
 from tests.support.postgres import IMAGE as SERVER_IMAGE
 from tests.support.postgres import connect
 from tests.support.proxied import docker
-from tests.support.stacks import IMAGE, ProdStack, free_port, total
+from tests.support.stacks import IMAGE, ProdStack, total
 from tests.support.waiting import eventually
 
 HOST = "db.example.test"

@@ -15,7 +15,8 @@ import httpx
 import yaml
 
 from app.paths import PROJECT_ROOT
-from tests.support.stacks import free_port, replicas_in
+from tests.support.ports import free_port
+from tests.support.stacks import replicas_in
 from tests.support.waiting import eventually
 
 # Addresses for benchmarks (RFC 2544): no network has them, and to the API they are public.

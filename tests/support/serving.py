@@ -12,7 +12,8 @@ import httpx
 from sqlalchemy import URL
 
 from app.paths import PROJECT_ROOT
-from tests.support.stacks import EXPORTER_DEADLINE, free_port
+from tests.support.ports import free_port
+from tests.support.stacks import EXPORTER_DEADLINE
 from tests.support.waiting import check_running, eventually
 
 SECRET_KEY = "for tests only, for tests only, for tests only"

@@ -4,14 +4,13 @@ import csv
 import json
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -21,6 +20,7 @@ from sqlalchemy import URL, make_url
 
 from app.paths import PROJECT_ROOT
 from app.settings import Settings
+from tests.support.ports import free_port, free_ports
 from tests.support.waiting import check_running, eventually
 
 
@@ -62,22 +62,6 @@ def _seed_options(rows: dict[str, int]) -> list[str]:
 
 EXPORTER_DEADLINE = "2.5"
 """Seconds, for the exporters of tests: a busy machine may pause for longer than the default. Prometheus allows 3 s."""
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-def free_ports(number: int) -> list[int]:
-    """Return consecutive free ports."""
-    while True:
-        first = free_port()
-        ports = list(range(first, first + number))
-        with suppress(OSError), ExitStack() as listeners:
-            for port in ports:
-                listeners.enter_context(socket.create_server(("127.0.0.1", port)))
-            return ports
 
 
 # Unlike httpx.get() it does not load the certificate authorities for each request, which takes 20 ms.

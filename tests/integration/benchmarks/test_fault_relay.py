@@ -8,7 +8,7 @@ from threading import Thread
 import pytest
 
 from benchmarks.fault.relay import Relay
-from tests.support.stacks import free_port
+from tests.support.ports import free_port
 
 SECONDS = 5.0
 # Long enough for data on this machine, if something forwards it.

@@ -11,8 +11,8 @@ import pytest
 from sqlalchemy import URL
 
 from app.paths import PROJECT_ROOT
+from tests.support.ports import free_port
 from tests.support.postgres import Server, as_role, connect, run_pgbouncer
-from tests.support.stacks import free_port
 
 API = [sys.executable, "-m", "app.cli.main", "api"]
 BUDGET = [sys.executable, "-m", "app.cli.main", "budget"]

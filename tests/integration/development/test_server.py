@@ -15,7 +15,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import URL
 
 from tests.support import sample
-from tests.support.stacks import free_port
+from tests.support.ports import free_port
 from tests.support.tree import copy_tree
 from tests.support.waiting import eventually
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.support.ports import free_port
 from tests.support.postgres import Server, as_role
 from tests.support.serving import gunicorn, running
-from tests.support.stacks import free_port
 
 MEGABYTES = (1.1, 3, 10)
 # Answered by the limit of bodies, by the router, and by the router again: none of them reads the body.

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from benchmarks.fault.dns import NameServer
-from tests.support.stacks import free_port
+from tests.support.ports import free_port
 
 NAME = b"\x08database\x05fault\x04test\x00"
 

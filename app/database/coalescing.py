@@ -73,7 +73,7 @@ class Queue(ABC):
         self._under_way = 0
         self._starting = 0
         self._is_scheduled = False
-        # The last shared statement answered several reads: the next one waits for the others of its iteration.
+        # The last shared statement answered several reads: the next read waits for the others of its iteration.
         self._has_company = False
         self._expiry: asyncio.TimerHandle | None = None
         # The statements that run, with the reads that each of them answers.
@@ -135,9 +135,8 @@ class Queue(ABC):
                 task.cancel()
 
     async def _run_alone(self, key: Any, alone: Callable[[], Awaitable[Any]]) -> Any:
-        if self._under_way or self._waiting:  # another read began first: several reads in one gather()
-            return await self.ask(key, alone)
-        if self._has_company:
+        # Another read may have begun since ask(): several reads in one gather().
+        if self._under_way or self._waiting or self._has_company:
             return await self._wait_for(self._enqueue(key, alone))
         loop = self._loop
         self._under_way += 1
@@ -174,7 +173,6 @@ class Queue(ABC):
     def _flush(self) -> None:
         """Begin as many statements as the reads that wait need, at most `coalesce_in_flight`."""
         assert self._loop is not None
-        self._drop_cancelled()
         while self._under_way < self._pool.coalesce_in_flight and len(self._waiting) > self._starting * (
             self._most or len(self._waiting)
         ):

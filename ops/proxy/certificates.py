@@ -18,7 +18,9 @@ INSTALLED = FOLDER / "acme.pem"
 STATE = FOLDER / "certbot"
 CONSOLE = Path("/run/proxy/console.sock")
 CHECK_SECONDS = 12 * 3600
-# Authorities limit the number of failed attempts: Let's Encrypt to 5 an hour.
+# The first attempt may come before the proxy has found this container. Authorities limit failed attempts: Let's Encrypt
+# to 5 at once, and one more every 12 minutes.
+FIRST_RETRY_SECONDS = 20
 RETRY_SECONDS = 15 * 60
 
 
@@ -70,9 +72,16 @@ def install() -> bool:
 def main() -> None:
     """Keep the certificate current until the container stops."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    failures = 0
     while True:
-        is_current = obtain() and install()
-        time.sleep(CHECK_SECONDS if is_current else RETRY_SECONDS)
+        if obtain() and install():
+            failures = 0
+            time.sleep(CHECK_SECONDS)
+        else:
+            failures += 1
+            wait = FIRST_RETRY_SECONDS if failures == 1 else RETRY_SECONDS
+            print(f"attempt failed; the next one is in {wait} s", flush=True)
+            time.sleep(wait)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The program that gives the proxy a certificate of an ACME authority (compose.acme.yml)."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,25 @@ def test_refused_certificate_is_given_again_later(proxy: list[str], tmp_path: Pa
 
     assert certificates.install() is True
     assert proxy == []
+
+
+def test_first_failure_is_tried_again_soon_and_later_ones_within_the_limits_of_authorities(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At the first start, the proxy had not found the program yet: there was no certificate for 15 minutes."""
+    results = iter([False, False, False, True, False, False])
+    waits: list[float] = []
+
+    def obtain() -> bool:
+        try:
+            return next(results)
+        except StopIteration:
+            raise SystemExit from None
+
+    monkeypatch.setattr(certificates, "obtain", obtain)
+    monkeypatch.setattr(certificates, "install", lambda: True)
+    monkeypatch.setattr(time, "sleep", waits.append)
+    with pytest.raises(SystemExit):
+        certificates.main()
+    soon, later, check = 20, 15 * 60, 12 * 3600
+    assert waits == [soon, later, later, check, soon, later]

@@ -284,7 +284,7 @@ def test_documents_that_the_code_names_exist() -> None:
 
 
 def test_example_environment_has_only_settings_and_compose_ports() -> None:
-    compose = read("docker-compose.yml")
+    compose = read("docker-compose.yml") + read("compose.prod.yml")
     named = re.findall(r"^# ([A-Z_]+)=", read(".env.example"), re.MULTILINE)
 
     assert named

@@ -377,10 +377,14 @@ class Budget:
         """
         max_db_connections = None
         if self.pooler:
-            direct = sum(program.direct for program in self.programs)
+            own = (self.pooler.term, self.pooler.role_term)
             elsewhere = (self.on_pooler, *self.on_read_server)
-            supply = min(each.supply for each in self.inequalities if each not in elsewhere)
-            max_db_connections = (supply - direct) // self.pooler.instances
+            left = min(
+                each.supply - sum(term.connections for term in each.demanded if term not in own)
+                for each in self.inequalities
+                if each not in elsewhere
+            )
+            max_db_connections = left // self.pooler.instances
             if max_db_connections < 1:
                 return None
         # Demand is linear in the size of the pool, so a division finds the largest size for each inequality.

@@ -145,6 +145,17 @@ def test_smaller_pool_is_suggested_for_coalesced_reads(
     assert (suggestion and suggestion[:2]) == suggested
 
 
+def test_programs_that_connect_directly_do_not_count_against_the_limit_of_the_role() -> None:
+    """They have roles of their own. With a limit of up to their number, no pool was suggested."""
+    budget = Budget(
+        replace(API, workers=1, pool_size=1, max_overflow=0), Server(role_limit=1), Pooler(default_pool_size=1)
+    )
+    assert budget.exceeded == []
+    suggestion = budget.suggest()
+    assert suggestion is not None
+    assert suggestion.max_db_connections == 1
+
+
 counts = st.integers(1, 10**6)
 apis = st.builds(ApiPools, counts, st.integers(0, 50), st.integers(1, 500), counts, st.integers(0, 10**6))
 limits = st.none() | st.integers(0, 10**7)

@@ -18,10 +18,14 @@ INSTALLED = FOLDER / "acme.pem"
 STATE = FOLDER / "certbot"
 CONSOLE = Path("/run/proxy/console.sock")
 CHECK_SECONDS = 12 * 3600
-# The first attempt may come before the proxy has found this container. Authorities limit failed attempts: Let's Encrypt
-# to 5 at once, and one more every 12 minutes.
-FIRST_RETRY_SECONDS = 20
-RETRY_SECONDS = 15 * 60
+# Time that the proxy gets to find this container, which has just started.
+FIND_SECONDS = 60
+# Waits after failed attempts; after the last one, RARE_SECONDS. Let's Encrypt allows 5 failures, and one more every 12
+# minutes. It pauses a name after 1,152 failures without a success, of which it forgets one a day.
+RETRY_SECONDS = (20, 60, *[15 * 60] * 8)
+RARE_SECONDS = 6 * 3600
+# Wait after the proxy has refused a certificate. No authority is asked.
+INSTALL_SECONDS = 20
 
 
 def console(command: str) -> str:
@@ -69,18 +73,41 @@ def install() -> bool:
     return True
 
 
+def wait_for_proxy() -> None:
+    """Wait until the proxy has found this container by its name: only then does it pass the authority's requests on."""
+    for _ in range(FIND_SECONDS):
+        try:
+            if "MAINT" not in console("show stat acme 4 -1"):
+                return
+        except OSError:
+            pass  # the proxy has not started
+        time.sleep(1)
+
+
+def is_installed() -> bool:
+    """Install the certificate. Return False if the proxy refuses it, or has no console at this moment."""
+    try:
+        return install()
+    except OSError as error:
+        print(f"the proxy cannot be reached: {error}", flush=True)
+        return False
+
+
 def main() -> None:
     """Keep the certificate current until the container stops."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     failures = 0
     while True:
-        if obtain() and install():
+        wait_for_proxy()
+        if obtain():
             failures = 0
+            while not is_installed():
+                time.sleep(INSTALL_SECONDS)
             time.sleep(CHECK_SECONDS)
         else:
+            wait = RETRY_SECONDS[failures] if failures < len(RETRY_SECONDS) else RARE_SECONDS
             failures += 1
-            wait = FIRST_RETRY_SECONDS if failures == 1 else RETRY_SECONDS
-            print(f"attempt failed; the next one is in {wait} s", flush=True)
+            print(f"the attempt failed; the next one is in {wait} s", flush=True)
             time.sleep(wait)
 
 

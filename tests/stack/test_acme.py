@@ -75,13 +75,13 @@ class ProxyWithAcme(Compose):
 
     def up(self) -> None:
         """Start certbot before its authority: the first attempt fails."""
-        self.compose("up", "--no-deps", "--detach", "proxy", "acme")
-        eventually(lambda: "attempt failed" in self.compose("logs", "acme"), within=60)
+        self.compose("up", "--no-deps", "--detach", "proxy")
         mounts = [f"--volume={self.folder / 'Caddyfile'}:/etc/caddy/Caddyfile:ro", f"--volume={self.secrets}:/ca:ro"]
         names = ["--network-alias=ca", "--network-alias=site.test"]
-        docker(
-            "run", "--detach", f"--name={self.name}-ca", f"--network={self.name}_front", *names, *mounts, "caddy:2.11.7"
-        )
+        docker("create", f"--name={self.name}-ca", f"--network={self.name}_front", *names, *mounts, "caddy:2.11.7")
+        self.compose("up", "--no-deps", "--detach", "acme")
+        eventually(lambda: "the attempt failed" in self.compose("logs", "acme"), within=120)
+        docker("start", f"{self.name}-ca")
 
     def down(self) -> None:
         subprocess.run(["docker", "rm", "--force", "--volumes", f"{self.name}-ca"], capture_output=True, check=False)
@@ -105,7 +105,7 @@ def acme(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxyWithAcme]:
 
 
 def test_proxy_gets_certificates_while_it_runs_and_keeps_them(acme: ProxyWithAcme) -> None:
-    obtained = eventually(acme.certificate, within=120)
+    obtained = eventually(acme.certificate, within=150)
     assert obtained["subjectAltName"] == (("DNS", "site.test"),)
 
     renew = "import certificates; assert certificates.obtain('--force-renewal'); certificates.install()"

@@ -377,6 +377,7 @@ class Budget:
         """
         max_db_connections = None
         if self.pooler:
+            # Programs that connect directly use other roles: no inequality of the API's role counts them.
             own = (self.pooler.term, self.pooler.role_term)
             elsewhere = (self.on_pooler, *self.on_read_server)
             left = min(

@@ -89,7 +89,7 @@ def is_installed() -> bool:
     try:
         return install()
     except OSError as error:
-        print(f"the proxy cannot be reached: {error}", flush=True)
+        print(f"the certificate was not installed: {error}", flush=True)
         return False
 
 

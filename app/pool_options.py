@@ -50,9 +50,9 @@ class PoolOptions:
     shrink_after: float = 20.0
     """Idle time after which a connection beyond `size` is closed."""
     coalesce_max: int = 64
-    """Reads by key that one statement answers, at most. 1: reads never share a statement."""
+    """Reads by key that one statement answers, at most, or rows that one inserts. 1: nothing shares a statement."""
     coalesce_in_flight: int = 2
-    """Statements of one kind under way, from which on further reads of that kind wait for each other."""
+    """Statements of one kind under way, from which on further reads or rows of that kind wait for each other."""
     one_per_task: bool = False
     """Raise RuntimeError when an asyncio task that holds a connection checks out a second one."""
 

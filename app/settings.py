@@ -470,14 +470,15 @@ class Settings(BaseSettings):
     db_coalesce_max: int = Field(
         default=PoolOptions.coalesce_max,
         ge=1,
-        description="Waiting reads by key that one statement answers, at most. 1: reads never share a statement.",
+        description="Waiting reads by key that one statement answers, at most, or waiting rows that one inserts. "
+        "1: nothing shares a statement.",
         json_schema_extra=_sets_option("coalesce_max"),
     )
     db_coalesce_in_flight: int = Field(
         default=PoolOptions.coalesce_in_flight,
         ge=1,
-        description="Statements of one kind that a worker has under way before further reads of that kind wait for "
-        "each other.",
+        description="Statements of one kind that a worker has under way before further reads or rows of that kind wait "
+        "for each other.",
         json_schema_extra=_sets_option("coalesce_in_flight"),
     )
     db_statement_comments: int = Field(

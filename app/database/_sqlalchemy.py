@@ -62,6 +62,17 @@ def on_postgresql(kind: TypeEngine[Any]) -> TypeEngine[Any]:
     return kind._variant_mapping.get("postgresql", kind)
 
 
+def upserts(statement: Any) -> bool:
+    """Return True if the INSERT has an ON CONFLICT clause."""
+    return statement._post_values_clause is not None
+
+
+def selected_names(statement: Any) -> Sequence[str]:
+    """Return the names of the columns of an INSERT ... SELECT, in the order of the SELECT."""
+    names: Sequence[str] = statement._select_names
+    return names
+
+
 def restricts_rows(statement: Any) -> bool:
     """Return True if the SELECT has a LIMIT, OFFSET, DISTINCT, GROUP BY or HAVING."""
     return bool(

@@ -22,6 +22,7 @@ from app.database.costs import SHARED
 from app.database.deadline import left_of
 from app.database.lanes import current_lane
 from app.database.pool import BoundedPool
+from app.database.pool_events import PoolObserver
 from app.errors import PoolExhausted, StatementTimeout, TransientDatabaseError
 from app.lanes import NORMAL, LaneName
 
@@ -29,8 +30,8 @@ from app.lanes import NORMAL, LaneName
 _ALONE = object()
 
 
-class _Read(NamedTuple):
-    """A waiting read: its key, the future of its answer, and the time of its request on the event loop's clock.
+class Waiting(NamedTuple):
+    """A read or write that waits: its key, the future of its answer, and when it began, on the event loop's clock.
 
     `alone` keeps the statement alive.
     """
@@ -42,7 +43,9 @@ class _Read(NamedTuple):
 
 
 class Queue(ABC):
-    """The reads of one kind that wait in a worker, and the statements that answer them."""
+    """The reads of one kind that wait in a worker, and the statements that answer them. Writes have the same queue."""
+
+    what = "read"
 
     def __init__(
         self,
@@ -68,7 +71,7 @@ class Queue(ABC):
     def _start_in(self, loop: asyncio.AbstractEventLoop) -> None:
         """Forget the state of an event loop that has ended: tests run several, one after the other."""
         self._loop = loop
-        self._waiting: deque[_Read] = deque()
+        self._waiting: deque[Waiting] = deque()
         # Statements that have been begun, and those of them that still wait for a connection.
         self._under_way = 0
         self._starting = 0
@@ -77,7 +80,7 @@ class Queue(ABC):
         self._has_company = False
         self._expiry: asyncio.TimerHandle | None = None
         # The statements that run, with the reads that each of them answers.
-        self._tasks: dict[asyncio.Task[None], list[_Read]] = {}
+        self._tasks: dict[asyncio.Task[None], list[Waiting]] = {}
 
     @property
     def _pool(self) -> BoundedPool:
@@ -97,7 +100,7 @@ class Queue(ABC):
             return self._run_alone(key, alone)
         return self._wait_for(self._enqueue(key, alone))
 
-    def _enqueue(self, key: Any, alone: Callable[[], Awaitable[Any]]) -> _Read:
+    def _enqueue(self, key: Any, alone: Callable[[], Awaitable[Any]]) -> Waiting:
         loop = self._loop
         assert loop is not None
         # The statement is run by a task of its own, which the pool would not recognise.
@@ -106,7 +109,7 @@ class Queue(ABC):
         self._refuse_if_full()
         now = loop.time()
         future = loop.create_future()
-        read = _Read(key, future, now, alone)
+        read = Waiting(key, future, now, alone)
         self._waiting.append(read)
         timeout = pool.timeout_in(self._lane)
         if self._expiry is None:
@@ -119,7 +122,7 @@ class Queue(ABC):
             loop.call_soon(self._flush_iteration, context=Context())
         return read
 
-    async def _wait_for(self, read: _Read) -> Any:
+    async def _wait_for(self, read: Waiting) -> Any:
         try:
             answer = await read.future
         except asyncio.CancelledError:
@@ -179,12 +182,12 @@ class Queue(ABC):
             self._under_way += 1
             self._starting += 1
             # A context of its own: the statement belongs to no single request.
-            reads: list[_Read] = []
+            reads: list[Waiting] = []
             task = self._loop.create_task(self._run(reads), context=Context())
             self._tasks[task] = reads  # asyncio holds tasks weakly
             task.add_done_callback(self._tasks.pop)
 
-    async def _run(self, reads: list[_Read]) -> None:
+    async def _run(self, reads: list[Waiting]) -> None:
         """Send one statement, and answer the reads that wait when it has a connection. Put these into `reads`."""
         loop = self._loop
         assert loop is not None
@@ -207,7 +210,7 @@ class Queue(ABC):
                     await checkout.release()
                     return
                 try:
-                    self._pool.observer.coalesced(len(reads), loop.time() - reads[0].asked)
+                    self._observe(self._pool.observer, len(reads), loop.time() - reads[0].asked)
                 except BaseException:
                     await checkout.release()
                     raise
@@ -221,19 +224,22 @@ class Queue(ABC):
         finally:
             self._end_statement(loop)
 
+    def _observe(self, observer: PoolObserver, reads: int, seconds: float) -> None:
+        observer.coalesced(reads, seconds)
+
     @abstractmethod
-    async def _answer(self, checkout: Checkout, reads: Sequence[_Read]) -> None:
+    async def _answer(self, checkout: Checkout, reads: Sequence[Waiting]) -> None:
         """Run the statement on a connection, return the connection, and answer the reads."""
 
-    async def _fail(self, reads: Sequence[_Read], error: Exception) -> None:
+    async def _fail(self, reads: Sequence[Waiting], error: Exception) -> None:
         """Give each read that waits for it the error, as an object of its own: a traceback belongs to one request."""
         for number, read in enumerate(reads):
             if not read.future.done():
                 read.future.set_exception(error if number == 0 else _copy_of(error))
 
-    def _take(self, until: float | None = None) -> list[_Read]:
+    def _take(self, until: float | None = None) -> list[Waiting]:
         """Take the reads of the next statement: in their order, without those whose caller has gone."""
-        taken: list[_Read] = []
+        taken: list[Waiting] = []
         waiting = self._waiting
         while waiting and (self._most is None or len(taken) < self._most):
             if until is not None and waiting[0].asked > until:
@@ -249,13 +255,15 @@ class Queue(ABC):
             self._waiting = deque(read for read in self._waiting if not read.future.done())
             if len(self._waiting) >= limit:
                 self._pool.observer.rejected()
-                raise PoolExhausted(f"the queue of reads for one statement is full ({len(self._waiting)} of {limit})")
+                raise PoolExhausted(
+                    f"the queue of {self.what}s for one statement is full ({len(self._waiting)} of {limit})"
+                )
 
-    def _expire_early(self, read: _Read) -> None:
+    def _expire_early(self, read: Waiting) -> None:
         """End the waiting of a read that had waited for another server before."""
         if not read.future.done() and any(each is read for each in self._waiting):
             self._pool.observer.timed_out()
-            read.future.set_exception(PoolExhausted("the read was not sent within what was left of its time"))
+            read.future.set_exception(PoolExhausted(f"the {self.what} was not sent within what was left of its time"))
 
     def _expire(self) -> None:
         """End the waiting of reads at their deadline. One timer for all of them."""
@@ -268,7 +276,7 @@ class Queue(ABC):
             read = waiting.popleft()
             if not read.future.done():
                 self._pool.observer.timed_out()
-                read.future.set_exception(PoolExhausted(f"the read was not sent within {seconds:g} s"))
+                read.future.set_exception(PoolExhausted(f"the {self.what} was not sent within {seconds:g} s"))
         if waiting:
             self._expiry = self._loop.call_at(waiting[0].asked + seconds, self._expire, context=Context())
 
@@ -302,7 +310,7 @@ class KeyQueue(Queue):
         self._run_one = run_alone
         self._copy_row = copy_row
 
-    async def _answer(self, checkout: Checkout, reads: Sequence[_Read]) -> None:
+    async def _answer(self, checkout: Checkout, reads: Sequence[Waiting]) -> None:
         rows = await self._run_several(checkout, list({read.key for read in reads}))
         by_key = dict(zip(map(self._key_of, rows), rows, strict=True))
         if len(by_key) < len(rows):
@@ -317,7 +325,7 @@ class KeyQueue(Queue):
             given.add(key)
             future.set_result(row)
 
-    async def _fail(self, reads: Sequence[_Read], error: Exception) -> None:
+    async def _fail(self, reads: Sequence[Waiting], error: Exception) -> None:
         """Try the reads one by one if one key may be at fault. If the server cannot answer, none has a chance.
 
         One key may be slow, and many keys together may exceed the statement timeout where each of them does not.
@@ -387,7 +395,7 @@ class SameReads(Queue):
         self._run_same = run
         self._copy_row = copy_row
 
-    async def _answer(self, checkout: Checkout, reads: Sequence[_Read]) -> None:
+    async def _answer(self, checkout: Checkout, reads: Sequence[Waiting]) -> None:
         rows = await self._run_same(checkout)
         for number, read in enumerate(reads):
             if not read.future.done():

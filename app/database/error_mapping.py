@@ -106,6 +106,11 @@ def translate(error: Exception) -> HeadroomError | None:
     return None
 
 
+def is_server_error(error: BaseException) -> bool:
+    """Return True if the server sent the driver's error: only then does it have a severity."""
+    return getattr(getattr(error, "diag", error), "severity", None) is not None
+
+
 def staleness(error: BaseException) -> Staleness | None:
     """Return how a statement failed that was prepared before a schema change; None for any other error."""
     driver_error = _driver_error(error)

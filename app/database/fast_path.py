@@ -27,11 +27,13 @@ from app.database.by_key import KeyedSelect
 from app.database.checkout import Checkout, check_out
 from app.database.coalescing import KeyQueue, SameReads, several_rows
 from app.database.costs import SHARED
-from app.database.error_mapping import server_is_leaving, staleness, translate
+from app.database.error_mapping import is_server_error, server_is_leaving, staleness, translate
+from app.database.insert_queue import InsertQueue
 from app.database.lanes import current_lane
 from app.database.liveness import is_closed
 from app.database.pool import BoundedPool
 from app.database.result_types import Convert, TypeNotSupported, is_immutable, result_converter
+from app.database.shared_insert import SharedInsert
 from app.database.stale_statements import StatementTexts
 from app.database.statement_checks import Statement, depends_on_more_than_rows, is_plain
 from app.errors import DatabaseUnavailable, OutcomeUnknown, PoolExhausted, first_line
@@ -202,6 +204,7 @@ class FastPath:
         self._compiled: WeakKeyDictionary[Statement, CompiledStatement | None] = WeakKeyDictionary()
         texts.on_renewal(self._compiled.clear)
         self._keyed: WeakKeyDictionary[KeyedSelect, tuple[str, CompiledStatement, KeyQueue]] = WeakKeyDictionary()
+        self._inserts: WeakKeyDictionary[SharedInsert, tuple[str, CompiledStatement, InsertQueue]] = WeakKeyDictionary()
 
     def wrap_fetch(self, wrap: Callable[[Fetch], Fetch]) -> None:
         """Put a function around every statement from now on. Development and tests watch statements with it."""
@@ -284,6 +287,52 @@ class FastPath:
 
         return KeyQueue(self._engine, statement.key_of, run, run_alone, compiled.copy_row)
 
+    def insert(self, statement: SharedInsert, parameters: Mapping[str, Any]) -> Awaitable[Any] | None:
+        """Return the inserted row, or None, to be awaited. None if the statement must take the ordinary path.
+
+        Raise PoolExhausted if too many writes wait; KeyError for a missing parameter.
+        """
+        known = self._inserts.get(statement)
+        if known is None or known[0] is not self._texts.comment:
+            found = self.compiled(statement.one)
+            if found is None:
+                return None
+            known = self._inserts[statement] = self._texts.comment, found, self._new_insert_queue(statement)
+        _, compiled, queue = known
+        values = statement.values(parameters)
+        alone = partial(self._insert_one, compiled, parameters)
+        # With a standby, each write has a position in the log of its own.
+        if (
+            self._after_write is not None
+            or not self._may_share()
+            or not statement.can_share(values)
+            or current_lane.get() not in _LANES_OF_KEYS
+        ):
+            return alone()
+        return queue.insert(values, alone)
+
+    async def _insert_one(self, compiled: CompiledStatement, parameters: Mapping[str, Any]) -> Any:
+        rows = await self.fetch(compiled, parameters, compiled.sql)
+        return rows[0] if rows else None
+
+    def _new_insert_queue(self, statement: SharedInsert) -> InsertQueue:
+        # Weak, as for reads by key. The partial of a write that waits does not keep the statement: its caller does.
+        weak = ref(statement)
+
+        async def run(checkout: Checkout, values: list[Any]) -> list[Any]:
+            try:
+                shared = weak()
+                assert shared is not None
+                several = self.compiled(shared.several)
+                assert several is not None  # it returns what `shared.one` returns
+                arrays = shared.arrays(values)
+            except BaseException:
+                await checkout.release()
+                raise
+            return await self._run_on(checkout, several, arrays)
+
+        return InsertQueue(self._engine, statement.values_in, run)
+
     def all(self, statement: CompiledStatement, parameters: Mapping[str, Any]) -> Awaitable[list[Any]]:
         """Return the rows of a read, to be awaited. Equal reads that wait share a statement.
 
@@ -356,7 +405,7 @@ class FastPath:
             lost = is_closed(connection)
             # A statement that the server refused is over. One with a value that does not fit its type is refused by
             # asyncpg. It is parsed but not executed: the server keeps waiting, and keeps the table's lock.
-            over = _is_server_error(error) and not lost
+            over = is_server_error(error) and not lost
             if server_is_leaving(error):
                 checkout.pool.distrust(checkout.record)
             await (checkout.release() if over else asyncio.shield(self._in_own_task(checkout.abort(error))))
@@ -389,8 +438,3 @@ class FastPath:
         self._ending.add(task)  # asyncio holds tasks weakly
         task.add_done_callback(self._ending.discard)
         return task
-
-
-def _is_server_error(error: Exception) -> bool:
-    """Return True if the server sent the error: only then does it have a severity."""
-    return getattr(getattr(error, "diag", error), "severity", None) is not None

@@ -108,6 +108,9 @@ class PoolObserver(Protocol):
     def coalesced(self, reads: int, seconds: float) -> None:
         """Record a statement that answers this many reads, and the longest time that one of them has waited."""
 
+    def coalesced_writes(self, writes: int, seconds: float) -> None:
+        """Record a statement that inserts this many rows, and the longest time that one of them has waited."""
+
     def opened(self, seconds: float) -> None:
         """Record a connection that was opened, and the time that took."""
 
@@ -133,7 +136,7 @@ class NullObserver:
     def _ignore(self, *_: object) -> None: ...
 
     lane_entered = lane_shed = lane_moved = _ignore
-    acquired = released = queued = dequeued = timed_out = rejected = coalesced = _ignore
+    acquired = released = queued = dequeued = timed_out = rejected = coalesced = coalesced_writes = _ignore
     opened = open_failed = pinged = closed = invalidated = leaked = _ignore
 
 

@@ -27,6 +27,7 @@ from app.database.coalescing import several_rows
 from app.database.error_mapping import translate
 from app.database.fast_path import AfterWrite, Fetch, fast_path
 from app.database.liveness import is_closed
+from app.database.shared_insert import SharedInsert
 from app.database.stale_statements import READ_ONLY, statement_texts
 from app.database.statement_checks import Statement, require_entity, require_returning, require_select
 from app.database.write_session import WriteSession, open_write_session, watch_failed_statements
@@ -195,13 +196,25 @@ class StatementSession(_Statements):
     _check = staticmethod(require_returning)
     _reads_only = False
 
-    async def returned(self, statement: Returning, **parameters: Any) -> Row | None:
+    async def returned(self, statement: Returning | SharedInsert, **parameters: Any) -> Row | None:
         """Run an INSERT, UPDATE or DELETE with RETURNING and return its first row, or None. It is committed then.
 
+        Rows of one `SharedInsert` that wait at the same time are inserted, and committed, together.
         Raise as `ReadSession.all()`. Raise OutcomeUnknown if the connection is lost before the answer.
         """
         note_write()
+        if isinstance(statement, SharedInsert):
+            return await self._inserted(statement, parameters)
         rows = await self._run(statement, parameters)
+        return rows[0] if rows else None
+
+    async def _inserted(self, statement: SharedInsert, parameters: dict[str, Any]) -> Row | None:
+        if self._fast_path is not None:
+            row = self._fast_path.insert(statement, parameters)
+            if row is not None:
+                inserted: Row | None = await row
+                return inserted
+        rows = await self._run(statement.one, parameters)
         return rows[0] if rows else None
 
     def call_after_write(self, call: AfterWrite) -> None:

@@ -49,6 +49,7 @@ from app.database.read_after import (
     read_after,
 )
 from app.database.session import Database, Entity, ReadSession, Returning, Row, StatementSession
+from app.database.shared_insert import SharedInsert
 from app.errors import (
     DatabaseUnavailable,
     InvalidInput,
@@ -382,7 +383,7 @@ class _NotedStatements(StatementSession):
         super().__init__(engine)
         self.call_after_write(note_commit)
 
-    async def returned(self, statement: Returning, **parameters: Any) -> Row | None:
+    async def returned(self, statement: Returning | SharedInsert, **parameters: Any) -> Row | None:
         try:
             return await super().returned(statement, **parameters)
         except (OutcomeUnknown, asyncio.CancelledError):

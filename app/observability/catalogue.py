@@ -123,10 +123,16 @@ POOL_COALESCED_READS = MetricSpec(
 POOL_COALESCED_STATEMENTS = MetricSpec(
     "db_pool_coalesced_statements_total", "counter", "Statements for waiting reads.", ("pool",)
 )
+POOL_COALESCED_WRITES = MetricSpec(
+    "db_pool_coalesced_writes_total", "counter", "Rows that were inserted by a statement for waiting writes.", ("pool",)
+)
+POOL_COALESCED_WRITE_STATEMENTS = MetricSpec(
+    "db_pool_coalesced_write_statements_total", "counter", "Statements for waiting writes.", ("pool",)
+)
 POOL_COALESCE_WAIT = MetricSpec(
     "db_pool_coalesce_wait_seconds",
     "histogram",
-    "Longest time that a read of a statement for waiting reads has waited, the time for a connection included.",
+    "Longest time that a read or write of a shared statement has waited, the time for a connection included.",
     ("pool",),
 )
 POOL_CONNECT_ERRORS = MetricSpec(

@@ -43,6 +43,8 @@ class PoolMetrics:
         self.leaked = counter(catalogue.POOL_LEAKS).labels(pool).inc
         self._count_coalesced = incrementer(counter(catalogue.POOL_COALESCED_STATEMENTS).labels(pool))
         self._count_reads = counter(catalogue.POOL_COALESCED_READS).labels(pool).inc
+        self._count_write_statements = incrementer(counter(catalogue.POOL_COALESCED_WRITE_STATEMENTS).labels(pool))
+        self._count_writes = counter(catalogue.POOL_COALESCED_WRITES).labels(pool).inc
         self._observe_coalesced = observer(histogram(catalogue.POOL_COALESCE_WAIT).labels(pool))
         self._shed = {
             (lane, reason): counter(catalogue.LANE_SHED).labels(pool, lane, reason)
@@ -94,6 +96,12 @@ class PoolMetrics:
         """Record a statement for waiting reads."""
         self._count_coalesced()
         self._count_reads(reads)
+        self._observe_coalesced(seconds)
+
+    def coalesced_writes(self, writes: int, seconds: float) -> None:
+        """Record a statement for waiting writes."""
+        self._count_write_statements()
+        self._count_writes(writes)
         self._observe_coalesced(seconds)
 
     def closed(self, reason: CloseReason) -> None:

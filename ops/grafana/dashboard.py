@@ -167,9 +167,12 @@ def pools() -> Iterator[timeseries.Panel]:
         yield quantiles_panel(title, metric, description)
     yield timeseries_panel(
         "Shared statements",
-        "Reads that waited and were answered by a shared statement, and these statements, per second.",
+        "Reads that waited and were answered by a shared statement, rows that were inserted by one, and these"
+        " statements, per second.",
         (rate("db_pool_coalesced_reads_total", "pool"), "reads"),
-        (rate("db_pool_coalesced_statements_total", "pool"), "statements"),
+        (rate("db_pool_coalesced_statements_total", "pool"), "statements of reads"),
+        (rate("db_pool_coalesced_writes_total", "pool"), "rows inserted"),
+        (rate("db_pool_coalesced_write_statements_total", "pool"), "statements of inserts"),
         unit="reqps",
     )
     yield timeseries_panel(
@@ -181,7 +184,7 @@ def pools() -> Iterator[timeseries.Panel]:
     yield quantiles_panel(
         "Wait to share",
         "db_pool_coalesce_wait_seconds",
-        "Longest time that a read of a shared statement has waited, the time for a connection included.",
+        "Longest time that a read or write of a shared statement has waited, the time for a connection included.",
     )
     yield timeseries_panel(
         "Refused",

@@ -18,7 +18,7 @@ from fastapi import APIRouter, Request
 from fastapi._compat import ModelField
 from prometheus_client import Counter, Histogram, values
 from pydantic.fields import FieldInfo
-from sqlalchemy import Integer, column, create_engine, select, table, update
+from sqlalchemy import Integer, column, create_engine, insert, select, table, update
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import Pool, QueuePool
 from uvicorn_worker import UvicornWorker
@@ -61,10 +61,12 @@ USES = {
             "_offset_clause",
             "_ordered_columns",
             "_pool",
+            "_post_values_clause",
             "_prefixes",
             "_raw_columns",
             "_result_columns",
             "_returning",
+            "_select_names",
             "_statement_hints",
             "_suffixes",
             "_variant_mapping",
@@ -236,6 +238,7 @@ def test_private_names_of_sqlalchemy_exist() -> None:
         compiled: {"_result_columns", "_ordered_columns", "_bind_processors"},
         statement: {"_raw_columns", "_with_options", "_for_update_arg", "_prefixes", "_suffixes", "_statement_hints"},
         update(books): {"_returning"},
+        insert(books): {"_post_values_clause", "_select_names"},
         books.c.id: {"_annotations"},
         Integer(): {"_cached_result_processor", "_variant_mapping"},
         engine.pool: USES["app/database/pool.py"].names - {"_dispatch", "_is_asyncio"},

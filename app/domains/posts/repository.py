@@ -3,7 +3,7 @@
 from sqlalchemy import bindparam, insert, literal_column, select
 from sqlalchemy.orm import joinedload
 
-from app.database import KeyedSelect, ReadSession, StatementSession, WriteSession
+from app.database import KeyedSelect, ReadSession, SharedInsert, StatementSession, WriteSession
 from app.database.error_mapping import violations
 from app.database.session import Row
 from app.domains.posts.errors import PostNotFound
@@ -25,7 +25,7 @@ _BY_ID = KeyedSelect(_POSTS, Post.id)
 _AUTHOR_NAME = select(User.name).where(User.id == literal_column("posts.author_id")).scalar_subquery()
 _USER_EXISTS = KeyedSelect(select(User.id), User.id)
 # Inserts nothing unless the author exists and is active. That saves a query before the INSERT.
-_INSERT = (
+_INSERT = SharedInsert(
     insert(Post)
     .from_select(
         ["author_id", *(column.key for column in _SENT)],

@@ -213,15 +213,19 @@ function renderLanes(lanes, moved) {
   setText($("lanes"), `Lanes: ${texts.join("; ")}.${because}`);
 }
 
+/** Describe what shared statements; an empty string if nothing did. */
+function sharedText(what, perSecond, statementsPerSecond) {
+  if (!statementsPerSecond) return "";
+  const each = (perSecond / statementsPerSecond).toFixed(1);
+  return `${formatRate(perSecond)} ${what} per second in ${formatRate(statementsPerSecond)} shared statements, ${each} each.`;
+}
+
 function renderDurations(durations, coalescing) {
-  setText(
-    $("coalescing"),
-    coalescing.statements_per_second
-      ? `${formatRate(coalescing.reads_per_second)} reads per second in ` +
-          `${formatRate(coalescing.statements_per_second)} shared statements, ` +
-          `${(coalescing.reads_per_second / coalescing.statements_per_second).toFixed(1)} reads each.`
-      : "No reads shared a statement.",
-  );
+  const texts = [
+    sharedText("reads", coalescing.reads_per_second, coalescing.statements_per_second),
+    sharedText("rows to insert", coalescing.writes_per_second, coalescing.write_statements_per_second),
+  ];
+  setText($("coalescing"), texts.filter(Boolean).join(" ") || "No reads and no writes shared a statement.");
   reconcile(
     $("durations"),
     durations,

@@ -51,6 +51,8 @@ _KEPT = frozenset(
         catalogue.LANE_MOVED,
         catalogue.POOL_COALESCED_READS,
         catalogue.POOL_COALESCED_STATEMENTS,
+        catalogue.POOL_COALESCED_WRITES,
+        catalogue.POOL_COALESCED_WRITE_STATEMENTS,
         catalogue.POOL_TIMEOUTS,
         catalogue.POOL_REJECTIONS,
         catalogue.POOL_CONNECT_ERRORS,
@@ -157,6 +159,8 @@ class LiveStatus:
             "coalescing": {
                 "reads_per_second": _rate(recent, catalogue.POOL_COALESCED_READS),
                 "statements_per_second": _rate(recent, catalogue.POOL_COALESCED_STATEMENTS),
+                "writes_per_second": _rate(recent, catalogue.POOL_COALESCED_WRITES),
+                "write_statements_per_second": _rate(recent, catalogue.POOL_COALESCED_WRITE_STATEMENTS),
             },
             "history": {field: [getattr(point, field) for point in self._history] for field in Point._fields},
             "conditions": [

@@ -17,8 +17,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from app.database import Database, KeyedSelect, PoolOptions, make_engine
 from app.database.deadline import after_waiting
 from app.database.lanes import in_lane
-from app.database.pool_events import NullObserver
 from app.errors import DatabaseUnavailable, InvalidInput, PoolExhausted, StatementTimeout
+from tests.integration.database.gate import Gate, Observer
 from tests.integration.database.helpers import change_options, checked_out, create_tables, state, wait_until
 from tests.support.coalescing_stress import stress
 from tests.support.postgres import connect
@@ -64,52 +64,6 @@ RANDOM = select(func.random().label("value"))
 NewDatabase = Callable[..., AbstractAsyncContextManager[tuple[Database, "Gate"]]]
 
 
-class Observer(NullObserver):
-    """Records the events of coalescing."""
-
-    def __init__(self) -> None:
-        self.batches: list[int] = []
-        self.refused: list[str] = []
-
-    def coalesced(self, reads: int, seconds: float) -> None:  # type: ignore[override]
-        assert seconds >= 0
-        self.batches.append(reads)
-
-    def rejected(self) -> None:  # type: ignore[override]
-        self.refused.append("rejected")
-
-    def timed_out(self) -> None:  # type: ignore[override]
-        self.refused.append("timed out")
-
-
-class Gate:
-    """Records the arguments of each statement that the fast path sends, and holds statements back while it is shut."""
-
-    def __init__(self, database: Database, observer: Observer) -> None:
-        path = database.read._fast_path
-        assert path is not None
-        self._fetch = path._fetch
-        self.observer = observer
-        self.sent: list[list[Any]] = []
-        self._open = asyncio.Event()
-        self._open.set()
-        path._fetch = self
-
-    async def __call__(self, connection: Any, statement: Any, arguments: Sequence[Any]) -> list[Any]:
-        self.sent.append([sorted(each) if isinstance(each, list) else each for each in arguments])
-        await self._open.wait()
-        return await self._fetch(connection, statement, arguments)
-
-    def shut(self) -> None:
-        self._open.clear()
-
-    def open(self) -> None:
-        self._open.set()
-
-    async def wait_for(self, statements: int, *jobs: asyncio.Future[Any]) -> None:
-        await wait_until(lambda: len(self.sent) == statements, *jobs)
-
-
 @pytest.fixture(params=["asyncpg", "psycopg"])
 def database_setup(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -134,7 +88,7 @@ def new_database(database_url: URL) -> NewDatabase:
         )
         database = Database(engine)
         try:
-            yield database, Gate(database, observer)
+            yield database, Gate(database.read, observer)
         finally:
             await engine.dispose()
 

@@ -1,0 +1,440 @@
+"""Rows that wait at the same time are inserted by one statement: who gets which row, and what a failure stores."""
+
+import asyncio
+import gc
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import date
+from typing import Any
+from uuid import UUID
+from weakref import ref
+
+import pytest
+from sqlalchemy import URL, CheckConstraint, ForeignKey, String, bindparam, event, insert, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from app.database import Database, PoolOptions, SharedInsert, make_engine
+from app.database.error_mapping import violations
+from app.database.lanes import in_lane
+from app.database.liveness import shut_down
+from app.errors import Conflict, DatabaseUnavailable, OutcomeUnknown, PoolExhausted, StatementTimeout
+from app.request_deadline import RequestDeadline, request_deadline
+from tests.integration.database.gate import Gate, Observer
+from tests.integration.database.helpers import change_options, create_tables, state, wait_until
+from tests.support.insert_stress import stress
+from tests.support.postgres import connect
+
+
+class _Base(DeclarativeBase):
+    pass
+
+
+class Shelf(_Base):
+    __tablename__ = "test_shelves"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    is_open: Mapped[bool]
+
+
+class Box(_Base):
+    __tablename__ = "test_boxes"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    shelf_id: Mapped[int] = mapped_column(ForeignKey("test_shelves.id"))
+    label: Mapped[str] = mapped_column(String(10))
+
+    __table_args__ = (CheckConstraint("label <> 'bad'", name="ck_label"),)
+
+
+class Note(_Base):
+    __tablename__ = "test_notes"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str | None]
+    token: Mapped[UUID]
+    day: Mapped[date]
+    is_read: Mapped[bool]
+
+
+def parameter(column: Any) -> Any:
+    return bindparam(column.key, type_=column.type)
+
+
+STORE_STATEMENT = (
+    insert(Box)
+    .from_select(
+        ["shelf_id", "label"],
+        select(Shelf.id, parameter(Box.label)).where(
+            Shelf.id == bindparam("shelf_id", type_=Shelf.id.type), Shelf.is_open
+        ),
+    )
+    .returning(Box.id, Box.shelf_id, Box.label)
+)
+STORE = SharedInsert(STORE_STATEMENT)
+_NOTE_COLUMNS = (Note.text, Note.token, Note.day, Note.is_read)
+WRITE_NOTE = SharedInsert(
+    insert(Note)
+    .from_select([column.key for column in _NOTE_COLUMNS], select(*map(parameter, _NOTE_COLUMNS)))
+    .returning(Note.id, *_NOTE_COLUMNS)
+)
+CLOSED_SHELF = 99
+
+NewDatabase = Callable[..., AbstractAsyncContextManager[tuple[Database, Gate]]]
+
+
+@pytest.fixture(params=["asyncpg", "psycopg"])
+def database_setup(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def new_database(database_url: URL) -> NewDatabase:
+    create_tables(database_url, _Base.metadata)
+    with connect(database_url) as admin:
+        admin.execute("INSERT INTO test_shelves SELECT n, n <> 99 FROM generate_series(1, 99) n")
+
+    @asynccontextmanager
+    async def new(**options: Any) -> AsyncIterator[tuple[Database, Gate]]:
+        observer = Observer()
+        options = {
+            "size": 5,
+            "max_overflow": 0,
+            "timeout": 30,
+            "ping_after": None,
+            "coalesce_in_flight": 1,
+        } | options
+        engine = make_engine(
+            url=database_url, application_name="headroom:inserts", pool=PoolOptions(**options), observer=observer
+        )
+        database = Database(engine)
+        try:
+            yield database, Gate(database.statement, observer)
+        finally:
+            await engine.dispose()
+
+    return new
+
+
+def store(database: Database, *boxes: tuple[int, str]) -> list["asyncio.Task[Any]"]:
+    """Store boxes at the same time: the first one by itself, the others with one statement."""
+
+    async def one(shelf: int, label: str) -> Any:
+        return await database.statement.returned(STORE, shelf_id=shelf, label=label)
+
+    return [asyncio.create_task(one(*box)) for box in boxes]
+
+
+def stored(url: URL) -> list[tuple[Any, ...]]:
+    with connect(url) as admin:
+        return admin.execute("SELECT shelf_id, label FROM test_boxes ORDER BY shelf_id, label, id").fetchall()
+
+
+def row_of(row: Any) -> tuple[Any, ...] | None:
+    return row and (row["shelf_id"], row["label"])
+
+
+async def test_lone_row_is_inserted_by_its_own_statement(new_database: NewDatabase, database_url: URL) -> None:
+    async with new_database() as (database, gate):
+        row = await database.statement.returned(STORE, shelf_id=1, label="a")
+        assert row_of(row) == (1, "a")
+        assert await database.statement.returned(STORE, shelf_id=CLOSED_SHELF, label="b") is None
+        assert (len(gate.sent), gate.observer.batches) == (2, [])
+        assert stored(database_url) == [(1, "a")]
+
+
+async def test_waiting_rows_share_a_statement(new_database: NewDatabase, database_url: URL) -> None:
+    async with new_database() as (database, gate):
+        boxes = [(1, "a"), (3, "c"), (2, "b"), (1, "")]
+        found = await asyncio.gather(*store(database, *boxes))
+        assert list(map(row_of, found)) == boxes
+        assert len({row["id"] for row in found}) == 4
+        assert (len(gate.sent), gate.observer.batches) == (2, [3])
+        assert stored(database_url) == sorted(boxes)
+
+
+async def test_equal_rows_are_rows_of_their_own(new_database: NewDatabase, database_url: URL) -> None:
+    async with new_database() as (database, gate):
+        found = await asyncio.gather(*store(database, *[(1, "same")] * 5))
+        assert len({row["id"] for row in found}) == 5
+        assert gate.observer.batches == [4]
+        assert stored(database_url) == [(1, "same")] * 5
+
+
+async def test_values_of_each_type_find_their_row(new_database: NewDatabase) -> None:
+    async with new_database() as (database, gate):
+        notes: list[dict[str, Any]] = [
+            {"text": content, "token": UUID(int=number), "day": date(2000 + number, 2, 29), "is_read": number % 8 == 0}
+            for number, content in zip(range(0, 24, 4), ("é ' \\ {}", None, "", "NULL", '"', "a,b"), strict=True)
+        ]
+        found = await asyncio.gather(*(database.statement.returned(WRITE_NOTE, **note) for note in notes))
+        assert [{name: row[name] for name in notes[0]} for row in found if row] == notes
+        assert gate.observer.batches == [5]
+
+
+async def test_row_without_its_parent_does_not_affect_the_others(new_database: NewDatabase, database_url: URL) -> None:
+    async with new_database() as (database, gate):
+        found = await asyncio.gather(*store(database, (1, "a"), (2, "b"), (CLOSED_SHELF, "c"), (12345, "d"), (3, "e")))
+        assert list(map(row_of, found)) == [(1, "a"), (2, "b"), None, None, (3, "e")]
+        # Those which the shared statement did not insert are sent by themselves: a lock could be the reason.
+        assert (len(gate.sent), gate.observer.batches) == (4, [4])
+        assert stored(database_url) == [(1, "a"), (2, "b"), (3, "e")]
+
+
+async def test_locked_parent_holds_up_only_its_own_row(new_database: NewDatabase, database_url: URL) -> None:
+    async with new_database() as (database, gate):
+        with connect(database_url) as admin, admin.transaction():
+            admin.execute("SELECT FROM test_shelves WHERE id = 2 FOR UPDATE")
+            first, locked, *others = store(database, (1, "a"), (2, "b"), (3, "c"), (4, "d"))
+            assert list(map(row_of, await asyncio.gather(first, *others))) == [(1, "a"), (3, "c"), (4, "d")]
+            await gate.wait_for(3, locked)
+            later = store(database, (5, "e"), (6, "f"))
+            assert list(map(row_of, await asyncio.gather(*later))) == [(5, "e"), (6, "f")]
+            assert not locked.done()
+        assert row_of(await locked) == (2, "b")
+        assert len(stored(database_url)) == 6
+
+
+async def test_row_that_the_server_refuses_fails_alone(new_database: NewDatabase, database_url: URL) -> None:
+    async with new_database() as (database, gate):
+
+        async def one(label: str) -> Any:
+            with violations({"ck_label": Conflict("bad")}):
+                return await database.statement.returned(STORE, shelf_id=1, label=label)
+
+        found: list[Any] = await asyncio.gather(*map(one, ("a", "b", "bad", "c")), return_exceptions=True)
+        assert [row_of(found[index]) for index in (0, 1, 3)] == [(1, "a"), (1, "b"), (1, "c")]
+        assert isinstance(found[2], Conflict)
+        assert (len(gate.sent), gate.observer.batches) == (2 + 3, [3])
+        assert stored(database_url) == [(1, "a"), (1, "b"), (1, "c")]
+        await wait_until(lambda: state(database).used == 0)
+
+
+async def test_value_that_the_server_would_refuse_is_not_shared(new_database: NewDatabase, database_url: URL) -> None:
+    async with new_database() as (database, gate):
+        jobs = store(database, (1, "a"), (2, "longer than ten"), (3, "c"), (4, "d"))
+        found: list[Any] = await asyncio.gather(*jobs, return_exceptions=True)
+        assert isinstance(found[1], Exception)
+        assert gate.observer.batches == [2]
+        assert stored(database_url) == [(1, "a"), (3, "c"), (4, "d")]
+
+
+def fail_shared(gate: Gate, error: Exception) -> None:
+    """Let each shared statement fail, before it is sent."""
+    fetch = gate._fetch
+
+    async def fail(connection: Any, statement: Any, arguments: Sequence[Any]) -> list[Any]:
+        if isinstance(arguments[0], list):
+            raise error
+        return await fetch(connection, statement, arguments)
+
+    gate._fetch = fail
+
+
+async def test_rows_of_a_statement_that_times_out_are_sent_by_themselves(new_database: NewDatabase) -> None:
+    async with new_database() as (database, gate):
+        fail_shared(gate, StatementTimeout("slow"))
+        found = await asyncio.gather(*store(database, (1, "a"), (2, "b"), (3, "c")))
+        assert list(map(row_of, found)) == [(1, "a"), (2, "b"), (3, "c")]
+
+
+async def test_unavailable_server_fails_all_rows(new_database: NewDatabase) -> None:
+    async with new_database() as (database, gate):
+        fail_shared(gate, DatabaseUnavailable("shutting down"))
+        _, *errors = await asyncio.gather(*store(database, (1, "a"), (2, "b"), (3, "c")), return_exceptions=True)
+        assert [type(error) for error in errors] == [DatabaseUnavailable] * 2
+        assert len({id(error) for error in errors}) == 2
+        assert len(gate.sent) == 2
+
+
+async def test_lost_connection_leaves_the_outcome_of_all_rows_unknown(
+    new_database: NewDatabase, database_url: URL
+) -> None:
+    """They may be stored, so none of them is sent again."""
+    async with new_database() as (database, gate):
+        fetch = gate._fetch
+
+        async def lose(connection: Any, statement: Any, arguments: Sequence[Any]) -> list[Any]:
+            rows = await fetch(connection, statement, arguments)
+            if isinstance(arguments[0], list):
+                shut_down(connection)
+                await fetch(connection, statement, arguments)
+            return rows
+
+        gate._fetch = lose
+        first, *errors = await asyncio.gather(*store(database, (1, "a"), (2, "b"), (3, "c")), return_exceptions=True)
+        assert row_of(first) == (1, "a")
+        assert [type(error) for error in errors] == [OutcomeUnknown] * 2
+        assert stored(database_url) == [(1, "a"), (2, "b"), (3, "c")]
+
+
+async def test_rows_that_a_trigger_changes_are_not_sent_again(new_database: NewDatabase, database_url: URL) -> None:
+    async with new_database() as (database, _):
+        with connect(database_url) as admin:
+            admin.execute(
+                "CREATE FUNCTION shout() RETURNS trigger LANGUAGE plpgsql AS"
+                " $$ BEGIN NEW.label := upper(NEW.label); RETURN NEW; END $$;"
+                " CREATE TRIGGER shout BEFORE INSERT ON test_boxes FOR EACH ROW EXECUTE FUNCTION shout()"
+            )
+        first, same, *errors = await asyncio.gather(
+            *store(database, (1, "a"), (2, "SAME"), (3, "c"), (4, "d")), return_exceptions=True
+        )
+        assert [row_of(first), row_of(same)] == [(1, "A"), (2, "SAME")]
+        assert [type(error) for error in errors] == [OutcomeUnknown] * 2
+        assert stored(database_url) == [(1, "A"), (2, "SAME"), (3, "C"), (4, "D")]
+
+
+async def test_cancelled_write_that_waits_is_not_stored(new_database: NewDatabase, database_url: URL) -> None:
+    async with new_database() as (database, gate):
+        gate.shut()
+        first, cancelled, *others = store(database, (1, "a"), (2, "b"), (3, "c"), (4, "d"))
+        await gate.wait_for(1, first)
+        cancelled.cancel()
+        gate.open()
+        assert list(map(row_of, await asyncio.gather(first, *others))) == [(1, "a"), (3, "c"), (4, "d")]
+        assert stored(database_url) == [(1, "a"), (3, "c"), (4, "d")]
+
+
+def hold_answers(gate: Gate) -> tuple[asyncio.Event, asyncio.Event]:
+    """Hold back the answer of each shared statement. Return what is set when there is one, and what lets it through."""
+    fetch = gate._fetch
+    is_inserted, is_released = asyncio.Event(), asyncio.Event()
+
+    async def hold(connection: Any, statement: Any, arguments: Sequence[Any]) -> list[Any]:
+        rows = await fetch(connection, statement, arguments)
+        if isinstance(arguments[0], list):
+            is_inserted.set()
+            await is_released.wait()
+        return rows
+
+    gate._fetch = hold
+    return is_inserted, is_released
+
+
+async def test_cancelled_write_leaves_the_others_of_its_statement(new_database: NewDatabase, database_url: URL) -> None:
+    async with new_database() as (database, gate):
+        is_inserted, is_released = hold_answers(gate)
+        first, cancelled, *others = store(database, (1, "a"), (2, "b"), (3, "c"), (2, "b"))
+        await wait_until(is_inserted.is_set, first, cancelled, *others)
+        cancelled.cancel()
+        is_released.set()
+        assert list(map(row_of, await asyncio.gather(first, *others))) == [(1, "a"), (3, "c"), (2, "b")]
+        assert cancelled.cancelled()
+        assert stored(database_url) == [(1, "a"), (2, "b"), (2, "b"), (3, "c")]
+        await wait_until(lambda: state(database).used == 0)
+
+
+async def test_shared_statement_without_callers_is_cancelled(new_database: NewDatabase) -> None:
+    async with new_database() as (database, gate):
+        is_inserted, _ = hold_answers(gate)
+        first, *others = store(database, (1, "a"), (2, "b"), (3, "c"))
+        await wait_until(is_inserted.is_set, first, *others)
+        for write in others:
+            assert state(database).used == 1, "another caller waits for it"
+            write.cancel()
+            await asyncio.wait({write})
+        await wait_until(lambda: state(database).used == 0)
+
+
+def with_deadline(task_of: Callable[[], Any]) -> tuple["asyncio.Task[Any]", RequestDeadline]:
+    """Start a task with a deadline of its own, as the web layer does for a request."""
+    tasks: list[asyncio.Task[Any]] = []
+    deadline = RequestDeadline(time.monotonic() + 600, lambda: False, lambda: tasks[0].cancel())
+
+    async def run() -> Any:
+        request_deadline.set(deadline)
+        return await task_of()
+
+    tasks.append(asyncio.create_task(run()))
+    return tasks[0], deadline
+
+
+async def test_deadline_ends_a_write_that_waits_and_leaves_one_that_is_sent_unknown(
+    new_database: NewDatabase, database_url: URL
+) -> None:
+    async with new_database() as (database, gate):
+
+        def write(label: str) -> tuple["asyncio.Task[Any]", RequestDeadline]:
+            return with_deadline(lambda: database.statement.returned(STORE, shelf_id=1, label=label))
+
+        gate.shut()
+        (first,) = store(database, (1, "first"))
+        await gate.wait_for(1, first)
+        waiting, waiting_deadline = write("waiting")
+        sent, sent_deadline = write("sent")
+        other, other_deadline = write("other")
+        await asyncio.sleep(0)
+        waiting_deadline.expire()
+        await asyncio.wait({waiting})
+        assert waiting.cancelled()
+        assert not waiting_deadline.is_unknown
+
+        is_inserted, is_released = hold_answers(gate)
+        gate.open()
+        await first
+        await wait_until(is_inserted.is_set, sent, other)
+        sent_deadline.expire()
+        with pytest.raises(OutcomeUnknown):
+            await sent
+        assert sent_deadline.is_unknown
+        is_released.set()
+        assert row_of(await other) == (1, "other")
+        assert other_deadline.is_stored
+        other_deadline.expire()
+        assert not other_deadline.is_over, "the client must learn that its row is stored"
+        assert [label for _, label in stored(database_url)] == ["first", "other", "sent"]
+
+
+async def test_write_is_refused_at_the_deadline_of_the_pool(new_database: NewDatabase) -> None:
+    async with new_database() as (database, gate):
+        gate.shut()
+        (first,) = store(database, (1, "a"))
+        await gate.wait_for(1, first)
+        change_options(database, timeout=3)
+        (late,) = store(database, (2, "b"))
+        with pytest.raises(PoolExhausted, match="the write was not sent within 3 s"):
+            await late
+        gate.open()
+        await first
+
+
+async def test_writes_that_must_not_share_are_sent_by_themselves(new_database: NewDatabase) -> None:
+    boxes = [(1, "a"), (2, "b"), (3, "c")]
+    async with new_database(coalesce_max=1) as (database, gate):
+        await asyncio.gather(*store(database, *boxes))
+        assert (len(gate.sent), gate.observer.batches) == (3, [])
+    async with new_database() as (database, gate):
+        with in_lane("expensive"):
+            await asyncio.gather(*store(database, *boxes))
+        assert (len(gate.sent), gate.observer.batches) == (3, [])
+        # A listener may prepare the connection for one request.
+        event.listen(database.engine.sync_engine, "checkout", lambda *_: None)
+        await asyncio.gather(*store(database, *boxes))
+        assert (len(gate.sent), gate.observer.batches) == (6, [])
+    async with new_database() as (database, gate):
+        positions = []
+
+        async def note(connection: Any) -> None:
+            positions.append(connection)
+
+        database.statement.call_after_write(note)
+        await asyncio.gather(*store(database, *boxes))
+        assert (len(gate.sent), gate.observer.batches, len(positions)) == (3, [], 3)
+
+
+async def test_statement_of_one_request_is_freed_with_it(new_database: NewDatabase) -> None:
+    async with new_database() as (database, gate):
+        statement = SharedInsert(STORE_STATEMENT)
+        await asyncio.gather(*(database.statement.returned(statement, shelf_id=1, label=each) for each in "abc"))
+        assert gate.observer.batches == [2]
+        freed = ref(statement)
+        del statement
+        gc.collect()
+        assert freed() is None
+
+
+@pytest.mark.parametrize("database_setup", ["asyncpg", "psycopg", "psycopg-pgbouncer"])
+async def test_stress_stores_each_acknowledged_row_once(database_url: URL) -> None:
+    report = await stress(database_url, database_url, writes=2_000)
+    assert +report.violations == {}
+    assert report.shared > 500

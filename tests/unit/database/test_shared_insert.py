@@ -1,0 +1,219 @@
+"""Which INSERT statements can share a statement with others, and which are refused."""
+
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    DateTime,
+    ForeignKey,
+    Numeric,
+    String,
+    UniqueConstraint,
+    Uuid,
+    bindparam,
+    exists,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    text,
+)
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql import asyncpg
+from sqlalchemy.orm import DeclarativeBase, Mapped, aliased, mapped_column
+
+from app.database import SharedInsert
+
+
+class _Base(DeclarativeBase):
+    pass
+
+
+class Place(_Base):
+    __tablename__ = "places"
+
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    code: Mapped[str] = mapped_column(String(10), unique=True)
+    country: Mapped[str]
+    city: Mapped[str]
+    closed: Mapped[bool]
+
+    __table_args__ = (UniqueConstraint("country", "city"),)
+
+
+class Visit(_Base):
+    __tablename__ = "visits"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    place_id: Mapped[int] = mapped_column(ForeignKey("places.id"))
+    country: Mapped[str]
+    city: Mapped[str]
+    title: Mapped[str] = mapped_column(String(10))
+    note: Mapped[str | None]
+    token: Mapped[UUID] = mapped_column(Uuid)
+    paid: Mapped[bool] = mapped_column(Boolean)
+    price: Mapped[Any] = mapped_column(Numeric(8, 2))
+    at: Mapped[Any] = mapped_column(DateTime(timezone=True))
+
+
+DIALECT: Any = asyncpg.dialect()  # type: ignore[no-untyped-call]
+
+
+def parameter(column: Any) -> Any:
+    return bindparam(column.key, type_=column.type)
+
+
+PLACE_ID: Any = bindparam("place_id", type_=BigInteger())
+TITLE = parameter(Visit.title)
+IN_PLACE = select(Place.id, TITLE).where(Place.id == PLACE_ID)
+RETURNED = (Visit.id, Visit.place_id, Visit.title)
+
+
+def visits(source: Any, *returned: Any, columns: tuple[str, ...] = ("place_id", "title")) -> Any:
+    return insert(Visit).from_select(list(columns), source).returning(*(returned or RETURNED))
+
+
+ACCEPTED: dict[str, Any] = {
+    "row of a parent": visits(IN_PLACE),
+    "condition": visits(IN_PLACE.where(Place.closed.is_(False))),
+    "parameter on the left": visits(select(Place.id, TITLE).where(Place.id == PLACE_ID)),
+    "literal": visits(select(Place.id, literal("first", String())).where(Place.id == PLACE_ID)),
+    "without a parent": visits(select(TITLE), Visit.title, columns=("title",)),
+    "two parameters without a parent": visits(
+        select(TITLE, parameter(Visit.note)), Visit.title, Visit.note, columns=("title", "note")
+    ),
+    "composite key": visits(
+        select(Place.country, Place.city).where(
+            Place.country == parameter(Visit.country), Place.city == parameter(Visit.city)
+        ),
+        Visit.country,
+        Visit.city,
+        columns=("country", "city"),
+    ),
+    "subquery in RETURNING": visits(
+        IN_PLACE, *RETURNED, select(Place.code).where(Place.id == Visit.place_id).scalar_subquery().label("code")
+    ),
+    "subquery in a condition": visits(IN_PLACE.where(~exists().where(Visit.note == "full"))),
+    "labelled column": visits(IN_PLACE, Visit.id, Visit.place_id.label("place"), Visit.title.label("name")),
+}
+
+_OTHER = aliased(Place)
+REFUSED: dict[str, tuple[Any, str]] = {
+    "values": (insert(Visit).values(title=bindparam("new")).returning(Visit.title), "only insert(...).from_select("),
+    "union": (visits(IN_PLACE.union_all(IN_PLACE)), "only insert(...).from_select("),
+    "conflict": (
+        postgresql.insert(Visit)
+        .from_select(["place_id", "title"], IN_PLACE)
+        .on_conflict_do_nothing()
+        .returning(*RETURNED),
+        "ON CONFLICT",
+    ),
+    "prefix": (visits(IN_PLACE).prefix_with("OVERRIDING"), "literal SQL"),
+    "limit": (visits(IN_PLACE.limit(1)), "LIMIT"),
+    "distinct": (visits(IN_PLACE.distinct()), "DISTINCT"),
+    "aggregate": (visits(select(func.max(Place.id), TITLE).where(Place.id == PLACE_ID)), "aggregate"),
+    "volatile function": (visits(IN_PLACE.where(func.random() > 0.5)), "random()"),
+    "volatile function in RETURNING": (visits(IN_PLACE, *RETURNED, func.random().label("r")), "random()"),
+    "literal SQL": (visits(IN_PLACE.where(text("random() > 0.5"))), "literal SQL"),
+    "lock": (visits(IN_PLACE.with_for_update()), "a lock"),
+    "parameter in RETURNING": (visits(IN_PLACE, *RETURNED, bindparam("p", type_=String()).label("p")), "RETURNING has"),
+    "join": (visits(select(Place.id, TITLE).join(Visit).where(Place.id == PLACE_ID)), "without a join"),
+    "two tables": (visits(select(Place.id, TITLE).where(Place.id == PLACE_ID, _OTHER.id == 1)), "no more than one"),
+    "alias": (visits(select(_OTHER.id, TITLE).where(_OTHER.id == PLACE_ID)), "no more than one table"),
+    "no key": (visits(select(Place.id, TITLE).where(Place.country == "NZ")), "must compare the primary key"),
+    "part of a key": (
+        visits(
+            select(Place.country, TITLE).where(Place.country == parameter(Visit.country)),
+            Visit.country,
+            Visit.title,
+            columns=("country", "title"),
+        ),
+        "must compare the primary key",
+    ),
+    "key in an OR": (
+        visits(select(Place.id, TITLE).where(or_(Place.id == PLACE_ID, Place.closed))),
+        "must compare the primary key",
+    ),
+    "no parameter": (visits(select(literal("first", String())), Visit.title, columns=("title",)), "no parameter"),
+    "changed parameter": (visits(select(Place.id, func.lower(TITLE)).where(Place.id == PLACE_ID)), "parameter title"),
+    "parameter of another name": (
+        visits(select(Place.id, bindparam("name", type_=String())).where(Place.id == PLACE_ID)),
+        "parameter name must be the value of the inserted column name",
+    ),
+    "parameter only in a condition": (
+        visits(IN_PLACE.where(Place.country == bindparam("in_country", type_=String()))),
+        "parameter in_country",
+    ),
+    "column that the key is not compared with": (
+        visits(select(Place.id + 1, TITLE).where(Place.id == PLACE_ID)),
+        "parameter place_id",
+    ),
+    "column that is not returned": (visits(IN_PLACE, Visit.id, Visit.title), "must return visits.place_id"),
+    "number with a scale": (
+        visits(select(parameter(Visit.price)), Visit.price, columns=("price",)),
+        "cannot be compared in Python",
+    ),
+    "time": (visits(select(parameter(Visit.at)), Visit.at, columns=("at",)), "cannot be compared in Python"),
+    "entity": (insert(Visit).from_select(["place_id", "title"], IN_PLACE).returning(Visit), "the entity Visit"),
+    "no RETURNING": (insert(Visit).from_select(["place_id", "title"], IN_PLACE), "returns no row"),
+}
+
+
+@pytest.mark.parametrize("statement", ACCEPTED.values(), ids=ACCEPTED)
+def test_statement_is_accepted(statement: Any) -> None:
+    shared = SharedInsert(statement)
+    compiled: Any = shared.several.compile(dialect=DIALECT)
+    assert set(compiled.positiontup) >= set(shared.names)
+    assert "unnest(" in str(compiled)
+
+
+@pytest.mark.parametrize(("statement", "reason"), REFUSED.values(), ids=REFUSED)
+def test_statement_is_refused(statement: Any, reason: str) -> None:
+    with pytest.raises(TypeError) as refused:
+        SharedInsert(statement)
+    assert reason in str(refused.value)
+
+
+def test_shared_statement_skips_locked_rows_of_the_parent() -> None:
+    sql = " ".join(str(SharedInsert(visits(IN_PLACE)).several.compile(dialect=DIALECT)).split())
+    assert sql == (
+        "INSERT INTO visits (place_id, title) SELECT places.id, anon_1.title FROM places,"
+        " unnest($1::BIGINT[], $2::VARCHAR[]) AS anon_1(place_id, title) WHERE places.id = anon_1.place_id"
+        " FOR KEY SHARE OF places SKIP LOCKED RETURNING visits.id, visits.place_id, visits.title"
+    )
+
+
+def test_values_of_rows_and_of_parameters_are_equal() -> None:
+    shared = SharedInsert(visits(IN_PLACE, Visit.id, Visit.place_id.label("place"), Visit.title.label("name")))
+    assert shared.values({"title": "a", "place_id": 1}) == shared.values_in({"id": 9, "place": 1, "name": "a"})
+    assert shared.arrays([(1, "a"), (2, "b")]) == {"place_id": [1, 2], "title": ["a", "b"]}
+    one = SharedInsert(visits(select(TITLE), Visit.title, columns=("title",)))
+    assert one.values({"title": "a"}) == one.values_in({"title": "a"}) == "a"
+    assert one.arrays(["a", "b"]) == {"title": ["a", "b"]}
+
+
+@pytest.mark.parametrize(
+    ("values", "can_share"),
+    [
+        ((1, "a" * 10), True),
+        ((1, "a" * 11), False),  # too long for its column
+        ((1, "\0"), False),
+        ((1, None), False),
+        ((1 << 63, "a"), False),
+        (("1", "a"), False),
+    ],
+)
+def test_row_that_the_server_may_refuse_goes_alone(values: Any, can_share: bool) -> None:
+    assert SharedInsert(visits(IN_PLACE)).can_share(values) is can_share
+
+
+def test_null_is_shared_if_the_column_allows_it() -> None:
+    shared = SharedInsert(
+        visits(select(parameter(Visit.note), TITLE), Visit.note, Visit.title, columns=("note", "title"))
+    )
+    assert shared.can_share((None, "a"))
+    assert not shared.can_share(("a", None))

@@ -213,7 +213,7 @@ bench-metrics: $(READY) ## benchmark the metrics: cost per request, and a scrape
 bench-pool-stress: $(READY) ## stress the pool with random faults: make bench-pool-stress args="--operations 200000"
 	@$(BIN)/python -m benchmarks.pool_stress $(args)
 
-bench-coalescing: $(READY) ## stress the coalesced reads: make bench-coalescing args="--reads 500000"
+bench-coalescing: $(READY) ## stress the shared statements: make bench-coalescing args="--reads 500000"
 	@$(BIN)/python -m benchmarks.coalescing_stress $(args)
 
 bench-servers: $(READY) ## benchmark servers and parsers of ASGI under Gunicorn, without a database

@@ -8,7 +8,7 @@ gets the row or the error that its own statement would give (docs/decisions/0051
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -17,6 +17,7 @@ from app.database.coalescing import Queue, Waiting
 from app.database.error_mapping import is_server_error
 from app.database.pool import BoundedPool
 from app.database.pool_events import PoolObserver
+from app.database.read_after import note_written, read_after
 from app.errors import InvalidInput, OutcomeUnknown, StatementTimeout, TransactionConflict, TransientDatabaseError
 from app.request_deadline import RequestDeadline, cancelled_write, is_overdue, request_deadline
 
@@ -31,6 +32,13 @@ class _Write:
     values: Any
     deadline: RequestDeadline | None
     is_sent: bool = False
+
+
+class _Inserted(NamedTuple):
+    """A row of a shared statement, and the position of its commit in the log; 0 without a standby."""
+
+    row: Any
+    position: int
 
 
 class InsertQueue(Queue):
@@ -58,12 +66,18 @@ class InsertQueue(Queue):
 
     async def _wait_for(self, waiting: Waiting) -> Any:
         try:
-            row = await super()._wait_for(waiting)
+            answer = await super()._wait_for(waiting)
         except asyncio.CancelledError as error:
             if waiting.key.is_sent and is_overdue():
                 raise cancelled_write() from error
             raise
-        return await waiting.alone() if row is _SEND_ALONE else row
+        if answer is _SEND_ALONE:
+            return await waiting.alone()
+        if isinstance(answer, _Inserted):
+            if answer.position:
+                note_written(answer.position)
+            return answer.row
+        return answer
 
     def _observe(self, observer: PoolObserver, writes: int, seconds: float) -> None:
         observer.coalesced_writes(writes, seconds)
@@ -72,6 +86,8 @@ class InsertQueue(Queue):
         for each in waiting:
             each.key.is_sent = True
         rows = await self._insert(checkout, [each.key.values for each in waiting])
+        noted = read_after.get()  # this task has no other writes
+        position = 0 if noted is None else noted.written
         inserted: dict[Any, list[Any]] = {}
         for row in rows:
             inserted.setdefault(self._values_in(row), []).append(row)
@@ -84,7 +100,7 @@ class InsertQueue(Queue):
             if found := inserted.get(write.values):
                 if write.deadline is not None:
                     write.deadline.has_stored = True
-                each.future.set_result(found.pop())
+                each.future.set_result(_Inserted(found.pop(), position))
             else:
                 left.append(each)
         if not inserted.keys() <= {each.key.values for each in waiting}:
@@ -100,9 +116,9 @@ class InsertQueue(Queue):
         is_refused = isinstance(error, (InvalidInput, StatementTimeout, TransactionConflict)) or (
             is_server_error(error) and not isinstance(error, TransientDatabaseError)
         )
-        if len(waiting) <= 1 or not is_refused:
+        if not is_refused:
             await super()._fail(waiting, error)
             return
-        for each in waiting:
+        for each in waiting:  # also a single one: its own statement takes no lock
             if not each.future.done():
                 each.future.set_result(_SEND_ALONE)

@@ -8,7 +8,7 @@ from sqlalchemy import BindParameter, Column, ColumnElement, Insert, Select, Str
 from sqlalchemy.sql.dml import ReturningInsert
 from sqlalchemy.sql.elements import BinaryExpression, BooleanClauseList
 from sqlalchemy.sql.operators import and_, eq
-from sqlalchemy.sql.visitors import replacement_traverse
+from sqlalchemy.sql.visitors import iterate, replacement_traverse
 
 from app.database._sqlalchemy import added_texts, elements, on_postgresql, restricts_rows, selected_names, upserts
 from app.database.key_columns import COMPARABLE_TYPES, array_of, comparison_of, name_in, unique_keys
@@ -104,7 +104,11 @@ def _refusal_of_source(statement: ReturningInsert[*tuple[Any, ...]], source: Sel
     inserted = dict(zip(selected_names(statement), source.selected_columns, strict=True))
     names = required_parameters(source)
     if not names:
-        return "the statement has no parameter: equal rows need no shared statement"
+        return "the statement has no parameter: its callers could not find their rows"
+    for part in iterate(source):
+        # With a FROM clause or a correlation of its own, it would not refer to the row of its caller.
+        if part is not source and isinstance(part, Select) and required_parameters(part):
+            return "a subquery has a parameter: compare it with a column outside the subquery"
     table = _table_of(statement)
     for name in sorted(names):
         if name not in inserted or not _is_value_of(inserted[name], name, compared):

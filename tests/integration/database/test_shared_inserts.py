@@ -18,6 +18,7 @@ from app.database import Database, PoolOptions, SharedInsert, make_engine
 from app.database.error_mapping import violations
 from app.database.lanes import in_lane
 from app.database.liveness import shut_down
+from app.database.read_after import note_written, read_after
 from app.errors import Conflict, DatabaseUnavailable, OutcomeUnknown, PoolExhausted, StatementTimeout
 from app.request_deadline import RequestDeadline, request_deadline
 from tests.integration.database.gate import Gate, Observer
@@ -411,15 +412,26 @@ async def test_writes_that_must_not_share_are_sent_by_themselves(new_database: N
         event.listen(database.engine.sync_engine, "checkout", lambda *_: None)
         await asyncio.gather(*store(database, *boxes))
         assert (len(gate.sent), gate.observer.batches) == (6, [])
+
+
+async def test_each_request_notes_the_position_of_the_shared_commit(new_database: NewDatabase) -> None:
+    """With a standby, its next reads must see its row."""
+    positions: list[int] = []
+
+    async def note(_: Any) -> None:
+        positions.append(1000 + len(positions))
+        note_written(positions[-1])
+
     async with new_database() as (database, gate):
-        positions = []
-
-        async def note(connection: Any) -> None:
-            positions.append(connection)
-
         database.statement.call_after_write(note)
-        await asyncio.gather(*store(database, *boxes))
-        assert (len(gate.sent), gate.observer.batches, len(positions)) == (3, [], 3)
+
+        async def one(label: str) -> int:
+            await database.statement.returned(STORE, shelf_id=1, label=label)
+            noted = read_after.get()
+            return 0 if noted is None else noted.written
+
+        assert await asyncio.gather(*map(one, ("a", "b", "c"))) == [1000, 1001, 1001]
+        assert gate.observer.batches == [2]
 
 
 async def test_statement_of_one_request_is_freed_with_it(new_database: NewDatabase) -> None:

@@ -152,6 +152,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
         visits(select(Place.id + 1, TITLE).where(Place.id == PLACE_ID)),
         "parameter place_id",
     ),
+    "parameter in a subquery": (
+        visits(IN_PLACE.where(~exists().where(Visit.title == TITLE))),
+        "a subquery has a parameter",
+    ),
     "column that is not returned": (visits(IN_PLACE, Visit.id, Visit.title), "must return visits.place_id"),
     "number with a scale": (
         visits(select(parameter(Visit.price)), Visit.price, columns=("price",)),

@@ -30,6 +30,7 @@ help: ## list the targets
 $(READY): requirements/dev.txt
 	@command -v $(PYTHON) >/dev/null || { echo '$(PYTHON) was not found: install Python 3.11 or newer, or set another one: make PYTHON=python3.13' >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("$(PYTHON) is Python " + sys.version.split()[0] + ", but Headroom requires 3.11 or newer; set another one: make PYTHON=python3.13")'
+	@test ! -L $(VENV) || { echo '$(VENV) is a symbolic link, and installing would empty the directory behind it: remove the link' >&2; exit 1; }
 	@echo "installing requirements/dev.txt into $(VENV) (once, about 30 seconds)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/pip install --quiet --require-hashes -r requirements/dev.txt

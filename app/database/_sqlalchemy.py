@@ -62,6 +62,12 @@ def on_postgresql(kind: TypeEngine[Any]) -> TypeEngine[Any]:
     return kind._variant_mapping.get("postgresql", kind)
 
 
+def correlated(query: Any) -> Sequence[Any]:
+    """Return the FROM elements that a SELECT takes from the statement around it: those of `correlate()`."""
+    elements: Sequence[Any] = query._correlate
+    return elements
+
+
 def upserts(statement: Any) -> bool:
     """Return True if the INSERT has an ON CONFLICT clause."""
     return statement._post_values_clause is not None

@@ -1,16 +1,37 @@
 """INSERT statements of one row each. A statement session can insert the rows of several callers with one statement."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import BindParameter, Column, ColumnElement, Insert, Select, String, Table, bindparam, func
+from sqlalchemy import (
+    BindParameter,
+    Column,
+    ColumnClause,
+    ColumnElement,
+    Insert,
+    Select,
+    String,
+    Table,
+    bindparam,
+    func,
+)
 from sqlalchemy.sql.dml import ReturningInsert
 from sqlalchemy.sql.elements import BinaryExpression, BooleanClauseList
 from sqlalchemy.sql.operators import and_, eq
+from sqlalchemy.sql.selectable import AliasedReturnsRows
 from sqlalchemy.sql.visitors import iterate, replacement_traverse
 
-from app.database._sqlalchemy import added_texts, elements, on_postgresql, restricts_rows, selected_names, upserts
+from app.database._sqlalchemy import (
+    added_texts,
+    correlated,
+    elements,
+    on_postgresql,
+    restricts_rows,
+    selected_names,
+    takes_lock,
+    upserts,
+)
 from app.database.key_columns import COMPARABLE_TYPES, array_of, comparison_of, name_in, unique_keys
 from app.database.statement_checks import (
     depends_on_more_than_rows,
@@ -18,6 +39,8 @@ from app.database.statement_checks import (
     require_returning,
     required_parameters,
 )
+
+_ALONE = "pass the statement itself to returned(), which sends it alone"
 
 
 class SharedInsert:
@@ -31,6 +54,7 @@ class SharedInsert:
       column that a condition compares with it.
     - RETURNING contains these columns, of an integer, UUID, text, boolean or date type. By their values, each caller
       finds its row. So no trigger may change them.
+    - No subquery reads the table of the INSERT: it could not see the other rows of its statement.
 
     Let the table of the SELECT be the one that a foreign key refers to. A shared statement skips a row of it that
     another transaction has locked, and the write waits for that one by itself.
@@ -42,10 +66,11 @@ class SharedInsert:
     def __init__(self, statement: ReturningInsert[*tuple[Any, ...]]) -> None:
         require_returning(statement)
         if reason := _refusal(statement):
-            raise TypeError(f"{reason} (statement: {' '.join(str(statement).split())[:200]})")
+            raise TypeError(f"{reason} (statement: {' '.join(str(statement).split())})")
         source: Any = statement.select
         self.names = tuple(sorted(required_parameters(source)))
-        columns = [_table_of(statement).c[name] for name in self.names]
+        table: Any = statement.table
+        columns: list[Column[Any]] = [table.c[name] for name in self.names]
         # Of one row: the parameters are `names`.
         self.one = statement
         # Of several rows: the parameters are `names`, each of them an array.
@@ -71,53 +96,111 @@ class SharedInsert:
 
 
 def _refusal(statement: ReturningInsert[*tuple[Any, ...]]) -> str | None:
-    """Return why the statement cannot be sent for several rows at once; None if it can."""
+    """Return why the statement cannot be sent for several rows at once, and the remedy; None if it can."""
     source = statement.select if isinstance(statement, Insert) else None
     if not isinstance(source, Select):
-        return "only insert(...).from_select(columns, select(...)) can share a statement"
+        return f"only insert(...).from_select(columns, select(...)) can share a statement: {_ALONE}"
     if upserts(statement):
-        return "ON CONFLICT covers the rows of all callers together"
+        return f"ON CONFLICT applies to the rows of all callers together: {_ALONE}"
     if added := added_texts(statement):
-        return f"the literal SQL {added[0]!r} may apply to all rows together"
+        return f"the literal SQL {added[0]!r} may apply to the rows of all callers together: {_ALONE}"
     if restricts_rows(source):
-        return "LIMIT, OFFSET, DISTINCT, GROUP BY and HAVING apply to the rows of all callers together"
+        return (
+            "LIMIT, OFFSET, DISTINCT, GROUP BY and HAVING apply to the rows of all callers together: the SELECT needs "
+            f"none of them to find one row by a unique key, or {_ALONE}"
+        )
     if has_aggregate(source):
-        return "an aggregate or window function covers the rows of all callers together"
+        return f"an aggregate or window function covers the rows of all callers together: {_ALONE}"
+    if takes_lock(source):
+        return "the shared statement locks the row of the SELECT by itself: remove with_for_update()"
     returned = elements(statement)
     for part in (source, *returned):
         if found := depends_on_more_than_rows(part):
-            return f"the result of {found} may differ for each row"
+            return f"the result of {found} may differ for each row: {_ALONE}"
     if names := set().union(*map(required_parameters, returned)):
-        return f"RETURNING has the parameters {', '.join(sorted(names))}"
-    return _refusal_of_source(statement, source)
+        return f"RETURNING has the parameters {_listed(names)}: only the SELECT may have parameters"
+    return (
+        _refusal_of_subqueries(statement, source)
+        or _refusal_of_source(statement, source)
+        or _refusal_of_parameters(statement, source)
+    )
 
 
-def _refusal_of_source(statement: ReturningInsert[*tuple[Any, ...]], source: Select[*tuple[Any, ...]]) -> str | None:
-    """Return why the SELECT may give several rows, or a row that its caller would not find; None if neither."""
-    compared = dict(_comparisons(source))
+def _refusal_of_subqueries(statement: Any, source: Select[*tuple[Any, ...]]) -> str | None:
+    """Return why a subquery would have another result in a shared statement; None if it would not."""
+    for root in (source, *elements(statement)):
+        for part in iterate(root):
+            if part is source or not isinstance(part, Select):
+                continue
+            if _reads(part, statement.table):
+                return f"a subquery on {statement.table} cannot see the rows of the other callers: {_ALONE}"
+            if required_parameters(part):
+                return "a subquery has a parameter: compare with a column of the table of the SELECT instead"
+    return None
+
+
+def _reads(query: Select[*tuple[Any, ...]], table: Any) -> bool:
+    """Return True if the query reads the table, or an alias of it. A column that it correlates with is not read."""
+    is_correlated = any(_is(each, table) for each in correlated(query))
+    for part in iterate(query):
+        source = part.table if isinstance(part, ColumnClause) else part
+        if isinstance(source, AliasedReturnsRows) and _is(source.element, table):
+            return True
+        if not is_correlated and _is(source, table):
+            return True
+    return False
+
+
+def _is(element: Any, table: Any) -> bool:
+    # The ORM annotates tables: each annotation is an object of its own.
+    return isinstance(element, Table) and element.fullname == table.fullname
+
+
+def _refusal_of_source(statement: Any, source: Select[*tuple[Any, ...]]) -> str | None:
+    """Return why the SELECT may find several rows; None if it cannot."""
     tables = source.get_final_froms()
     if len(tables) > 1 or not all(isinstance(table, Table) for table in tables):
-        return "the SELECT must have no more than one table, without a join"
-    keys = {column.name for column in compared.values()}
-    if tables and not any(unique <= keys for unique in unique_keys(tables[0])):  # type: ignore[arg-type]
-        return f"the SELECT must compare the primary key or a unique constraint of {tables[0]} with parameters"
+        return (
+            "the SELECT must have one table or none, and no join, alias or subquery in FROM: leave other tables to "
+            "their foreign keys"
+        )
+    compared = {column.name for _, column in _comparisons(source)}
+    if tables and not any(unique <= compared for unique in unique_keys(tables[0])):  # type: ignore[arg-type]
+        return f"a condition must compare the primary key or a unique constraint of {tables[0]} with parameters"
+    return None
+
+
+def _refusal_of_parameters(statement: Any, source: Select[*tuple[Any, ...]]) -> str | None:
+    """Return why a caller could not find its row by the values that it has sent; None if it can."""
+    table = statement.table
+    compared = dict(_comparisons(source))
     inserted = dict(zip(selected_names(statement), source.selected_columns, strict=True))
     names = required_parameters(source)
     if not names:
-        return "the statement has no parameter: its callers could not find their rows"
-    for part in iterate(source):
-        # With a FROM clause or a correlation of its own, it would not refer to the row of its caller.
-        if part is not source and isinstance(part, Select) and required_parameters(part):
-            return "a subquery has a parameter: compare it with a column outside the subquery"
-    table = _table_of(statement)
+        return f"the statement has no parameter, so its callers could not find their rows: {_ALONE}"
     for name in sorted(names):
-        if name not in inserted or not _is_value_of(inserted[name], name, compared):
-            return f"the parameter {name} must be the value of the inserted column {name}"
+        if name not in inserted:
+            return (
+                f"the parameter {name} must have the name of the inserted column whose value it is, one of "
+                f"{_listed(inserted)}: conditions can have no other parameters"
+            )
+        if not _is_value_of(inserted[name], name, compared):
+            return (
+                f"the inserted column {name} must get the parameter {name} unchanged, or a column of the SELECT that a "
+                f"condition compares with it; it gets {inserted[name]}"
+            )
         if name_in(table.c[name], elements(statement)) is None:
-            return f"the statement must return {table.c[name]}, once"
+            return f"the statement must return {table.c[name]}, once: the caller finds its row by it"
         if comparison_of(table.c[name].type) is None:
-            return f"{table.c[name]} cannot be compared in Python: a parameter is {COMPARABLE_TYPES}"
+            return (
+                f"{table.c[name]} of type {table.c[name].type!r} cannot be compared in Python: a parameter is "
+                f"{COMPARABLE_TYPES}, or {_ALONE}"
+            )
     return None
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
 
 
 def _comparisons(source: Select[*tuple[Any, ...]]) -> Iterator[tuple[str, Column[Any]]]:
@@ -142,11 +225,6 @@ def _is_value_of(selected: ColumnElement[Any], name: str, compared: Mapping[str,
 
 def _is_parameter(element: Any) -> bool:
     return isinstance(element, BindParameter) and element.required
-
-
-def _table_of(statement: Any) -> Table:
-    table: Table = statement.table
-    return table
 
 
 def _check_of(column: Column[Any]) -> Callable[[Any], bool]:

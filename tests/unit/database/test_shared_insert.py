@@ -60,6 +60,14 @@ class Visit(_Base):
     at: Mapped[Any] = mapped_column(DateTime(timezone=True))
 
 
+class Guide(_Base):
+    __tablename__ = "guides"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    place_id: Mapped[int] = mapped_column(ForeignKey("places.id"))
+    title: Mapped[str]
+
+
 DIALECT: Any = asyncpg.dialect()  # type: ignore[no-untyped-call]
 
 
@@ -95,9 +103,11 @@ ACCEPTED: dict[str, Any] = {
         columns=("country", "city"),
     ),
     "subquery in RETURNING": visits(
-        IN_PLACE, *RETURNED, select(Place.code).where(Place.id == Visit.place_id).scalar_subquery().label("code")
+        IN_PLACE,
+        *RETURNED,
+        select(Place.code).where(Place.id == Visit.place_id).correlate(Visit).scalar_subquery().label("code"),
     ),
-    "subquery in a condition": visits(IN_PLACE.where(~exists().where(Visit.note == "full"))),
+    "subquery in a condition": visits(IN_PLACE.where(~exists().where(Guide.place_id == Place.id))),
     "labelled column": visits(IN_PLACE, Visit.id, Visit.place_id.label("place"), Visit.title.label("name")),
 }
 
@@ -119,12 +129,12 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "volatile function": (visits(IN_PLACE.where(func.random() > 0.5)), "random()"),
     "volatile function in RETURNING": (visits(IN_PLACE, *RETURNED, func.random().label("r")), "random()"),
     "literal SQL": (visits(IN_PLACE.where(text("random() > 0.5"))), "literal SQL"),
-    "lock": (visits(IN_PLACE.with_for_update()), "a lock"),
+    "lock": (visits(IN_PLACE.with_for_update()), "remove with_for_update()"),
     "parameter in RETURNING": (visits(IN_PLACE, *RETURNED, bindparam("p", type_=String()).label("p")), "RETURNING has"),
-    "join": (visits(select(Place.id, TITLE).join(Visit).where(Place.id == PLACE_ID)), "without a join"),
-    "two tables": (visits(select(Place.id, TITLE).where(Place.id == PLACE_ID, _OTHER.id == 1)), "no more than one"),
-    "alias": (visits(select(_OTHER.id, TITLE).where(_OTHER.id == PLACE_ID)), "no more than one table"),
-    "no key": (visits(select(Place.id, TITLE).where(Place.country == "NZ")), "must compare the primary key"),
+    "join": (visits(select(Place.id, TITLE).join(Visit).where(Place.id == PLACE_ID)), "one table or none"),
+    "two tables": (visits(select(Place.id, TITLE).where(Place.id == PLACE_ID, _OTHER.id == 1)), "one table or none"),
+    "alias": (visits(select(_OTHER.id, TITLE).where(_OTHER.id == PLACE_ID)), "one table or none"),
+    "no key": (visits(select(Place.id, TITLE).where(Place.country == "NZ")), "compare the primary key"),
     "part of a key": (
         visits(
             select(Place.country, TITLE).where(Place.country == parameter(Visit.country)),
@@ -132,29 +142,48 @@ REFUSED: dict[str, tuple[Any, str]] = {
             Visit.title,
             columns=("country", "title"),
         ),
-        "must compare the primary key",
+        "compare the primary key",
     ),
     "key in an OR": (
         visits(select(Place.id, TITLE).where(or_(Place.id == PLACE_ID, Place.closed))),
-        "must compare the primary key",
+        "compare the primary key",
     ),
     "no parameter": (visits(select(literal("first", String())), Visit.title, columns=("title",)), "no parameter"),
-    "changed parameter": (visits(select(Place.id, func.lower(TITLE)).where(Place.id == PLACE_ID)), "parameter title"),
+    "changed parameter": (
+        visits(select(Place.id, func.lower(TITLE)).where(Place.id == PLACE_ID)),
+        "column title must get the parameter title unchanged",
+    ),
     "parameter of another name": (
         visits(select(Place.id, bindparam("name", type_=String())).where(Place.id == PLACE_ID)),
-        "parameter name must be the value of the inserted column name",
+        "the parameter name must have the name of the inserted column",
     ),
     "parameter only in a condition": (
         visits(IN_PLACE.where(Place.country == bindparam("in_country", type_=String()))),
-        "parameter in_country",
+        "the parameter in_country must have the name",
     ),
     "column that the key is not compared with": (
         visits(select(Place.id + 1, TITLE).where(Place.id == PLACE_ID)),
-        "parameter place_id",
+        "must get the parameter place_id unchanged",
     ),
     "parameter in a subquery": (
-        visits(IN_PLACE.where(~exists().where(Visit.title == TITLE))),
+        visits(IN_PLACE.where(~exists().where(Guide.title == TITLE))),
         "a subquery has a parameter",
+    ),
+    "limit of rows": (
+        visits(
+            IN_PLACE.where(
+                select(func.count()).where(Visit.place_id == Place.id).correlate(Place).scalar_subquery() < 10
+            )
+        ),
+        "a subquery on visits",
+    ),
+    "limit of rows by count()": (
+        visits(IN_PLACE.where(select(func.count()).select_from(Visit).scalar_subquery() < 10)),
+        "a subquery on visits",
+    ),
+    "number of rows in RETURNING": (
+        visits(IN_PLACE, *RETURNED, select(func.count(aliased(Visit).id)).scalar_subquery().label("number")),
+        "a subquery on visits",
     ),
     "column that is not returned": (visits(IN_PLACE, Visit.id, Visit.title), "must return visits.place_id"),
     "number with a scale": (

@@ -68,6 +68,12 @@ def correlated(query: Any) -> Sequence[Any]:
     return elements
 
 
+def independent_ctes(statement: Any) -> Sequence[Any]:
+    """Return the CTEs of a statement that nothing in it needs to refer to: those of `add_cte()`."""
+    found: Sequence[Any] = statement._independent_ctes
+    return found
+
+
 def upserts(statement: Any) -> bool:
     """Return True if the INSERT has an ON CONFLICT clause."""
     return statement._post_values_clause is not None

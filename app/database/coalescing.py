@@ -60,7 +60,7 @@ class Queue(ABC):
         `work` is the text of the statement, or another name for its cost. `most` is how many reads a statement answers;
         None: all that wait. All of them are in `lane`. `forget` is called when nothing is under way and nothing waits.
         """
-        self._engine = engine
+        self.engine = engine
         self._work = work
         self._most = most
         self._lane = lane
@@ -75,6 +75,8 @@ class Queue(ABC):
         # Statements that have been begun, and those of them that still wait for a connection.
         self._under_way = 0
         self._starting = 0
+        # 1 while a caller sends a lone read by itself.
+        self.lone = 0
         self._is_scheduled = False
         # The last shared statement answered several reads: the next read waits for the others of its iteration.
         self._has_company = False
@@ -83,10 +85,15 @@ class Queue(ABC):
         self._tasks: dict[asyncio.Task[None], list[Waiting]] = {}
 
     @property
-    def _pool(self) -> BoundedPool:
-        pool = self._engine.sync_engine.pool
+    def pool(self) -> BoundedPool:
+        """Return the pool of the engine."""
+        pool = self.engine.sync_engine.pool
         assert isinstance(pool, BoundedPool)
         return pool
+
+    @property
+    def _most_under_way(self) -> int:
+        return self.pool.coalesce_in_flight
 
     def ask(self, key: Any, alone: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
         """Return the answer to a read, to be awaited. `alone` sends it as a statement of its own.
@@ -104,7 +111,7 @@ class Queue(ABC):
         loop = self._loop
         assert loop is not None
         # The statement is run by a task of its own, which the pool would not recognise.
-        pool = self._pool
+        pool = self.pool
         pool.refuse_second_checkout()
         self._refuse_if_full()
         now = loop.time()
@@ -116,7 +123,7 @@ class Queue(ABC):
             self._expiry = loop.call_later(timeout, self._expire, context=Context())
         if (left := left_of(timeout)) < timeout:
             loop.call_later(left, self._expire_early, read, context=Context())
-        if not self._is_scheduled and self._under_way < pool.coalesce_in_flight:
+        if not self._is_scheduled and self._under_way < self._most_under_way:
             # In the next iteration: the reads of this one go together.
             self._is_scheduled = True
             loop.call_soon(self._flush_iteration, context=Context())
@@ -143,9 +150,12 @@ class Queue(ABC):
             return await self._wait_for(self._enqueue(key, alone))
         loop = self._loop
         self._under_way += 1
+        self.lone += 1
         try:
             return await alone()
         finally:
+            if loop is self._loop:
+                self.lone -= 1
             self._end_statement(loop)
 
     def _end_statement(self, loop: asyncio.AbstractEventLoop | None) -> None:
@@ -174,9 +184,9 @@ class Queue(ABC):
             self._flush()
 
     def _flush(self) -> None:
-        """Begin as many statements as the reads that wait need, at most `coalesce_in_flight`."""
+        """Begin as many statements as the reads that wait need, at most `_most_under_way`."""
         assert self._loop is not None
-        while self._under_way < self._pool.coalesce_in_flight and len(self._waiting) > self._starting * (
+        while self._under_way < self._most_under_way and len(self._waiting) > self._starting * (
             self._most or len(self._waiting)
         ):
             self._under_way += 1
@@ -196,7 +206,7 @@ class Queue(ABC):
         try:
             try:
                 try:
-                    checkout = await check_out(self._engine, self._work)
+                    checkout = await check_out(self.engine, self._work)
                 except Exception:
                     # Reads that came later have a deadline of their own.
                     reads += self._take(until=began)
@@ -210,7 +220,7 @@ class Queue(ABC):
                     await checkout.release()
                     return
                 try:
-                    self._observe(self._pool.observer, len(reads), loop.time() - reads[0].asked)
+                    self._observe(self.pool.observer, len(reads), loop.time() - reads[0].asked)
                 except BaseException:
                     await checkout.release()
                     raise
@@ -250,11 +260,11 @@ class Queue(ABC):
         return taken
 
     def _refuse_if_full(self) -> None:
-        limit = self._pool.max_waiting_reads
+        limit = self.pool.max_waiting_reads
         if len(self._waiting) >= limit:
             self._waiting = deque(read for read in self._waiting if not read.future.done())
             if len(self._waiting) >= limit:
-                self._pool.observer.rejected()
+                self.pool.observer.rejected()
                 raise PoolExhausted(
                     f"the queue of {self.what}s for one statement is full ({len(self._waiting)} of {limit})"
                 )
@@ -262,20 +272,20 @@ class Queue(ABC):
     def _expire_early(self, read: Waiting) -> None:
         """End the waiting of a read that had waited for another server before."""
         if not read.future.done() and any(each is read for each in self._waiting):
-            self._pool.observer.timed_out()
+            self.pool.observer.timed_out()
             read.future.set_exception(PoolExhausted(f"the {self.what} was not sent within what was left of its time"))
 
     def _expire(self) -> None:
         """End the waiting of reads at their deadline. One timer for all of them."""
         assert self._loop is not None
         self._expiry = None
-        seconds = self._pool.timeout_in(self._lane)
+        seconds = self.pool.timeout_in(self._lane)
         due = self._loop.time() - seconds
         waiting = self._waiting
         while waiting and (waiting[0].future.done() or waiting[0].asked <= due):
             read = waiting.popleft()
             if not read.future.done():
-                self._pool.observer.timed_out()
+                self.pool.observer.timed_out()
                 read.future.set_exception(PoolExhausted(f"the {self.what} was not sent within {seconds:g} s"))
         if waiting:
             self._expiry = self._loop.call_at(waiting[0].asked + seconds, self._expire, context=Context())
@@ -336,14 +346,14 @@ class KeyQueue(Queue):
             await super()._fail(reads, error)
             return
         loop = asyncio.get_running_loop()
-        seconds = self._pool.timeout()
+        seconds = self.pool.timeout()
         deadline = loop.time() + seconds
         for number, read in enumerate(reads):
             if read.future.done():
                 continue
             if loop.time() >= deadline:
                 for _ in range(sum(not late.future.done() for late in reads[number:])):
-                    self._pool.observer.timed_out()
+                    self.pool.observer.timed_out()
                 await super()._fail(reads[number:], PoolExhausted(f"the read was not sent again within {seconds:g} s"))
                 return
             try:

@@ -111,6 +111,11 @@ def is_server_error(error: BaseException) -> bool:
     return getattr(getattr(error, "diag", error), "severity", None) is not None
 
 
+def refuses_any_rows(error: BaseException) -> bool:
+    """Return True if the server refused a statement whatever its rows are: for its text, or for missing privileges."""
+    return is_server_error(error) and _sqlstate(error)[:2] in ("0A", "42")
+
+
 def staleness(error: BaseException) -> Staleness | None:
     """Return how a statement failed that was prepared before a schema change; None for any other error."""
     driver_error = _driver_error(error)

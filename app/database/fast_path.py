@@ -301,7 +301,7 @@ class FastPath:
         _, compiled, queue = known
         values = statement.values(parameters)
         alone = partial(self._insert_one, compiled, parameters)
-        if not self._may_share() or not statement.can_share(values) or current_lane.get() not in _LANES_OF_KEYS:
+        if not self._may_share() or not statement.can_share(values) or current_lane.get() != NORMAL:
             return alone()
         return queue.insert(values, alone)
 

@@ -33,6 +33,7 @@ KeyColumn = InstrumentedAttribute[Any] | Column[Any]
 _INTEGERS = {Integer: 1 << 31, BigInteger: 1 << 63, SmallInteger: 1 << 15}
 _TEXTS = {String, Text, Unicode, UnicodeText}
 _UUIDS = {Uuid, postgresql.UUID}
+_FAMILIES: tuple[Iterable[type], ...] = (_INTEGERS, _TEXTS, _UUIDS, {Boolean}, {Date})
 COMPARABLE_TYPES = "an integer, a UUID, a text without a collation of its own, a boolean, or a date"
 
 
@@ -73,6 +74,15 @@ def array_of(kind: TypeEngine[Any]) -> ARRAY[Any]:
     # A cast to VARCHAR(10)[] would cut longer texts.
     kind = on_postgresql(kind)
     return ARRAY(String() if isinstance(kind, String) else kind)
+
+
+def compare_alike(one: TypeEngine[Any], other: TypeEngine[Any]) -> bool:
+    """Return True if both types have a `comparison_of()`, and take values of the same Python type."""
+    return any(_is_of(one, family) and _is_of(other, family) for family in _FAMILIES)
+
+
+def _is_of(kind: TypeEngine[Any], family: Iterable[type]) -> bool:
+    return comparison_of(kind) is not None and type(on_postgresql(kind)) in family
 
 
 def comparison_of(kind: TypeEngine[Any]) -> Callable[[Any], bool] | None:

@@ -109,7 +109,10 @@ class PoolObserver(Protocol):
         """Record a statement that answers this many reads, and the longest time that one of them has waited."""
 
     def coalesced_writes(self, writes: int, seconds: float) -> None:
-        """Record a statement that inserts this many rows, and the longest time that one of them has waited."""
+        """Record a statement that is to insert this many rows, and the longest time that one of them has waited."""
+
+    def sent_again(self, writes: int) -> None:
+        """Record rows that a shared statement has not inserted, and that their callers send by themselves."""
 
     def opened(self, seconds: float) -> None:
         """Record a connection that was opened, and the time that took."""
@@ -136,7 +139,7 @@ class NullObserver:
     def _ignore(self, *_: object) -> None: ...
 
     lane_entered = lane_shed = lane_moved = _ignore
-    acquired = released = queued = dequeued = timed_out = rejected = coalesced = coalesced_writes = _ignore
+    acquired = released = queued = dequeued = timed_out = rejected = coalesced = coalesced_writes = sent_again = _ignore
     opened = open_failed = pinged = closed = invalidated = leaked = _ignore
 
 

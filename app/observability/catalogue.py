@@ -124,7 +124,13 @@ POOL_COALESCED_STATEMENTS = MetricSpec(
     "db_pool_coalesced_statements_total", "counter", "Statements for waiting reads.", ("pool",)
 )
 POOL_COALESCED_WRITES = MetricSpec(
-    "db_pool_coalesced_writes_total", "counter", "Rows that were inserted by a statement for waiting writes.", ("pool",)
+    "db_pool_coalesced_writes_total", "counter", "Rows that were sent in a statement for waiting writes.", ("pool",)
+)
+POOL_COALESCED_WRITES_SENT_AGAIN = MetricSpec(
+    "db_pool_coalesced_writes_sent_again_total",
+    "counter",
+    "Rows that a statement for waiting writes did not insert, and that were sent by themselves.",
+    ("pool",),
 )
 POOL_COALESCED_WRITE_STATEMENTS = MetricSpec(
     "db_pool_coalesced_write_statements_total", "counter", "Statements for waiting writes.", ("pool",)

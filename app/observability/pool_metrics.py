@@ -45,6 +45,7 @@ class PoolMetrics:
         self._count_reads = counter(catalogue.POOL_COALESCED_READS).labels(pool).inc
         self._count_write_statements = incrementer(counter(catalogue.POOL_COALESCED_WRITE_STATEMENTS).labels(pool))
         self._count_writes = counter(catalogue.POOL_COALESCED_WRITES).labels(pool).inc
+        self.sent_again = counter(catalogue.POOL_COALESCED_WRITES_SENT_AGAIN).labels(pool).inc
         self._observe_coalesced = observer(histogram(catalogue.POOL_COALESCE_WAIT).labels(pool))
         self._shed = {
             (lane, reason): counter(catalogue.LANE_SHED).labels(pool, lane, reason)

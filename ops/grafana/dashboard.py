@@ -167,12 +167,13 @@ def pools() -> Iterator[timeseries.Panel]:
         yield quantiles_panel(title, metric, description)
     yield timeseries_panel(
         "Shared statements",
-        "Reads that waited and were answered by a shared statement, rows that were inserted by one, and these"
-        " statements, per second.",
+        "Reads that waited and were answered by a shared statement, rows that one was to insert, and these statements,"
+        " per second.",
         (rate("db_pool_coalesced_reads_total", "pool"), "reads"),
         (rate("db_pool_coalesced_statements_total", "pool"), "statements of reads"),
-        (rate("db_pool_coalesced_writes_total", "pool"), "rows inserted"),
+        (rate("db_pool_coalesced_writes_total", "pool"), "rows to insert"),
         (rate("db_pool_coalesced_write_statements_total", "pool"), "statements of inserts"),
+        (rate("db_pool_coalesced_writes_sent_again_total", "pool"), "rows sent again by themselves"),
         unit="reqps",
     )
     yield timeseries_panel(

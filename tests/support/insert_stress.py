@@ -31,6 +31,7 @@ from sqlalchemy import (
 from app.database import Database, KeyedSelect, PoolOptions, SharedInsert, make_engine
 from app.database.pool_events import NullObserver
 from app.errors import HeadroomError, OutcomeUnknown
+from app.request_deadline import RequestDeadline, request_deadline
 from tests.support.postgres import connect
 
 PARENTS, WRITERS = 50, 48
@@ -76,6 +77,7 @@ class InsertReport:
     acknowledged: int = 0
     shared: int = 0
     statements: int = 0
+    terminated: int = 0
     longest: float = 0.0
     outcomes: Counter[str] = field(default_factory=Counter)
     violations: Counter[str] = field(default_factory=Counter)
@@ -113,10 +115,15 @@ class _Stress:
             label = "bad"
         self.sent[parent, label] += 1
         started = monotonic()
-        task = asyncio.ensure_future(self.database.statement.returned(ADD, parent_id=parent, label=label))
-        if self.random.random() < 0.05:
+        deadline = RequestDeadline(monotonic() + 600, lambda: False, lambda: task.cancel())
+        task = asyncio.create_task(self.add(deadline, parent, label))
+        ending = self.random.random()
+        if ending < 0.1:
             await asyncio.wait({task}, timeout=self.random.choice([0, 0.0005, 0.002]))
-            task.cancel()
+            if ending < 0.05:
+                task.cancel()
+            else:
+                deadline.expire()
         outcome = "acknowledged"
         row: Any = None
         is_refused = False
@@ -124,6 +131,8 @@ class _Stress:
             row = await asyncio.wait_for(task, LONGEST_SECONDS)
         except asyncio.CancelledError:
             outcome = "cancelled"
+            # A deadline that has passed before the row was sent: nothing is stored.
+            is_refused = deadline.is_over
         except TimeoutError:
             self.report.violations["beyond the deadline"] += 1
         except OutcomeUnknown:
@@ -152,6 +161,11 @@ class _Stress:
         self.report.writes += 1
         self.report.outcomes[outcome] += 1
 
+    async def add(self, deadline: RequestDeadline, parent: int, label: str) -> Any:
+        """Insert a row in a request with this deadline."""
+        request_deadline.set(deadline)
+        return await self.database.statement.returned(ADD, parent_id=parent, label=label)
+
     async def write_in_turn(self, writer: int) -> None:
         number = 0
         while self.left > 0:
@@ -177,7 +191,7 @@ class _Stress:
         with connect(server) as admin:
             while True:
                 await asyncio.sleep(every)
-                admin.execute(query)
+                self.report.terminated += len(admin.execute(query).fetchall())
 
     def compare(self, stored: dict[int, tuple[int, str]]) -> None:
         """Compare what the clients were told with the rows of the table."""

@@ -15,14 +15,23 @@ from sqlalchemy import URL, CheckConstraint, ForeignKey, String, bindparam, even
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from app.database import Database, PoolOptions, SharedInsert, make_engine
+from app.database.checkout import check_out
 from app.database.error_mapping import violations
 from app.database.lanes import in_lane
 from app.database.liveness import shut_down
 from app.database.read_after import note_written, read_after
-from app.errors import Conflict, DatabaseUnavailable, OutcomeUnknown, PoolExhausted, StatementTimeout
+from app.errors import (
+    Conflict,
+    DatabaseUnavailable,
+    InvalidInput,
+    OutcomeUnknown,
+    PoolExhausted,
+    StatementTimeout,
+    TransactionConflict,
+)
 from app.request_deadline import RequestDeadline, request_deadline
 from tests.integration.database.gate import Gate, Observer
-from tests.integration.database.helpers import change_options, create_tables, state, wait_until
+from tests.integration.database.helpers import change_options, checked_out, create_tables, state, wait_until
 from tests.support.insert_stress import stress
 from tests.support.postgres import connect
 
@@ -196,6 +205,18 @@ async def test_locked_parent_holds_up_only_its_own_row(new_database: NewDatabase
         assert len(stored(database_url)) == 6
 
 
+async def test_lone_row_with_a_locked_parent_holds_up_no_other(new_database: NewDatabase, database_url: URL) -> None:
+    async with new_database(coalesce_in_flight=1) as (database, gate):
+        with connect(database_url) as admin, admin.transaction():
+            admin.execute("SELECT FROM test_shelves WHERE id = 2 FOR UPDATE")
+            (locked,) = store(database, (2, "b"))
+            await gate.wait_for(1, locked)
+            others = await asyncio.gather(*store(database, (1, "a"), (3, "c")))
+            assert list(map(row_of, others)) == [(1, "a"), (3, "c")]
+            assert not locked.done()
+        assert row_of(await locked) == (2, "b")
+
+
 async def test_row_that_the_server_refuses_fails_alone(new_database: NewDatabase, database_url: URL) -> None:
     async with new_database() as (database, gate):
 
@@ -206,9 +227,92 @@ async def test_row_that_the_server_refuses_fails_alone(new_database: NewDatabase
         found: list[Any] = await asyncio.gather(*map(one, ("a", "b", "bad", "c")), return_exceptions=True)
         assert [row_of(found[index]) for index in (0, 1, 3)] == [(1, "a"), (1, "b"), (1, "c")]
         assert isinstance(found[2], Conflict)
-        assert (len(gate.sent), gate.observer.batches) == (2 + 3, [3])
+        # The lone row, all others, the halves of these, and the two rows of the half that was refused.
+        assert (len(gate.sent), gate.observer.batches) == (1 + 1 + 2 + 2, [3])
         assert stored(database_url) == [(1, "a"), (1, "b"), (1, "c")]
         await wait_until(lambda: state(database).used == 0)
+
+
+async def test_refused_row_costs_its_companions_few_statements(new_database: NewDatabase, database_url: URL) -> None:
+    async with new_database() as (database, gate):
+        boxes = [(1, f"{number}") for number in range(64)]
+        jobs = store(database, (1, "first"), *boxes[:20], (1, "bad"), *boxes[20:63])
+        found: list[Any] = await asyncio.gather(*jobs, return_exceptions=True)
+        assert [row_of(row) for row in found if not isinstance(row, Exception)] == [(1, "first"), *boxes[:63]]
+        # The lone row, all 64, 2 halves of 64, of 32, ... of 4, 2 rows, and the refused one by itself or a companion.
+        assert len(gate.sent) == 1 + 1 + 2 * 6
+        assert len(stored(database_url)) == 64
+
+
+async def test_cancelled_write_leaves_a_statement_that_is_sent_in_parts(
+    new_database: NewDatabase, database_url: URL
+) -> None:
+    async with new_database() as (database, gate):
+        fetch = gate._fetch
+        is_refused, is_released = asyncio.Event(), asyncio.Event()
+
+        async def hold(connection: Any, statement: Any, arguments: Sequence[Any]) -> list[Any]:
+            try:
+                return await fetch(connection, statement, arguments)
+            except Exception:
+                is_refused.set()
+                await is_released.wait()
+                raise
+
+        gate._fetch = hold
+        first, bad, cancelled, *others = store(database, (1, "a"), (1, "bad"), (1, "c"), (1, "d"), (1, "e"))
+        await wait_until(is_refused.is_set, first, bad, cancelled, *others)
+        cancelled.cancel()
+        is_released.set()
+        assert list(map(row_of, await asyncio.gather(first, *others))) == [(1, "a"), (1, "d"), (1, "e")]
+        await asyncio.wait({bad, cancelled})
+        assert [type(bad.exception()), cancelled.cancelled()] != [type(None), False]
+        assert stored(database_url) == [(1, "a"), (1, "d"), (1, "e")]
+
+
+async def test_write_that_ends_between_two_parts_is_not_stored(
+    new_database: NewDatabase, database_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row was refused with the others, and waits for a connection to be sent again."""
+    is_waiting, has_ended = asyncio.Event(), asyncio.Event()
+
+    async def check_out_late(engine: Any) -> Any:
+        is_waiting.set()
+        await has_ended.wait()
+        return await check_out(engine)
+
+    monkeypatch.setattr("app.database.insert_queue.check_out", check_out_late)
+    async with new_database() as (database, _):
+        first, other, ended_early = store(database, (1, "a"), (1, "b"), (1, "early"))
+        ended, deadline = with_deadline(lambda: database.statement.returned(STORE, shelf_id=1, label="late"))
+        (bad,) = store(database, (1, "bad"))
+        await wait_until(is_waiting.is_set, first, other, ended_early, ended, bad)
+        deadline.expire()
+        ended_early.cancel()
+        await asyncio.wait({ended, ended_early})
+        assert (ended.cancelled(), ended_early.cancelled(), deadline.is_unknown) == (True, True, False)
+        has_ended.set()
+        await asyncio.gather(first, other)
+        assert stored(database_url) == [(1, "a"), (1, "b")]
+        await asyncio.wait({bad})
+        assert bad.exception() is not None
+        await wait_until(lambda: state(database).used == 0)
+
+
+async def test_rows_do_not_share_where_the_role_may_not_lock_the_parent(
+    new_database: NewDatabase, database_url: URL, caplog: pytest.LogCaptureFixture
+) -> None:
+    with connect(database_url) as admin:
+        admin.execute("REVOKE UPDATE ON test_shelves FROM headroom_app")
+    async with new_database() as (database, gate):
+        boxes = [(1, "a"), (2, "b"), (3, "c")]
+        assert list(map(row_of, await asyncio.gather(*store(database, *boxes)))) == boxes
+        assert len(gate.sent) == 1 + 1 + 2
+        assert "for 60 s, no rows share a statement that failed: permission denied" in caplog.text
+        assert list(map(row_of, await asyncio.gather(*store(database, *boxes)))) == boxes
+        assert len(gate.sent) == 4 + 3
+        assert gate.observer.batches == [2]
+        assert len(stored(database_url)) == 6
 
 
 async def test_value_that_the_server_would_refuse_is_not_shared(new_database: NewDatabase, database_url: URL) -> None:
@@ -232,9 +336,14 @@ def fail_shared(gate: Gate, error: Exception) -> None:
     gate._fetch = fail
 
 
-async def test_rows_of_a_statement_that_times_out_are_sent_by_themselves(new_database: NewDatabase) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [StatementTimeout("slow"), TransactionConflict("deadlock"), InvalidInput("value")],
+    ids=lambda error: str(error),
+)
+async def test_rows_of_a_refused_statement_are_sent_by_themselves(new_database: NewDatabase, error: Exception) -> None:
     async with new_database() as (database, gate):
-        fail_shared(gate, StatementTimeout("slow"))
+        fail_shared(gate, error)
         found = await asyncio.gather(*store(database, (1, "a"), (2, "b"), (3, "c")))
         assert list(map(row_of, found)) == [(1, "a"), (2, "b"), (3, "c")]
 
@@ -283,27 +392,45 @@ async def test_rows_that_a_trigger_changes_are_not_sent_again(new_database: NewD
         assert [row_of(first), row_of(same)] == [(1, "A"), (2, "SAME")]
         assert [type(error) for error in errors] == [OutcomeUnknown] * 2
         assert stored(database_url) == [(1, "A"), (2, "SAME"), (3, "C"), (4, "D")]
+        # A changed row that is equal to another one is noticed as well.
+        found: list[Any] = await asyncio.gather(*store(database, (5, "e"), (6, "f"), (6, "F")), return_exceptions=True)
+        assert sorted(type(each).__name__ for each in found[1:]).count("OutcomeUnknown") == 1
+        assert stored(database_url)[4:] == [(5, "E"), (6, "F"), (6, "F")]
+
+
+async def hold_all_statements(database: Database, gate: Gate) -> list["asyncio.Task[Any]"]:
+    """Begin as many statements as may be under way, and hold them back. Each is for a row on shelf 9."""
+    gate.shut()
+    jobs = store(database, (9, "lone"))
+    await gate.wait_for(1, *jobs)
+    jobs += store(database, (9, "shared"))
+    await gate.wait_for(2, *jobs)
+    return jobs
 
 
 async def test_cancelled_write_that_waits_is_not_stored(new_database: NewDatabase, database_url: URL) -> None:
     async with new_database() as (database, gate):
-        gate.shut()
-        first, cancelled, *others = store(database, (1, "a"), (2, "b"), (3, "c"), (4, "d"))
-        await gate.wait_for(1, first)
+        held = await hold_all_statements(database, gate)
+        cancelled, *others = store(database, (2, "b"), (3, "c"), (4, "d"))
+        await asyncio.sleep(0)
         cancelled.cancel()
         gate.open()
-        assert list(map(row_of, await asyncio.gather(first, *others))) == [(1, "a"), (3, "c"), (4, "d")]
-        assert stored(database_url) == [(1, "a"), (3, "c"), (4, "d")]
+        await asyncio.gather(*held)
+        assert list(map(row_of, await asyncio.gather(*others))) == [(3, "c"), (4, "d")]
+        assert stored(database_url) == [(3, "c"), (4, "d"), (9, "lone"), (9, "shared")]
 
 
-def hold_answers(gate: Gate) -> tuple[asyncio.Event, asyncio.Event]:
-    """Hold back the answer of each shared statement. Return what is set when there is one, and what lets it through."""
+def hold_answers(gate: Gate, label: str) -> tuple[asyncio.Event, asyncio.Event]:
+    """Hold back the answer of the shared statement with a label.
+
+    Return what is set when there is one, and what lets it through.
+    """
     fetch = gate._fetch
     is_inserted, is_released = asyncio.Event(), asyncio.Event()
 
     async def hold(connection: Any, statement: Any, arguments: Sequence[Any]) -> list[Any]:
         rows = await fetch(connection, statement, arguments)
-        if isinstance(arguments[0], list):
+        if any(isinstance(each, list) and label in each for each in arguments):
             is_inserted.set()
             await is_released.wait()
         return rows
@@ -314,7 +441,7 @@ def hold_answers(gate: Gate) -> tuple[asyncio.Event, asyncio.Event]:
 
 async def test_cancelled_write_leaves_the_others_of_its_statement(new_database: NewDatabase, database_url: URL) -> None:
     async with new_database() as (database, gate):
-        is_inserted, is_released = hold_answers(gate)
+        is_inserted, is_released = hold_answers(gate, "b")
         first, cancelled, *others = store(database, (1, "a"), (2, "b"), (3, "c"), (2, "b"))
         await wait_until(is_inserted.is_set, first, cancelled, *others)
         cancelled.cancel()
@@ -327,9 +454,10 @@ async def test_cancelled_write_leaves_the_others_of_its_statement(new_database: 
 
 async def test_shared_statement_without_callers_is_cancelled(new_database: NewDatabase) -> None:
     async with new_database() as (database, gate):
-        is_inserted, _ = hold_answers(gate)
+        is_inserted, _ = hold_answers(gate, "b")
         first, *others = store(database, (1, "a"), (2, "b"), (3, "c"))
         await wait_until(is_inserted.is_set, first, *others)
+        await first
         for write in others:
             assert state(database).used == 1, "another caller waits for it"
             write.cancel()
@@ -358,9 +486,7 @@ async def test_deadline_ends_a_write_that_waits_and_leaves_one_that_is_sent_unkn
         def write(label: str) -> tuple["asyncio.Task[Any]", RequestDeadline]:
             return with_deadline(lambda: database.statement.returned(STORE, shelf_id=1, label=label))
 
-        gate.shut()
-        (first,) = store(database, (1, "first"))
-        await gate.wait_for(1, first)
+        held = await hold_all_statements(database, gate)
         waiting, waiting_deadline = write("waiting")
         sent, sent_deadline = write("sent")
         other, other_deadline = write("other")
@@ -370,10 +496,9 @@ async def test_deadline_ends_a_write_that_waits_and_leaves_one_that_is_sent_unkn
         assert waiting.cancelled()
         assert not waiting_deadline.is_unknown
 
-        is_inserted, is_released = hold_answers(gate)
+        is_inserted, is_released = hold_answers(gate, "sent")
         gate.open()
-        await first
-        await wait_until(is_inserted.is_set, sent, other)
+        await wait_until(is_inserted.is_set, *held, sent, other)
         sent_deadline.expire()
         with pytest.raises(OutcomeUnknown):
             await sent
@@ -383,20 +508,20 @@ async def test_deadline_ends_a_write_that_waits_and_leaves_one_that_is_sent_unkn
         assert other_deadline.is_stored
         other_deadline.expire()
         assert not other_deadline.is_over, "the client must learn that its row is stored"
-        assert [label for _, label in stored(database_url)] == ["first", "other", "sent"]
+        assert [label for _, label in stored(database_url)] == ["other", "sent", "lone", "shared"]
 
 
 async def test_write_is_refused_at_the_deadline_of_the_pool(new_database: NewDatabase) -> None:
     async with new_database() as (database, gate):
-        gate.shut()
-        (first,) = store(database, (1, "a"))
-        await gate.wait_for(1, first)
+        async with checked_out(database), checked_out(database):
+            pass  # two connections are open
         change_options(database, timeout=3)
+        held = await hold_all_statements(database, gate)
         (late,) = store(database, (2, "b"))
         with pytest.raises(PoolExhausted, match="the write was not sent within 3 s"):
             await late
         gate.open()
-        await first
+        await asyncio.gather(*held)
 
 
 async def test_writes_that_must_not_share_are_sent_by_themselves(new_database: NewDatabase) -> None:
@@ -407,11 +532,13 @@ async def test_writes_that_must_not_share_are_sent_by_themselves(new_database: N
     async with new_database() as (database, gate):
         with in_lane("expensive"):
             await asyncio.gather(*store(database, *boxes))
-        assert (len(gate.sent), gate.observer.batches) == (3, [])
+        with in_lane("critical"):  # the shared statement would wait in the lane normal
+            await asyncio.gather(*store(database, *boxes))
+        assert (len(gate.sent), gate.observer.batches) == (6, [])
         # A listener may prepare the connection for one request.
         event.listen(database.engine.sync_engine, "checkout", lambda *_: None)
         await asyncio.gather(*store(database, *boxes))
-        assert (len(gate.sent), gate.observer.batches) == (6, [])
+        assert (len(gate.sent), gate.observer.batches) == (9, [])
 
 
 async def test_each_request_notes_the_position_of_the_shared_commit(new_database: NewDatabase) -> None:
@@ -447,6 +574,7 @@ async def test_statement_of_one_request_is_freed_with_it(new_database: NewDataba
 
 @pytest.mark.parametrize("database_setup", ["asyncpg", "psycopg", "psycopg-pgbouncer"])
 async def test_stress_stores_each_acknowledged_row_once(database_url: URL) -> None:
-    report = await stress(database_url, database_url, writes=2_000)
+    report = await stress(database_url, database_url, writes=2_000, kill_every=0.02)
     assert +report.violations == {}
     assert report.shared > 500
+    assert report.terminated > 0

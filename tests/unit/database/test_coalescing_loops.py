@@ -12,7 +12,7 @@ class _Pool:
 
 
 class _Reads(SameReads):
-    _pool: ClassVar[Any] = _Pool()
+    pool: ClassVar[Any] = _Pool()
 
 
 def test_read_of_an_ended_loop_is_not_counted_in_the_next_one() -> None:

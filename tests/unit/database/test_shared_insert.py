@@ -9,8 +9,10 @@ from sqlalchemy import (
     Boolean,
     DateTime,
     ForeignKey,
+    Index,
     Numeric,
     String,
+    TypeDecorator,
     UniqueConstraint,
     Uuid,
     bindparam,
@@ -27,6 +29,7 @@ from sqlalchemy.dialects.postgresql import asyncpg
 from sqlalchemy.orm import DeclarativeBase, Mapped, aliased, mapped_column
 
 from app.database import SharedInsert
+from app.database.shared_insert import LONGEST_SHARED_TEXT
 
 
 class _Base(DeclarativeBase):
@@ -54,6 +57,8 @@ class Visit(_Base):
     city: Mapped[str]
     title: Mapped[str] = mapped_column(String(10))
     note: Mapped[str | None]
+    collated: Mapped[str] = mapped_column(String(collation="C"))
+    is_paid: Mapped[bool]
     token: Mapped[UUID] = mapped_column(Uuid)
     paid: Mapped[bool] = mapped_column(Boolean)
     price: Mapped[Any] = mapped_column(Numeric(8, 2))
@@ -66,6 +71,30 @@ class Guide(_Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     place_id: Mapped[int] = mapped_column(ForeignKey("places.id"))
     title: Mapped[str]
+
+    __table_args__ = (Index("lower_title", func.lower(text("title")), unique=True),)
+
+
+class Numbered(_Base):
+    __tablename__ = "numbered"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    title: Mapped[str]
+    number: Mapped[int] = mapped_column(default=select(func.count(Guide.id)).scalar_subquery())
+
+
+class Folded(_Base):
+    __tablename__ = "folded"
+
+    code: Mapped[str] = mapped_column(String(collation="ci"), primary_key=True)
+
+
+class _Lower(TypeDecorator[str]):
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
+        return value and value.lower()
 
 
 DIALECT: Any = asyncpg.dialect()  # type: ignore[no-untyped-call]
@@ -88,7 +117,7 @@ def visits(source: Any, *returned: Any, columns: tuple[str, ...] = ("place_id", 
 ACCEPTED: dict[str, Any] = {
     "row of a parent": visits(IN_PLACE),
     "condition": visits(IN_PLACE.where(Place.closed.is_(False))),
-    "parameter on the left": visits(select(Place.id, TITLE).where(Place.id == PLACE_ID)),
+    "parameter on the left": visits(select(Place.id, TITLE).where(PLACE_ID == Place.id)),  # noqa: SIM300
     "literal": visits(select(Place.id, literal("first", String())).where(Place.id == PLACE_ID)),
     "without a parent": visits(select(TITLE), Visit.title, columns=("title",)),
     "two parameters without a parent": visits(
@@ -185,6 +214,50 @@ REFUSED: dict[str, tuple[Any, str]] = {
         visits(IN_PLACE, *RETURNED, select(func.count(aliased(Visit).id)).scalar_subquery().label("number")),
         "a subquery on visits",
     ),
+    "parameter with a default": (
+        visits(select(Place.id, bindparam("title", "none", String())).where(Place.id == PLACE_ID)),
+        "the parameter title has a default",
+    ),
+    "negated parameter": (
+        visits(select(~parameter(Visit.is_paid)), Visit.is_paid, columns=("is_paid",)),
+        "must get the parameter is_paid unchanged",
+    ),
+    "negated key": (
+        visits(select(-Place.id, TITLE).where(Place.id == PLACE_ID)),
+        "must get the parameter place_id unchanged",
+    ),
+    "parameter without a type": (
+        visits(select(Place.id, bindparam("title")).where(Place.id == PLACE_ID)),
+        "the parameter title has the type NullType()",
+    ),
+    "parameter of a type that converts values": (
+        visits(select(Place.id, bindparam("title", type_=_Lower())).where(Place.id == PLACE_ID)),
+        "whose values do not compare as those of visits.title",
+    ),
+    "key that is compared in another way": (
+        visits(select(Folded.code).where(Folded.code == TITLE), Visit.title, columns=("title",)),
+        "folded.code has the type String(collation='ci')",
+    ),
+    "CTE": (visits(IN_PLACE).add_cte(insert(Guide).values(place_id=1, title="a").cte("added")), "a CTE runs once"),
+    "CTE of the SELECT": (visits(IN_PLACE.add_cte(insert(Guide).values(place_id=1).cte("added"))), "a CTE runs once"),
+    "default with a subquery": (
+        insert(Numbered)
+        .from_select(["title"], select(parameter(Numbered.title)))
+        .returning(Numbered.id, Numbered.title),
+        "the default of numbered.number has a subquery",
+    ),
+    "inserted primary key": (
+        visits(select(bindparam("id", type_=Visit.id.type)), Visit.id, columns=("id",)),
+        "the unique key id has inserted columns",
+    ),
+    "unique constraint": (
+        insert(Place).from_select(["country"], select(parameter(Place.country))).returning(Place.id, Place.country),
+        "the unique key city, country has inserted columns",
+    ),
+    "unique index on an expression": (
+        insert(Guide).from_select(["title"], select(parameter(Guide.title))).returning(Guide.id, Guide.title),
+        "the unique key lower_title has inserted columns",
+    ),
     "column that is not returned": (visits(IN_PLACE, Visit.id, Visit.title), "must return visits.place_id"),
     "number with a scale": (
         visits(select(parameter(Visit.price)), Visit.price, columns=("price",)),
@@ -216,6 +289,7 @@ def test_shared_statement_skips_locked_rows_of_the_parent() -> None:
     assert sql == (
         "INSERT INTO visits (place_id, title) SELECT places.id, anon_1.title FROM places,"
         " unnest($1::BIGINT[], $2::VARCHAR[]) AS anon_1(place_id, title) WHERE places.id = anon_1.place_id"
+        " ORDER BY anon_1.place_id, anon_1.title"
         " FOR KEY SHARE OF places SKIP LOCKED RETURNING visits.id, visits.place_id, visits.title"
     )
 
@@ -242,6 +316,13 @@ def test_values_of_rows_and_of_parameters_are_equal() -> None:
 )
 def test_row_that_the_server_may_refuse_goes_alone(values: Any, can_share: bool) -> None:
     assert SharedInsert(visits(IN_PLACE)).can_share(values) is can_share
+
+
+def test_long_text_goes_alone() -> None:
+    """It would hold up the short ones of its statement."""
+    shared = SharedInsert(visits(select(parameter(Visit.note)), Visit.note, columns=("note",)))
+    assert shared.can_share("a" * LONGEST_SHARED_TEXT)
+    assert not shared.can_share("a" * (LONGEST_SHARED_TEXT + 1))
 
 
 def test_null_is_shared_if_the_column_allows_it() -> None:

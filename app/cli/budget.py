@@ -50,7 +50,8 @@ def show_budget(*, offline: bool, file: str | None, as_json: bool, suggest: bool
         if suggest and smaller:
             print("a smaller pool that may do:", *(f"{name}={value}" for name, value in smaller.variables.items()))
             print(f"  Waiting reads share statements (DB_COALESCE_MAX={most}): reads of one kind use at most")
-            print(f"  {in_flight} connections of a worker (DB_COALESCE_IN_FLIGHT), and so do rows of one SharedInsert.")
-            print("  Each other write uses one for its transaction. Watch db_pool_pending_requests after the change.")
+            print(f"  {in_flight} connections of a worker (DB_COALESCE_IN_FLIGHT), and rows of one SharedInsert one")
+            print("  more. Each other write uses one for its transaction.")
+            print("  Watch db_pool_pending_requests after the change.")
     if budget.exceeded:
         raise BudgetExceeded("\n".join(budget.complaints))

@@ -62,12 +62,6 @@ def on_postgresql(kind: TypeEngine[Any]) -> TypeEngine[Any]:
     return kind._variant_mapping.get("postgresql", kind)
 
 
-def correlated(query: Any) -> Sequence[Any]:
-    """Return the FROM elements that a SELECT takes from the statement around it: those of `correlate()`."""
-    elements: Sequence[Any] = query._correlate
-    return elements
-
-
 def independent_ctes(statement: Any) -> Sequence[Any]:
     """Return the CTEs of a statement that nothing in it needs to refer to: those of `add_cte()`."""
     found: Sequence[Any] = statement._independent_ctes

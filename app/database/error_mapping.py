@@ -112,8 +112,17 @@ def is_server_error(error: BaseException) -> bool:
 
 
 def refuses_any_rows(error: BaseException) -> bool:
-    """Return True if the server refused a statement whatever its rows are: for its text, or for missing privileges."""
-    return is_server_error(error) and _sqlstate(error)[:2] in ("0A", "42")
+    """Return True if the server refused a statement whatever its rows are: for its text, or for missing privileges.
+
+    A policy that refuses a row, and the code of a trigger, may use the same SQLSTATEs.
+    """
+    diagnostics: Any = getattr(error, "diag", error)
+    return (
+        is_server_error(error)
+        and _sqlstate(error)[:2] in ("0A", "42")
+        and not getattr(diagnostics, "context", None)
+        and _server_function(error) != "ExecWithCheckOptions"
+    )
 
 
 def staleness(error: BaseException) -> Staleness | None:
@@ -126,13 +135,7 @@ def staleness(error: BaseException) -> Staleness | None:
     if SERVER_STATES.get(sqlstate) is SchemaChanged:
         return "refused"
     if sqlstate in _STALE_IF_RAISED_BY:
-        diagnostics: Any = getattr(driver_error, "diag", None)
-        function = (
-            getattr(driver_error, "server_source_function", None)
-            if diagnostics is None
-            else diagnostics.source_function
-        )
-        return "refused" if function == _STALE_IF_RAISED_BY[sqlstate] else None
+        return "refused" if _server_function(driver_error) == _STALE_IF_RAISED_BY[sqlstate] else None
     if sqlstate == "XX000" and str(driver_error).startswith(_DROPPED_MEANWHILE):
         return "refused"
     return None
@@ -154,6 +157,15 @@ def _driver_error(error: BaseException) -> BaseException:
         error = error.orig
     # Not `driver_exception`: InvalidCachedStatementError does not know its cause, and raises ValueError.
     return error.__cause__ or error if isinstance(error, EmulatedDBAPIException) else error
+
+
+def _server_function(driver_error: BaseException) -> str | None:
+    """Return the function of the server's code that raised the error."""
+    diagnostics: Any = getattr(driver_error, "diag", None)
+    if diagnostics is None:
+        return getattr(driver_error, "server_source_function", None)
+    function: str | None = diagnostics.source_function
+    return function
 
 
 def _sqlstate(driver_error: BaseException) -> str:

@@ -12,6 +12,8 @@ from sqlalchemy import (
     Label,
     Select,
     Table,
+    TableClause,
+    TextClause,
     UniqueConstraint,
 )
 from sqlalchemy.dialects.postgresql import ExcludeConstraint
@@ -22,7 +24,6 @@ from sqlalchemy.sql.visitors import iterate
 
 from app.database._sqlalchemy import (
     added_texts,
-    correlated,
     elements,
     independent_ctes,
     restricts_rows,
@@ -43,6 +44,7 @@ def refusal(statement: Any) -> str | None:
         return f"only insert(...).from_select(columns, select(...)) can share a statement: {_ALONE}"
     return (
         _refusal_of_clauses(statement, source)
+        or _refusal_of_columns(statement)
         or _refusal_of_subqueries(statement, source)
         or _refusal_of_source(source)
         or _refusal_of_parameters(statement, source)
@@ -73,6 +75,14 @@ def _refusal_of_clauses(statement: Any, source: Select[*tuple[Any, ...]]) -> str
     return None
 
 
+def _refusal_of_columns(statement: Any) -> str | None:
+    """Return which name is not that of a column; None if each is."""
+    for name in selected_names(statement):
+        if name not in statement.table.c:
+            return f"{statement.table} has no column {name}: its columns are {_listed(statement.table.c.keys())}"
+    return None
+
+
 def _refusal_of_subqueries(statement: Any, source: Select[*tuple[Any, ...]]) -> str | None:
     """Return why a subquery would have another result in a shared statement; None if it would not."""
     for root in (source, *elements(statement)):
@@ -95,20 +105,18 @@ def _has_subquery(element: Any) -> bool:
 
 
 def _reads(query: Select[*tuple[Any, ...]], table: Any) -> bool:
-    """Return True if the query reads the table, or an alias of it. A column that it correlates with is not read."""
-    is_correlated = any(_is(each, table) for each in correlated(query))
+    """Return True if the query may read the table: by itself, by an alias, or as literal SQL.
+
+    No query in an INSERT ... SELECT correlates with the table of the INSERT, not even with `correlate()`.
+    """
     for part in iterate(query):
         source = part.table if isinstance(part, ColumnClause) else part
-        if isinstance(source, AliasedReturnsRows) and _is(source.element, table):
-            return True
-        if not is_correlated and _is(source, table):
+        if isinstance(source, AliasedReturnsRows):
+            source = source.element
+        # Not the same object: the ORM annotates tables, and table("name") is another one.
+        if isinstance(source, TextClause) or (isinstance(source, TableClause) and source.fullname == table.fullname):
             return True
     return False
-
-
-def _is(element: Any, table: Any) -> bool:
-    # The ORM annotates tables: each annotation is an object of its own.
-    return isinstance(element, Table) and element.fullname == table.fullname
 
 
 def _refusal_of_source(source: Select[*tuple[Any, ...]]) -> str | None:
@@ -138,7 +146,7 @@ def _refusal_of_parameters(statement: Any, source: Select[*tuple[Any, ...]]) -> 
     for parameter in sorted(parameters, key=lambda each: str(each.key)):
         name = str(parameter.key)
         if not parameter.required:
-            return f"the parameter {name} has a default, which each caller must give: remove it"
+            return f"the parameter {name} has a default: remove it, so that each caller gives a value"
         if name not in inserted:
             return (
                 f"the parameter {name} must have the name of the inserted column whose value it is, one of "
@@ -168,7 +176,7 @@ def _refusal_of_parameters(statement: Any, source: Select[*tuple[Any, ...]]) -> 
 
 def _parameters(part: Any) -> list[BindParameter[Any]]:
     """Return the parameters that a caller may set. Those of literals have names that nobody knows."""
-    return [each for each in iterate(part) if isinstance(each, BindParameter) and not each.unique]
+    return [each for each in iterate(part) if isinstance(each, BindParameter) and (each.required or not each.unique)]
 
 
 def comparisons(source: Select[*tuple[Any, ...]]) -> Iterator[tuple[str, Column[Any]]]:
@@ -200,6 +208,12 @@ def _refusal_of_table(statement: Any) -> str | None:
     """Return which constraint lets a row wait for another one, and its companions with it; None if there is none."""
     table: Table = statement.table
     names = {table.c[name].name for name in selected_names(statement)}
+    # Their values follow from the others, or may be those of another row.
+    names |= {
+        column.name
+        for column in table.columns
+        if column.computed is not None or (column.default is not None and column.default.is_clause_element)
+    }
     unique = [each for each in table.constraints if isinstance(each, (UniqueConstraint, ExcludeConstraint))]
     covered = [({column.name for column in each.columns}, each.name) for each in (table.primary_key, *unique)]
     covered += [({column.name for column in each.columns}, each.name) for each in table.indexes if each.unique]

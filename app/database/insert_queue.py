@@ -71,9 +71,13 @@ class InsertQueue(Queue):
         super()._start_in(loop)
         self._paused_until = 0.0  # on the clock of the loop
 
+    @property
+    def _is_paused(self) -> bool:
+        return bool(self._paused_until) and asyncio.get_running_loop().time() < self._paused_until
+
     def insert(self, values: Any, alone: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
         """Return the inserted row, or None, to be awaited. `alone` inserts it with a statement of its own."""
-        if self._paused_until and asyncio.get_running_loop().time() < self._paused_until:
+        if self._is_paused:
             return alone()
         return self.ask(_Write(values, request_deadline.get()), alone)
 
@@ -101,6 +105,10 @@ class InsertQueue(Queue):
         observer.coalesced_writes(writes, seconds)
 
     async def _answer(self, checkout: Checkout, waiting: Sequence[Waiting]) -> None:
+        if self._is_paused:
+            await checkout.release()
+            self._leave_to_callers(waiting)
+            return
         for each in waiting:
             each.key.is_sent = True
         rows = await self._insert(checkout, [each.key.values for each in waiting])
@@ -138,8 +146,9 @@ class InsertQueue(Queue):
         if isinstance(error, (StatementTimeout, TransactionConflict)):
             self._leave_to_callers(waiting)
         elif refuses_any_rows(error):
-            self._paused_until = asyncio.get_running_loop().time() + PAUSE_SECONDS
-            logger.warning("for %g s, no rows share a statement that failed: %s", PAUSE_SECONDS, first_line(error))
+            if not self._is_paused:
+                logger.warning("for %g s, no rows share a statement that failed: %s", PAUSE_SECONDS, first_line(error))
+                self._paused_until = asyncio.get_running_loop().time() + PAUSE_SECONDS
             self._leave_to_callers(waiting)
         elif _is_refusal(error):
             await self._send_in_parts(waiting)
@@ -189,7 +198,7 @@ class InsertQueue(Queue):
 
 def _is_refusal(error: Exception) -> bool:
     """Return True if the server, or the driver in its place, refused the statement because of its rows."""
-    return isinstance(error, InvalidInput) or is_server_error(error)
+    return isinstance(error, InvalidInput) or (is_server_error(error) and not refuses_any_rows(error))
 
 
 def _halves(waiting: Sequence[Waiting]) -> list[Sequence[Waiting]]:

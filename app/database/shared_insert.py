@@ -5,6 +5,7 @@ from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import BindParameter, Column, String, bindparam, func
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.sql.dml import ReturningInsert
 from sqlalchemy.sql.visitors import replacement_traverse
 
@@ -41,12 +42,13 @@ class SharedInsert:
     def __init__(self, statement: ReturningInsert[*tuple[Any, ...]]) -> None:
         require_returning(statement)
         if reason := refusal(statement):
-            raise TypeError(f"{reason} (statement: {' '.join(str(statement).split())})")
+            raise TypeError(f"{reason} (statement: {_text_of(statement)})")
         source: Any = statement.select
-        compared = [name for name, _ in comparisons(source)]
-        # Those that find the parent first.
-        self.names = (*compared, *sorted(required_parameters(source).difference(compared)))
         table: Any = statement.table
+        compared = [name for name, _ in comparisons(source)]
+        others = sorted(required_parameters(source).difference(compared), key=lambda name: _order_of(table.c[name]))
+        # Rows are inserted in the order of these: those of one parent together.
+        self.names = (*compared, *others)
         columns: list[Column[Any]] = [table.c[name] for name in self.names]
         # Of one row: the parameters are `names`.
         self.one = statement
@@ -72,6 +74,17 @@ class SharedInsert:
         return all(fits(value) for fits, value in zip(self._fits, values, strict=True))
 
 
+def _text_of(statement: Any) -> str:
+    try:
+        return " ".join(str(statement).split())
+    except (SQLAlchemyError, KeyError):  # a column that does not exist
+        return repr(statement)
+
+
+def _order_of(column: Column[Any]) -> tuple[bool, str]:
+    return not column.foreign_keys, column.key
+
+
 def _check_of(column: Column[Any]) -> Callable[[Any], bool]:
     check = comparison_of(column.type)
     assert check is not None
@@ -94,7 +107,7 @@ def _for_several(statement: Any, columns: Sequence[Column[Any]]) -> Any:
     def take_from_row(element: Any, **_: Any) -> Any:
         return sent.c[element.key] if isinstance(element, BindParameter) and element.required else None
 
-    # All shared statements lock and insert in one order, or else a trigger that changes the parent could deadlock them.
+    # Shared statements lock parents in one order, or else a trigger that changes the parent could deadlock them.
     source: Any = replacement_traverse(statement.select, {}, take_from_row).order_by(*sent.c)
     tables = statement.select.get_final_froms()
     if tables:

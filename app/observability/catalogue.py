@@ -133,7 +133,10 @@ POOL_COALESCED_WRITES_SENT_AGAIN = MetricSpec(
     ("pool",),
 )
 POOL_COALESCED_WRITE_STATEMENTS = MetricSpec(
-    "db_pool_coalesced_write_statements_total", "counter", "Statements for waiting writes.", ("pool",)
+    "db_pool_coalesced_write_statements_total",
+    "counter",
+    "Statements for waiting writes, without those that send refused rows again.",
+    ("pool",),
 )
 POOL_COALESCE_WAIT = MetricSpec(
     "db_pool_coalesce_wait_seconds",

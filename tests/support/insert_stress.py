@@ -38,8 +38,9 @@ PARENTS, WRITERS = 50, 48
 # Every 10th parent is closed.
 CLOSED = 10
 OPTIONS = PoolOptions(size=4, max_overflow=0, timeout=3.0, statement_deadline=5.0, max_waiters=200)
-# A write waits for the pool, for a shared statement, and for one of its own. The rest is for a busy machine.
-LONGEST_SECONDS = 2 * (OPTIONS.timeout + 5.0 * 9 / 8) + 10
+# A write waits for the pool and a shared statement, for these again if it is sent in parts, and for its own statement.
+# The rest is for a busy machine.
+LONGEST_SECONDS = 4 * OPTIONS.timeout + 3 * 5.0 * 9 / 8 + 10
 
 _metadata = MetaData()
 parents = Table(

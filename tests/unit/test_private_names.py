@@ -49,7 +49,6 @@ USES = {
             "_cached_result_processor",
             "_close_special",
             "_connection_record",
-            "_correlate",
             "_distinct",
             "_distinct_on",
             "_fetch_clause",
@@ -239,7 +238,6 @@ def test_private_names_of_sqlalchemy_exist() -> None:
         proxy._connection_record: {"_is_hard_or_soft_invalidated"},
         compiled: {"_result_columns", "_ordered_columns", "_bind_processors"},
         statement: {
-            "_correlate",
             "_raw_columns",
             "_with_options",
             "_for_update_arg",

@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import (
     BigInteger,
     Boolean,
+    Computed,
     DateTime,
     ForeignKey,
     Index,
@@ -20,8 +21,10 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    literal_column,
     or_,
     select,
+    table,
     text,
 )
 from sqlalchemy.dialects import postgresql
@@ -83,6 +86,23 @@ class Numbered(_Base):
     number: Mapped[int] = mapped_column(default=select(func.count(Guide.id)).scalar_subquery())
 
 
+class Page(_Base):
+    __tablename__ = "pages"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    title: Mapped[str]
+    slug: Mapped[str] = mapped_column(Computed("lower(title)"), unique=True)
+
+
+class Booking(_Base):
+    __tablename__ = "bookings"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    room: Mapped[int]
+
+    __table_args__ = (postgresql.ExcludeConstraint(("room", "="), name="one_booking"),)
+
+
 class Folded(_Base):
     __tablename__ = "folded"
 
@@ -134,7 +154,7 @@ ACCEPTED: dict[str, Any] = {
     "subquery in RETURNING": visits(
         IN_PLACE,
         *RETURNED,
-        select(Place.code).where(Place.id == Visit.place_id).correlate(Visit).scalar_subquery().label("code"),
+        select(Place.code).where(Place.id == literal_column("visits.place_id")).scalar_subquery().label("code"),
     ),
     "subquery in a condition": visits(IN_PLACE.where(~exists().where(Guide.place_id == Place.id))),
     "labelled column": visits(IN_PLACE, Visit.id, Visit.place_id.label("place"), Visit.title.label("name")),
@@ -205,6 +225,38 @@ REFUSED: dict[str, tuple[Any, str]] = {
             )
         ),
         "a subquery on visits",
+    ),
+    "subquery that correlates with the INSERT": (
+        visits(
+            IN_PLACE,
+            *RETURNED,
+            select(Place.code).where(Place.id == Visit.place_id).correlate(Visit).scalar_subquery().label("code"),
+        ),
+        "a subquery on visits",
+    ),
+    "limit of rows of a table by name": (
+        visits(IN_PLACE.where(select(func.count()).select_from(table("visits")).scalar_subquery() < 10)),
+        "a subquery on visits",
+    ),
+    "limit of rows of literal SQL": (
+        visits(IN_PLACE.where(select(func.count()).select_from(text("visits")).scalar_subquery() < 10)),
+        "a subquery on visits",
+    ),
+    "column that does not exist": (
+        insert(Visit).from_select(["place_id", "nothing"], IN_PLACE).returning(*RETURNED),
+        "visits has no column nothing",
+    ),
+    "parameter with a generated name": (
+        visits(select(Place.id, bindparam("title", unique=True, type_=String())).where(Place.id == PLACE_ID)),
+        "must have the name of the inserted column",
+    ),
+    "unique column that is computed": (
+        insert(Page).from_select(["title"], select(parameter(Page.title))).returning(Page.id, Page.title),
+        "has inserted columns",
+    ),
+    "exclusion constraint": (
+        insert(Booking).from_select(["room"], select(parameter(Booking.room))).returning(Booking.id, Booking.room),
+        "the unique key one_booking has inserted columns",
     ),
     "limit of rows by count()": (
         visits(IN_PLACE.where(select(func.count()).select_from(Visit).scalar_subquery() < 10)),

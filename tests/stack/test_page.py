@@ -112,7 +112,12 @@ def document(state: str) -> dict[str, Any]:
             {"name": "expensive", "running": 1, "waiting": 3, "limit": 1.0, "shed_per_second": 0.4},
         ],
         "moved_statements": 4,
-        "coalescing": {"reads_per_second": 1204.0, "statements_per_second": 96.0},
+        "coalescing": {
+            "reads_per_second": 1204.0,
+            "statements_per_second": 96.0,
+            "writes_per_second": 210.0,
+            "write_statements_per_second": 30.0,
+        },
         "history": {
             "time": [now - 600 + 2 * point for point in points],
             "used": wave,
@@ -308,6 +313,14 @@ def test_page_without_workers_shows_what_to_check(page: Chrome, exporter: FakeEx
 
     eventually(lambda: "No worker reports metrics" in text(page, "workers-summary"), within=60)
     assert texts(page, "#remarks li") == ["the server was not queried: connection refused"]
+
+
+def test_page_shows_how_many_requests_share_statements(page: Chrome, exporter: FakeExporter) -> None:
+    both = "1,204 reads per second in 96 shared statements, 12.5 each. 210 rows to insert per second in 30 shared"
+    eventually(lambda: text(page, "coalescing") == f"{both} statements, 7.0 each.", within=60)
+
+    exporter.document = document("idle") | {"coalescing": dict.fromkeys(document("idle")["coalescing"])}
+    eventually(lambda: text(page, "coalescing") == "No reads and no writes shared a statement.", within=60)
 
 
 def test_page_renders_the_document_of_a_running_stack(browser: Chrome, stack: Stack) -> None:

@@ -22,33 +22,6 @@ from tests.support import insert_stress
 from tests.support.coalescing_stress import stress
 from tests.support.postgres import Server, as_role, run_pgbouncer, run_postgres
 
-READ_COLUMNS = (
-    "driver",
-    "path",
-    "reads",
-    "right after a commit",
-    "outcomes",
-    "shared reads",
-    "in statements",
-    "longest s",
-    "violations",
-    "seconds",
-    "load",
-)
-WRITE_COLUMNS = (
-    "driver",
-    "path",
-    "writes",
-    "acknowledged",
-    "outcomes",
-    "shared rows",
-    "in statements",
-    "longest s",
-    "violations",
-    "seconds",
-    "load",
-)
-
 
 def main() -> None:
     """Run both kinds of stress with each driver, directly and through PgBouncer."""
@@ -60,7 +33,7 @@ def main() -> None:
     print(f"seed {args.seed}")
     failed = False
     with TemporaryDirectory() as directory, run_postgres(Path(directory)) as server:
-        print_header(READ_COLUMNS)
+        print_header(_columns("reads", "right after a commit", "shared reads"))
         for setup, reads in _reports(
             server,
             Path(directory, "reads"),
@@ -68,7 +41,7 @@ def main() -> None:
         ):
             failed |= _print(setup, reads, reads.reads, reads.read_after_commit)
         print()
-        print_header(WRITE_COLUMNS)
+        print_header(_columns("writes", "acknowledged", "shared rows"))
         for setup, writes in _reports(
             server,
             Path(directory, "writes"),
@@ -76,6 +49,11 @@ def main() -> None:
         ):
             failed |= _print(setup, writes, writes.writes, writes.acknowledged)
     sys.exit(failed)
+
+
+def _columns(done: str, confirmed: str, shared: str) -> tuple[str, ...]:
+    found = ("outcomes", shared, "in statements", "longest s", "violations", "seconds", "load")
+    return ("driver", "path", done, confirmed, *found)
 
 
 def _reports(

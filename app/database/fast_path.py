@@ -265,27 +265,35 @@ class FastPath:
         return rows[0] if rows else None
 
     def _new_key_queue(self, statement: KeyedSelect, compiled: CompiledStatement) -> KeyQueue:
-        # Weak, so that a statement which a request builds for itself is freed. The reads that wait keep it alive.
         weak = ref(statement)
-
-        async def run(checkout: Checkout, keys: list[Any]) -> list[Any]:
-            try:
-                keyed = weak()
-                assert keyed is not None
-                several = self.compiled(keyed.several)
-                assert several is not None  # it selects what `keyed.one` selects
-                arrays = keyed.arrays(keys)
-            except BaseException:
-                await checkout.release()
-                raise
-            return await self._run_on(checkout, several, arrays)
 
         async def run_alone(key: Any) -> Any:
             keyed = weak()
             assert keyed is not None
             return await self._fetch_one(keyed, self.compiled(keyed.one) or compiled, key, SHARED)
 
-        return KeyQueue(self._engine, statement.key_of, run, run_alone, compiled.copy_row)
+        return KeyQueue(
+            self._engine, statement.key_of, self._runner_of_several(statement), run_alone, compiled.copy_row
+        )
+
+    def _runner_of_several(self, statement: KeyedSelect | SharedInsert) -> Callable[..., Awaitable[list[Any]]]:
+        """Return a function that runs the statement for several keys or rows, and returns the connection."""
+        # Weak, so that a statement which a request builds for itself is freed. Those that wait keep it alive.
+        weak = ref(statement)
+
+        async def run(checkout: Checkout, values: list[Any]) -> list[Any]:
+            try:
+                shared = weak()
+                assert shared is not None
+                several = self.compiled(shared.several)
+                assert several is not None  # its rows have the columns of `one`
+                arrays = shared.arrays(values)
+            except BaseException:
+                await checkout.release()
+                raise
+            return await self._run_on(checkout, several, arrays)
+
+        return run
 
     def insert(self, statement: SharedInsert, parameters: Mapping[str, Any]) -> Awaitable[Any] | None:
         """Return the inserted row, or None, to be awaited. None if the statement must take the ordinary path.
@@ -297,7 +305,8 @@ class FastPath:
             found = self.compiled(statement.one)
             if found is None:
                 return None
-            known = self._inserts[statement] = self._texts.comment, found, self._new_insert_queue(statement)
+            queue = InsertQueue(self._engine, statement.values_in, self._runner_of_several(statement))
+            known = self._inserts[statement] = self._texts.comment, found, queue
         _, compiled, queue = known
         values = statement.values(parameters)
         alone = partial(self._insert_one, compiled, parameters)
@@ -308,24 +317,6 @@ class FastPath:
     async def _insert_one(self, compiled: CompiledStatement, parameters: Mapping[str, Any]) -> Any:
         rows = await self.fetch(compiled, parameters, compiled.sql)
         return rows[0] if rows else None
-
-    def _new_insert_queue(self, statement: SharedInsert) -> InsertQueue:
-        # Weak, as for reads by key. The partial of a write that waits does not keep the statement: its caller does.
-        weak = ref(statement)
-
-        async def run(checkout: Checkout, values: list[Any]) -> list[Any]:
-            try:
-                shared = weak()
-                assert shared is not None
-                several = self.compiled(shared.several)
-                assert several is not None  # it returns what `shared.one` returns
-                arrays = shared.arrays(values)
-            except BaseException:
-                await checkout.release()
-                raise
-            return await self._run_on(checkout, several, arrays)
-
-        return InsertQueue(self._engine, statement.values_in, run)
 
     def all(self, statement: CompiledStatement, parameters: Mapping[str, Any]) -> Awaitable[list[Any]]:
         """Return the rows of a read, to be awaited. Equal reads that wait share a statement.

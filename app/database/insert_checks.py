@@ -165,7 +165,10 @@ def _refusal_of_parameters(statement: Any, source: Select[*tuple[Any, ...]]) -> 
                 f"{column} of type {column.type!r} cannot be compared in Python: a parameter is "
                 f"{COMPARABLE_TYPES}, or {_ALONE}"
             )
-        for what, kind in ((f"the parameter {name}", parameter.type), *_compared_type(name, compared)):
+        kinds = {f"the parameter {name}": parameter.type}
+        if name in compared:
+            kinds[str(compared[name])] = compared[name].type
+        for what, kind in kinds.items():
             if not compare_alike(kind, column.type):
                 return (
                     f"{what} has the type {kind!r}, whose values do not compare as those of {column}: "
@@ -175,7 +178,7 @@ def _refusal_of_parameters(statement: Any, source: Select[*tuple[Any, ...]]) -> 
 
 
 def _parameters(part: Any) -> list[BindParameter[Any]]:
-    """Return the parameters that a caller may set. Those of literals have names that nobody knows."""
+    """Return the parameters that a caller gives a value, without those that SQLAlchemy makes for literals."""
     return [each for each in iterate(part) if isinstance(each, BindParameter) and (each.required or not each.unique)]
 
 
@@ -197,11 +200,6 @@ def _is_value_of(selected: ColumnElement[Any], name: str, compared: Mapping[str,
     if isinstance(element, BindParameter):
         return bool(element.key == name)
     return name in compared and compared[name].compare(element)
-
-
-def _compared_type(name: str, compared: Mapping[str, Column[Any]]) -> Iterator[tuple[str, Any]]:
-    if name in compared:
-        yield str(compared[name]), compared[name].type
 
 
 def _refusal_of_table(statement: Any) -> str | None:

@@ -5,9 +5,8 @@ readers read the same rows. Callers are cancelled and backends terminated, both 
 """
 
 import asyncio
-from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from time import monotonic
 from typing import Any
@@ -16,9 +15,9 @@ from sqlalchemy import URL, BigInteger, Column, MetaData, Table, bindparam, sele
 
 from app.database import Database, KeyedSelect, PoolOptions, make_engine
 from app.database.pool import BoundedPool
-from app.database.pool_events import NullObserver
 from app.errors import HeadroomError, OutcomeUnknown
 from tests.support.postgres import connect
+from tests.support.stress import SharingObserver, StressReport, terminate_backends
 from tests.support.waiting import eventually_async
 
 ROWS, WRITERS, READERS = 200, 32, 32
@@ -42,26 +41,11 @@ SET_VERSION = (
 
 
 @dataclass
-class CoalescingReport:
-    """What the stress found. `violations` counts what must not happen, by kind."""
+class CoalescingReport(StressReport):
+    """The report of a stress of reads."""
 
     reads: int = 0
     read_after_commit: int = 0
-    shared: int = 0
-    statements: int = 0
-    longest: float = 0.0
-    outcomes: Counter[str] = field(default_factory=Counter)
-    violations: Counter[str] = field(default_factory=Counter)
-
-
-class _Observer(NullObserver):
-    """Counts the statements that answered several reads."""
-
-    report: CoalescingReport
-
-    def coalesced(self, reads: int, seconds: float) -> None:  # type: ignore[override]
-        self.report.statements += 1
-        self.report.shared += reads
 
 
 class _Stress:
@@ -134,16 +118,6 @@ class _Stress:
             self.report.read_after_commit += 1
             await self.read(key)
 
-    async def terminate_backends(self, server: URL, every: float) -> None:
-        query = (
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'headroom_app'"
-            " AND datname = current_database() ORDER BY random() LIMIT 1"
-        )
-        with connect(server) as admin:
-            while True:
-                await asyncio.sleep(every)
-                admin.execute(query)
-
 
 async def stress(url: URL, server: URL, *, reads: int, kill_every: float = 0.2, seed: int = 0) -> CoalescingReport:
     """Run the stress on `url`. It leads to the database of `server`, a superuser's URL."""
@@ -151,11 +125,11 @@ async def stress(url: URL, server: URL, *, reads: int, kill_every: float = 0.2, 
         admin.execute("CREATE TABLE stress_rows (id bigint PRIMARY KEY, version bigint NOT NULL)")
         admin.execute(f"INSERT INTO stress_rows SELECT n, 0 FROM generate_series(1, {ROWS}) n")
         admin.execute("GRANT ALL ON stress_rows TO headroom_app")
-    observer = _Observer()
+    observer = SharingObserver("reads")
     engine = make_engine(url=url, application_name="headroom:stress", pool=OPTIONS, observer=observer)
     run = _Stress(Database(engine), Random(seed), reads)
     observer.report = run.report
-    killing = asyncio.create_task(run.terminate_backends(server, kill_every))
+    killing = asyncio.create_task(terminate_backends(server, run.report, kill_every))
     pool: Any = engine.pool
     assert isinstance(pool, BoundedPool)
     try:

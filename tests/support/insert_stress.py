@@ -7,7 +7,7 @@ cancelled and backends terminated, both at random.
 import asyncio
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from time import monotonic
 from typing import Any
@@ -29,10 +29,10 @@ from sqlalchemy import (
 )
 
 from app.database import Database, KeyedSelect, PoolOptions, SharedInsert, make_engine
-from app.database.pool_events import NullObserver
 from app.errors import HeadroomError, OutcomeUnknown
 from app.request_deadline import RequestDeadline, request_deadline
 from tests.support.postgres import connect
+from tests.support.stress import SharingObserver, StressReport, terminate_backends
 
 PARENTS, WRITERS = 50, 48
 # Every 10th parent is closed.
@@ -71,27 +71,11 @@ BY_ID = KeyedSelect(select(children.c.id, children.c.parent_id, children.c.label
 
 
 @dataclass
-class InsertReport:
-    """What the stress found. `violations` counts what must not happen, by kind."""
+class InsertReport(StressReport):
+    """The report of a stress of writes."""
 
     writes: int = 0
     acknowledged: int = 0
-    shared: int = 0
-    statements: int = 0
-    terminated: int = 0
-    longest: float = 0.0
-    outcomes: Counter[str] = field(default_factory=Counter)
-    violations: Counter[str] = field(default_factory=Counter)
-
-
-class _Observer(NullObserver):
-    """Counts the statements that inserted several rows."""
-
-    report: InsertReport
-
-    def coalesced_writes(self, writes: int, seconds: float) -> None:  # type: ignore[override]
-        self.report.statements += 1
-        self.report.shared += writes
 
 
 class _Stress:
@@ -184,16 +168,6 @@ class _Stress:
                     await asyncio.sleep(0.005)
                 await asyncio.sleep(0.01)
 
-    async def terminate_backends(self, server: URL, every: float) -> None:
-        query = (
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'headroom_app'"
-            " AND datname = current_database() ORDER BY random() LIMIT 1"
-        )
-        with connect(server) as admin:
-            while True:
-                await asyncio.sleep(every)
-                self.report.terminated += len(admin.execute(query).fetchall())
-
     def compare(self, stored: dict[int, tuple[int, str]]) -> None:
         """Compare what the clients were told with the rows of the table."""
         violations = self.report.violations
@@ -215,12 +189,12 @@ async def stress(url: URL, server: URL, *, writes: int, kill_every: float = 0.2,
         )
         admin.execute(f"INSERT INTO stress_parents SELECT n, n % {CLOSED} <> 0 FROM generate_series(1, {PARENTS}) n")
         admin.execute("GRANT ALL ON stress_parents, stress_children TO headroom_app")
-    observer = _Observer()
+    observer = SharingObserver("writes")
     engine = make_engine(url=url, application_name="headroom:stress", pool=OPTIONS, observer=observer)
     run = _Stress(Database(engine), Random(seed), writes)
     observer.report = run.report
     disturbing = [
-        asyncio.create_task(run.terminate_backends(server, kill_every)),
+        asyncio.create_task(terminate_backends(server, run.report, kill_every)),
         asyncio.create_task(run.lock_parents(server)),
     ]
     try:

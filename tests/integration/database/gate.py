@@ -1,10 +1,13 @@
 """Observes and holds back the statements of waiting reads and writes."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
-from app.database import ReadSession, StatementSession
+from sqlalchemy import URL
+
+from app.database import Database, PoolOptions, ReadSession, StatementSession, make_engine
 from app.database.pool_events import NullObserver
 from tests.integration.database.helpers import wait_until
 
@@ -64,3 +67,18 @@ class Gate:
 
     async def wait_for(self, statements: int, *jobs: asyncio.Future[Any]) -> None:
         await wait_until(lambda: len(self.sent) == statements, *jobs)
+
+
+@asynccontextmanager
+async def gated(
+    url: URL, session_of: Callable[[Database], ReadSession | StatementSession], **options: Any
+) -> AsyncIterator[tuple[Database, Gate]]:
+    """Yield a database with a small pool, and the gate of one of its sessions."""
+    observer = Observer()
+    options = {"size": 5, "max_overflow": 0, "timeout": 30, "ping_after": None} | options
+    engine = make_engine(url=url, application_name="headroom:gate", pool=PoolOptions(**options), observer=observer)
+    database = Database(engine)
+    try:
+        yield database, Gate(session_of(database), observer)
+    finally:
+        await engine.dispose()

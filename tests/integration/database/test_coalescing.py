@@ -2,9 +2,11 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
+from functools import partial
+from operator import attrgetter
 from typing import Any
 from uuid import UUID
 from weakref import ref
@@ -18,7 +20,7 @@ from app.database import Database, KeyedSelect, PoolOptions, make_engine
 from app.database.deadline import after_waiting
 from app.database.lanes import in_lane
 from app.errors import DatabaseUnavailable, InvalidInput, PoolExhausted, StatementTimeout
-from tests.integration.database.gate import Gate, Observer
+from tests.integration.database.gate import Gate, Observer, gated
 from tests.integration.database.helpers import change_options, checked_out, create_tables, state, wait_until
 from tests.support.coalescing_stress import stress
 from tests.support.postgres import connect
@@ -79,20 +81,7 @@ def new_database(database_url: URL) -> NewDatabase:
         )
         admin.execute("INSERT INTO test_parts VALUES (1, 1), (2, 2), (3, 2)")
 
-    @asynccontextmanager
-    async def new(**options: Any) -> AsyncIterator[tuple[Database, Gate]]:
-        observer = Observer()
-        options = {"size": 5, "max_overflow": 0, "timeout": 30, "ping_after": None} | options
-        engine = make_engine(
-            url=database_url, application_name="headroom:coalesce", pool=PoolOptions(**options), observer=observer
-        )
-        database = Database(engine)
-        try:
-            yield database, Gate(database.read, observer)
-        finally:
-            await engine.dispose()
-
-    return new
+    return partial(gated, database_url, attrgetter("read"))
 
 
 def ask(database: Database, statement: KeyedSelect, *keys: Any) -> list["asyncio.Task[Any]"]:

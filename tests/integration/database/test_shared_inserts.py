@@ -3,9 +3,10 @@
 import asyncio
 import gc
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import date
+from operator import attrgetter
 from typing import Any
 from uuid import UUID
 from weakref import ref
@@ -14,7 +15,7 @@ import pytest
 from sqlalchemy import URL, CheckConstraint, ForeignKey, String, bindparam, event, insert, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from app.database import Database, PoolOptions, SharedInsert, make_engine
+from app.database import Database, SharedInsert
 from app.database.checkout import check_out
 from app.database.error_mapping import violations
 from app.database.lanes import in_lane
@@ -30,7 +31,7 @@ from app.errors import (
     TransactionConflict,
 )
 from app.request_deadline import RequestDeadline, request_deadline
-from tests.integration.database.gate import Gate, Observer
+from tests.integration.database.gate import Gate, gated
 from tests.integration.database.helpers import change_options, checked_out, create_tables, state, wait_until
 from tests.support.insert_stress import stress
 from tests.support.postgres import connect
@@ -104,26 +105,7 @@ def new_database(database_url: URL) -> NewDatabase:
     with connect(database_url) as admin:
         admin.execute("INSERT INTO test_shelves SELECT n, n <> 99 FROM generate_series(1, 99) n")
 
-    @asynccontextmanager
-    async def new(**options: Any) -> AsyncIterator[tuple[Database, Gate]]:
-        observer = Observer()
-        options = {
-            "size": 5,
-            "max_overflow": 0,
-            "timeout": 30,
-            "ping_after": None,
-            "coalesce_in_flight": 1,
-        } | options
-        engine = make_engine(
-            url=database_url, application_name="headroom:inserts", pool=PoolOptions(**options), observer=observer
-        )
-        database = Database(engine)
-        try:
-            yield database, Gate(database.statement, observer)
-        finally:
-            await engine.dispose()
-
-    return new
+    return lambda **options: gated(database_url, attrgetter("statement"), **{"coalesce_in_flight": 1} | options)
 
 
 def store(database: Database, *boxes: tuple[int, str]) -> list["asyncio.Task[Any]"]:
